@@ -1,0 +1,65 @@
+"""The exceptions: everything `wn` refuses, as one tree.
+
+    WnError                 catch this one; its text is the whole message
+    ├── UsageError          options that contradict each other, or rules that match nothing
+    ├── FileError           a path that cannot be read or written
+    ├── FormatError         bytes that are no checkpoint, or break the rules of their format
+    ├── WeightNormError     a weight, a pair or a dim that the arithmetic cannot take
+    └── NothingToDo         the request is sound, and there is nothing it applies to
+
+A message says where, what is wrong, what was expected, what was found and what to type next.
+"""
+
+from __future__ import annotations
+
+
+class WnError(Exception):
+    """One refusal: `where` it stands, the `problem`, and what helps.
+
+    Args:
+        where: the file, tensor, layer or option that the refusal is about.
+        problem: what is wrong, as a short clause.
+        expected: what would have been accepted.
+        found: what stood there instead.
+        hint: what to type or do next.
+    """
+
+    def __init__(
+        self, where: str, problem: str, *, expected: str = "", found: str = "", hint: str = ""
+    ) -> None:
+        self.where = where
+        self.problem = problem
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+        super().__init__(where, problem)
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.problem}" if self.where else self.problem]
+        if self.expected:
+            lines.append(f"  expected: {self.expected}")
+        if self.found:
+            lines.append(f"  found:    {self.found}")
+        if self.hint:
+            lines.append(f"  try:      {self.hint}")
+        return "\n".join(lines)
+
+
+class UsageError(WnError):
+    """Options that contradict each other, or a rule that matches nothing."""
+
+
+class FileError(WnError):
+    """A path that cannot be read or written."""
+
+
+class FormatError(WnError):
+    """Bytes that are no checkpoint, or that break the rules of their format."""
+
+
+class WeightNormError(WnError):
+    """A weight, a pair or a dim that the arithmetic cannot take."""
+
+
+class NothingToDo(WnError):  # noqa: N818 - an outcome with exit code 1, not an error of the input
+    """The request is sound, and nothing in the checkpoint answers to it."""

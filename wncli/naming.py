@@ -1,0 +1,73 @@
+"""The two spellings of weight norm: tensor names <-> (module, parameter, role).
+
+hook:          `conv.weight_g`, `conv.weight_v`             torch.nn.utils.weight_norm
+parametrized:  `conv.parametrizations.weight.original0/1`   torch.nn.utils.parametrizations.weight_norm
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Naming = Literal["hook", "parametrized"]
+Role = Literal["g", "v"]
+
+_PARAMETRIZATIONS = "parametrizations"
+_ORIGINALS: dict[str, Role] = {"original0": "g", "original1": "v"}
+_SUFFIXES: dict[str, Role] = {"_g": "g", "_v": "v"}
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What the name of a g or a v says: whose half it is, in which spelling."""
+
+    module: str
+    parameter: str
+    role: Role
+    naming: Naming
+
+    @property
+    def weight(self) -> str:
+        """The full name of the weight that the pair stands for."""
+        return join(self.module, self.parameter)
+
+
+def split(name: str) -> tuple[str, str]:
+    """A tensor's full name as `(module, parameter)`; the module of a bare name is empty."""
+    module, _, parameter = name.rpartition(".")
+    return module, parameter
+
+
+def join(module: str, parameter: str) -> str:
+    """The inverse of `split`."""
+    return f"{module}.{parameter}" if module else parameter
+
+
+def read_half(name: str) -> Half | None:
+    """The half of a pair that `name` spells, or None where it spells neither g nor v."""
+    module, parameter = split(name)
+    if parameter in _ORIGINALS:
+        owner, weight = split(module)
+        owner, marker = split(owner)
+        if marker == _PARAMETRIZATIONS and weight:
+            return Half(owner, weight, _ORIGINALS[parameter], "parametrized")
+        return None
+    role = _SUFFIXES.get(parameter[-2:])
+    if role is None or len(parameter) == len("_g"):
+        return None
+    return Half(module, parameter[:-2], role, "hook")
+
+
+def pair_names(weight: str, naming: Naming) -> tuple[str, str]:
+    """The names of g and v for the weight with this full name."""
+    module, parameter = split(weight)
+    if naming == "hook":
+        return join(module, f"{parameter}_g"), join(module, f"{parameter}_v")
+    owner = parametrization_prefix(weight)
+    return f"{owner}original0", f"{owner}original1"
+
+
+def parametrization_prefix(weight: str) -> str:
+    """What the names of everything that parametrizes this weight begin with."""
+    module, parameter = split(weight)
+    return join(module, f"{_PARAMETRIZATIONS}.{parameter}.")

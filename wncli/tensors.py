@@ -1,0 +1,157 @@
+"""What a tensor is before its data is read: dtype, shape, strides, and where its bytes are.
+
+Offsets and strides inside a storage are counted in elements, offsets in a file in bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+
+class DType(Enum):
+    """The element types of both formats.
+
+    Each value is `(safetensors code, torch name, torch typed storage, bits)`; `None` where a
+    format has no such thing. Sources: safetensors `tensor.rs` (`Dtype`), PyTorch
+    `torch/storage.py` (`_dtype_to_storage_type_map`).
+    """
+
+    BOOL = ("BOOL", "bool", "BoolStorage", 8)
+    U8 = ("U8", "uint8", "ByteStorage", 8)
+    I8 = ("I8", "int8", "CharStorage", 8)
+    U16 = ("U16", "uint16", None, 16)
+    I16 = ("I16", "int16", "ShortStorage", 16)
+    U32 = ("U32", "uint32", None, 32)
+    I32 = ("I32", "int32", "IntStorage", 32)
+    U64 = ("U64", "uint64", None, 64)
+    I64 = ("I64", "int64", "LongStorage", 64)
+    F4 = ("F4", "float4_e2m1fn_x2", None, 4)
+    F6_E2M3 = ("F6_E2M3", None, None, 6)
+    F6_E3M2 = ("F6_E3M2", None, None, 6)
+    F8_E5M2 = ("F8_E5M2", "float8_e5m2", None, 8)
+    F8_E4M3 = ("F8_E4M3", "float8_e4m3fn", None, 8)
+    F8_E8M0 = ("F8_E8M0", "float8_e8m0fnu", None, 8)
+    F8_E4M3FNUZ = ("F8_E4M3FNUZ", "float8_e4m3fnuz", None, 8)
+    F8_E5M2FNUZ = ("F8_E5M2FNUZ", "float8_e5m2fnuz", None, 8)
+    F16 = ("F16", "float16", "HalfStorage", 16)
+    BF16 = ("BF16", "bfloat16", "BFloat16Storage", 16)
+    F32 = ("F32", "float32", "FloatStorage", 32)
+    F64 = ("F64", "float64", "DoubleStorage", 64)
+    C32 = (None, "complex32", None, 32)
+    C64 = ("C64", "complex64", "ComplexFloatStorage", 64)
+    C128 = (None, "complex128", "ComplexDoubleStorage", 128)
+    QI8 = (None, "qint8", "QInt8Storage", 8)
+    QU8 = (None, "quint8", "QUInt8Storage", 8)
+    QI32 = (None, "qint32", "QInt32Storage", 32)
+    QU4X2 = (None, "quint4x2", "QUInt4x2Storage", 8)
+    QU2X4 = (None, "quint2x4", "QUInt2x4Storage", 8)
+
+    @property
+    def safetensors(self) -> str | None:
+        """The dtype's code in a safetensors header."""
+        return self.value[0]
+
+    @property
+    def torch(self) -> str | None:
+        """The dtype's name as an attribute of `torch`."""
+        return self.value[1]
+
+    @property
+    def torch_storage(self) -> str | None:
+        """The class of `torch` that stores this dtype in a pickled checkpoint."""
+        return self.value[2]
+
+    @property
+    def bits(self) -> int:
+        """Bits per element."""
+        return self.value[3]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element; 0 for the types that pack several elements into a byte."""
+        return self.bits // 8
+
+    @property
+    def label(self) -> str:
+        """The name shown to people: torch's where there is one."""
+        return self.torch or self.name.lower()
+
+
+#: The dtypes that weight norm is computed in.
+NORMALIZABLE = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of bytes in a file that one or more tensors are views of.
+
+    `offset` and `nbytes` are the place in the file, in bytes. `crc` is the checksum that the file
+    itself records for these bytes, `key` and `location` are torch's (`"0"`, `"cuda:0"`).
+    """
+
+    key: str
+    offset: int
+    nbytes: int
+    crc: int | None = None
+    location: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor: its name in its state dict, and where its elements are.
+
+    `offset` (elements) and `strides` (elements) place it inside `storage`.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    storage: Storage
+    offset: int
+    strides: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements laid out without gaps."""
+        return self.numel * self.dtype.bits // 8
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements stand in row-major order without gaps."""
+        return self.numel == 0 or self._dense_in(range(len(self.shape)))
+
+    @property
+    def memory_order(self) -> tuple[int, ...] | None:
+        """The axes from slowest to fastest if the elements fill one run of bytes, else None."""
+        order = sorted(range(len(self.shape)), key=lambda axis: (-self.strides[axis], axis))
+        return tuple(order) if self.numel == 0 or self._dense_in(order) else None
+
+    def _dense_in(self, order: range | list[int]) -> bool:
+        step = 1
+        for axis in reversed(order):
+            if self.shape[axis] != 1 and self.strides[axis] != step:
+                return False
+            step *= self.shape[axis]
+        return True
+
+    @property
+    def view(self) -> tuple[str, int, tuple[int, ...], tuple[int, ...], DType]:
+        """What tied tensors have in common: the same elements of the same storage."""
+        return (self.storage.key, self.offset, self.shape, self.strides, self.dtype)
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous tensor of this shape."""
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
