@@ -1,0 +1,59 @@
+"""What opening a checkpoint gives: its state dicts and what else is in it, no tensor data read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from wncli.formats.torch_tree import TorchTree
+    from wncli.tensors import TensorSpec
+
+Format = Literal["safetensors", "torch", "torch legacy"]
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """The tensors of one model, in the order they are stored.
+
+    `root` is where it stands in the checkpoint: `generator`, `model.ema`; empty for the top.
+    `others` names what stands among the tensors and is none.
+    """
+
+    root: str
+    tensors: tuple[TensorSpec, ...]
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something in the checkpoint that is no state dict.
+
+    `kind` is `"optimizer"`, `"tensor"`, `"object"` or `"value"`; `summary` shows it to people.
+    """
+
+    path: str
+    kind: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One opened file.
+
+    `metadata` is the safetensors header's; `tree` is the torch file's whole pickled content;
+    `refused_names` are the classes and functions that `torch.load(weights_only=True)` will not
+    take, and that a plain `torch.load` would import.
+    """
+
+    path: Path
+    format: Format
+    nbytes: int
+    state_dicts: tuple[StateDict, ...]
+    entries: tuple[Entry, ...] = ()
+    metadata: Mapping[str, str] | None = None
+    tree: TorchTree | None = None
+    refused_names: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""Pickles as inert data: read without importing or calling anything, and written again."""

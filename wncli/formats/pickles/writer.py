@@ -1,0 +1,279 @@
+"""Writes inert nodes as a pickle, with the opcodes that PyTorch's `weights_only` reader knows.
+
+The order of opcodes and of the memo is that of CPython's pickler (`Modules/_pickle.c`), so that a
+pickle that was read comes out as it went in. No recursion: depth costs memory, not stack.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from wncli.formats.pickles.nodes import (
+    Added,
+    Appended,
+    Built,
+    ByteText,
+    Call,
+    Dict,
+    Effect,
+    Global,
+    Node,
+    PersistentId,
+    Set,
+    SetItems,
+)
+
+#: Items per MARK … SETITEMS, as CPython's pickler batches them.
+_BATCH = 1000
+
+Entries = list[tuple[Node, Node]]
+
+
+def write_pickle(
+    root: Node,
+    protocol: int,
+    edits: Mapping[Node, Entries],
+    persistent: Callable[[PersistentId], Node],
+) -> bytes:
+    """The pickle of `root`.
+
+    Args:
+        root: what to write.
+        protocol: the number to declare; names are looked up by its rules when the file is loaded.
+        edits: mappings (`Dict`, or a `Call` with items) whose items are to be these instead.
+        persistent: the pid to write for each persistent id.
+    """
+    return _Writer(edits, persistent).run(root, protocol)
+
+
+@dataclass(slots=True)
+class _Then:
+    """Something to do once everything pushed above it has been written."""
+
+    do: Callable[[Node], None]
+    node: Node
+
+
+class _Writer:
+    def __init__(
+        self, edits: Mapping[Node, Entries], persistent: Callable[[PersistentId], Node]
+    ) -> None:
+        self.edits = edits
+        self.persistent = persistent
+        self.out = bytearray()
+        self.memo: dict[int, int] = {}
+        self.kept_alive: list[Node] = []
+        self.work: list[Node] = []
+
+    def run(self, root: Node, protocol: int) -> bytes:
+        self.out += pickle.PROTO + bytes([max(protocol, 2)])
+        self.work.append(root)
+        while self.work:
+            task = self.work.pop()
+            if type(task) is _Then:
+                task.do(task.node)
+            elif id(task) in self.memo:
+                self.get(task)
+            else:
+                _EMIT[type(task)](self, task)
+        return bytes(self.out + pickle.STOP)
+
+    def queue(self, *tasks: Node) -> None:
+        """Have these written next, first to last."""
+        self.work.extend(reversed(tasks))
+
+    def raw(self, data: bytes) -> None:
+        self.out += data
+
+    def put(self, node: Node) -> None:
+        place = len(self.memo)
+        self.memo[id(node)] = place
+        self.kept_alive.append(node)
+        short = place < 256  # noqa: PLR2004
+        self.out += (
+            pickle.BINPUT + bytes([place])
+            if short
+            else pickle.LONG_BINPUT + struct.pack("<I", place)
+        )
+
+    def get(self, node: Node) -> None:
+        place = self.memo[id(node)]
+        short = place < 256  # noqa: PLR2004
+        self.out += (
+            pickle.BINGET + bytes([place])
+            if short
+            else pickle.LONG_BINGET + struct.pack("<I", place)
+        )
+
+    def atom(self, node: Node, data: bytes) -> None:
+        self.out += data
+        self.put(node)
+
+    def emit_none(self, _node: None) -> None:
+        self.out += pickle.NONE
+
+    def emit_bool(self, node: bool) -> None:  # noqa: FBT001
+        self.out += pickle.NEWTRUE if node else pickle.NEWFALSE
+
+    def emit_int(self, node: int) -> None:
+        if 0 <= node < 1 << 8:
+            self.out += pickle.BININT1 + bytes([node])
+        elif 0 <= node < 1 << 16:
+            self.out += pickle.BININT2 + struct.pack("<H", node)
+        elif -(1 << 31) <= node < 1 << 31:
+            self.out += pickle.BININT + struct.pack("<i", node)
+        else:
+            data = node.to_bytes(node.bit_length() // 8 + 1, "little", signed=True)
+            if len(data) < 256:  # noqa: PLR2004
+                self.out += pickle.LONG1 + bytes([len(data)]) + data
+            else:
+                self.out += pickle.LONG4 + struct.pack("<i", len(data)) + data
+
+    def emit_float(self, node: float) -> None:
+        self.out += pickle.BINFLOAT + struct.pack(">d", node)
+
+    def emit_text(self, node: str) -> None:
+        raw = node.encode("utf-8", "surrogatepass")
+        self.atom(node, _sized(raw, None, pickle.BINUNICODE, pickle.BINUNICODE8))
+
+    def emit_bytes(self, node: bytes) -> None:
+        sized = _sized(node, pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8)
+        self.atom(node, sized)
+
+    def emit_bytearray(self, node: bytearray) -> None:
+        self.atom(node, pickle.BYTEARRAY8 + struct.pack("<Q", len(node)) + node)
+
+    def emit_byte_text(self, node: ByteText) -> None:
+        sized = _sized(node.raw, pickle.SHORT_BINSTRING, pickle.BINSTRING, pickle.BINSTRING)
+        self.atom(node, sized)
+
+    def emit_name(self, node: Global) -> None:
+        self.atom(node, pickle.GLOBAL + f"{node.module}\n{node.name}\n".encode())
+
+    def emit_tuple(self, node: tuple[Node, ...]) -> None:
+        if not node:
+            self.out += pickle.EMPTY_TUPLE
+            return
+        if len(node) not in _TUPLES:
+            self.out += pickle.MARK
+        self.queue(*node, _Then(self.end_tuple, node))
+
+    def end_tuple(self, node: tuple[Node, ...]) -> None:
+        short = _TUPLES.get(len(node))
+        if id(node) in self.memo:  # the tuple stands inside itself, and was written there
+            self.out += pickle.POP * len(node) if short else pickle.POP_MARK
+            self.get(node)
+        else:
+            self.atom(node, short or pickle.TUPLE)
+
+    def emit_list(self, node: list[Node]) -> None:
+        self.atom(node, pickle.EMPTY_LIST)
+        self.queue(*self.batches(node, pickle.APPEND, pickle.APPENDS))
+
+    def emit_dict(self, node: Dict) -> None:
+        self.atom(node, pickle.EMPTY_DICT)
+        self.queue(*self.items(self.edits.get(node, node.entries)))
+
+    def emit_set(self, node: Set) -> None:
+        if node.frozen:
+            self.out += pickle.MARK
+            self.queue(*node.items, _Then(self.end_frozenset, node))
+        else:
+            self.atom(node, pickle.EMPTY_SET)
+            self.queue(*self.batches(node.items, None, pickle.ADDITEMS))
+
+    def end_frozenset(self, node: Set) -> None:
+        if id(node) in self.memo:
+            self.out += pickle.POP_MARK
+            self.get(node)
+        else:
+            self.atom(node, pickle.FROZENSET)
+
+    def emit_persistent_id(self, node: PersistentId) -> None:
+        self.queue(self.persistent(node), _Then(self.raw, pickle.BINPERSID))
+
+    def emit_call(self, node: Call) -> None:
+        parts = [node.function, node.args]
+        if node.keywords is not None:
+            parts.append(node.keywords)
+        self.queue(*parts, _Then(self.end_call, node))
+
+    def end_call(self, node: Call) -> None:
+        if id(node) in self.memo:  # it stands inside its own arguments, and was written there
+            self.out += pickle.POP * (2 if node.keywords is None else 3)
+            self.get(node)
+            return
+        self.atom(node, _CALLS[node.opcode])
+        tasks: list[Node] = []
+        edit = self.edits.get(node)
+        for effect in node.effects:
+            if isinstance(effect, SetItems) and edit is not None:
+                tasks += self.items(edit)
+                edit = []
+            else:
+                tasks += self.effect(effect)
+        self.queue(*tasks)
+
+    def effect(self, effect: Effect) -> list[Node]:
+        match effect:
+            case SetItems(entries):
+                return self.items(entries)
+            case Appended(items):
+                return self.batches(items, pickle.APPEND, pickle.APPENDS)
+            case Added(items):
+                return self.batches(items, None, pickle.ADDITEMS)
+            case Built(state):
+                return [state, _Then(self.raw, pickle.BUILD)]
+
+    def items(self, entries: Entries) -> list[Node]:
+        if len(entries) == 1:
+            return [*entries[0], _Then(self.raw, pickle.SETITEM)]
+        tasks: list[Node] = []
+        for start in range(0, len(entries), _BATCH):
+            tasks.append(_Then(self.raw, pickle.MARK))
+            for key, value in entries[start : start + _BATCH]:
+                tasks += (key, value)
+            tasks.append(_Then(self.raw, pickle.SETITEMS))
+        return tasks
+
+    def batches(self, items: list[Node], single: bytes | None, several: bytes) -> list[Node]:
+        if len(items) == 1 and single:
+            return [items[0], _Then(self.raw, single)]
+        tasks: list[Node] = []
+        for start in range(0, len(items), _BATCH):
+            tasks.append(_Then(self.raw, pickle.MARK))
+            tasks += items[start : start + _BATCH]
+            tasks.append(_Then(self.raw, several))
+        return tasks
+
+
+def _sized(raw: bytes, short: bytes | None, normal: bytes, long: bytes) -> bytes:
+    if short and len(raw) < 256:  # noqa: PLR2004
+        return short + bytes([len(raw)]) + raw
+    if len(raw) < 1 << 32:
+        return normal + struct.pack("<I", len(raw)) + raw
+    return long + struct.pack("<Q", len(raw)) + raw
+
+
+_TUPLES = {1: pickle.TUPLE1, 2: pickle.TUPLE2, 3: pickle.TUPLE3}
+_CALLS = {"REDUCE": pickle.REDUCE, "NEWOBJ": pickle.NEWOBJ, "NEWOBJ_EX": pickle.NEWOBJ_EX}
+_EMIT: dict[type, Callable[[_Writer, Node], None]] = {
+    type(None): _Writer.emit_none,
+    bool: _Writer.emit_bool,
+    int: _Writer.emit_int,
+    float: _Writer.emit_float,
+    str: _Writer.emit_text,
+    bytes: _Writer.emit_bytes,
+    bytearray: _Writer.emit_bytearray,
+    ByteText: _Writer.emit_byte_text,
+    Global: _Writer.emit_name,
+    tuple: _Writer.emit_tuple,
+    list: _Writer.emit_list,
+    Dict: _Writer.emit_dict,
+    Set: _Writer.emit_set,
+    PersistentId: _Writer.emit_persistent_id,
+    Call: _Writer.emit_call,
+}

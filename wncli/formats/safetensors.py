@@ -1,0 +1,141 @@
+"""Reads and lays out safetensors: a length, a JSON header, then the tensors without gaps.
+
+Source: safetensors `safetensors/src/tensor.rs` and the format's README.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+from wncli.checkpoint import Checkpoint, StateDict
+from wncli.errors import FormatError
+from wncli.formats.files import Source
+from wncli.tensors import DType, Storage, TensorSpec, row_major
+
+_LENGTH = struct.Struct("<Q")
+#: The reference reader's own limit, in bytes.
+_LONGEST_HEADER = 100_000_000
+_METADATA = "__metadata__"
+_MEMBERS = {"dtype", "shape", "data_offsets"}
+_CODES = {dtype.safetensors: dtype for dtype in DType if dtype.safetensors}
+
+
+def looks_like_safetensors(start: bytes, nbytes: int) -> bool:
+    """Whether a file that begins so can only be meant as safetensors: a length, then an object."""
+    if len(start) <= _LENGTH.size:
+        return False
+    (length,) = _LENGTH.unpack_from(start)
+    return start[_LENGTH.size :].lstrip(b" \t\r\n")[:1] == b"{" and (
+        length <= _LONGEST_HEADER or length <= nbytes
+    )
+
+
+def read_safetensors(source: Source) -> Checkpoint:
+    """Open a safetensors file.
+
+    Raises:
+        FormatError: a rule of the format is broken; the message names it.
+    """
+    (length,) = _LENGTH.unpack(source.read_at(0, _LENGTH.size, "the header's length"))
+    if length > _LONGEST_HEADER:
+        raise _broken(source, "the header is too long", f"up to {_LONGEST_HEADER:,} bytes", f"{length:,}")
+    raw = source.read_at(_LENGTH.size, length, "the header")
+    header = _parse(source, raw)
+    metadata = _metadata(source, header.pop(_METADATA, None))
+    data = _LENGTH.size + length
+    tensors = [_tensor(source, name, entry, data) for name, entry in header.items()]
+    _check_cover(source, tensors, data)
+    state_dicts = (StateDict("", tuple(tensors)),) if tensors else ()
+    return Checkpoint(
+        source.path, "safetensors", source.nbytes, state_dicts, metadata=metadata
+    )
+
+
+def _broken(source: Source, problem: str, expected: str = "", found: str = "") -> FormatError:
+    return FormatError(
+        source.where, f"not a valid safetensors file: {problem}", expected=expected, found=found
+    )
+
+
+def _parse(source: Source, raw: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise _broken(source, f"{twice!r} stands there twice", "every name once")
+        return found
+
+    def constant(name: str) -> None:
+        raise _broken(source, f"the header holds {name}, which is no JSON")
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        json.dumps(header, ensure_ascii=False).encode("utf-8")
+    except UnicodeError:
+        raise _broken(source, "the header is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise _broken(source, f"the header is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise _broken(source, "the header is no object", "{…}", type(header).__name__)
+    return header
+
+
+def _metadata(source: Source, found: Any) -> dict[str, str] | None:  # noqa: ANN401 - any JSON
+    if found is None:
+        return None
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise _broken(source, f"{_METADATA} must map names to text")
+    return found
+
+
+def _tensor(source: Source, name: str, entry: Any, data: int) -> TensorSpec:  # noqa: ANN401
+    if not isinstance(entry, dict) or set(entry) != _MEMBERS:
+        raise _broken(source, f"tensor {name!r} needs dtype, shape and data_offsets")
+    dtype = _CODES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise _broken(source, f"tensor {name!r} has the unknown dtype {entry['dtype']!r}")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_counts(shape) or not _are_counts(offsets):
+        raise _broken(source, f"tensor {name!r} has a size or offset that is no count")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004
+        raise _broken(source, f"tensor {name!r} needs two ascending offsets", found=str(offsets))
+    begin, end = offsets
+    storage = Storage(name, data + begin, end - begin)
+    spec = TensorSpec(name, dtype, tuple(shape), storage, 0, row_major(tuple(shape)))
+    if spec.numel * dtype.bits != (end - begin) * 8:
+        raise _broken(
+            source,
+            f"tensor {name!r} does not fill its bytes",
+            f"{spec.numel * dtype.bits / 8:g} bytes for shape {shape} of {entry['dtype']}",
+            f"{end - begin} bytes",
+        )
+    return spec
+
+
+def _are_counts(values: Any) -> bool:  # noqa: ANN401
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value < 1 << 64 for value in values
+    )
+
+
+def _check_cover(source: Source, tensors: list[TensorSpec], data: int) -> None:
+    """The tensors must cover the file to its end, without holes or overlaps."""
+    place = data
+    for spec in sorted(tensors, key=lambda spec: (spec.storage.offset, spec.storage.nbytes)):
+        if spec.storage.offset != place:
+            raise _broken(
+                source,
+                f"tensor {spec.name!r} leaves a hole or overlaps",
+                f"data_offsets from {place - data}",
+                f"from {spec.storage.offset - data}",
+            )
+        place += spec.storage.nbytes
+    if place > source.nbytes:
+        raise source.truncated("the tensors", place)
+    if place < source.nbytes:
+        raise _broken(
+            source, "bytes follow the last tensor", f"{place:,} bytes", f"{source.nbytes:,} bytes"
+        )

@@ -1,0 +1,112 @@
+"""Reads what `torch.save` wrote before PyTorch 1.6: five pickles, then the raw storages.
+
+Source: PyTorch `torch/serialization.py` (`_legacy_save`, `_legacy_load`).
+"""
+
+from __future__ import annotations
+
+import struct
+
+from wncli.checkpoint import Checkpoint
+from wncli.errors import FormatError
+from wncli.formats.files import Source
+from wncli.formats.pickles.nodes import Node, PersistentId, entries_of
+from wncli.formats.pickles.reader import read_pickle
+from wncli.formats.torch_tensor import StorageId, read_storage_id
+from wncli.formats.torch_tree import read_tree, walk
+from wncli.tensors import Storage
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+#: PROTO 2, then LONG1 of ten bytes: the magic number, as protocol 2 pickles it.
+MAGIC = b"\x80\x02\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little", signed=True)
+_PROTOCOL_VERSION = 1001
+_COUNT = struct.Struct("<q")
+
+
+def read_torch_legacy(source: Source) -> Checkpoint:
+    """Open a legacy torch checkpoint.
+
+    Raises:
+        FormatError: the file is truncated, or its parts disagree.
+    """
+    source.file.seek(0)
+    (_magic, _), (version, _), (system, _), (root, protocol), (keys, _) = (
+        _next_pickle(source) for _ in range(5)
+    )
+    if version != _PROTOCOL_VERSION:
+        raise FormatError(
+            source.where,
+            "this legacy torch file has an unknown version",
+            expected=str(_PROTOCOL_VERSION),
+            found=str(version)[:40],
+        )
+    if dict(entries_of(system) or []).get("little_endian") is not True:
+        raise FormatError(
+            source.where,
+            "the tensors are stored big-endian",
+            expected="little_endian: True",
+            hint="load it with torch.load and save it again on a little-endian machine",
+        )
+    storages = _locate_all(source, root, keys)
+
+    def locate(identity: StorageId) -> Storage:
+        whole = storages[identity.key]
+        if identity.view is None:
+            return whole
+        key, offset, numel = identity.view
+        itemsize = identity.dtype.itemsize if identity.dtype else 1
+        if (offset + numel) * itemsize > whole.nbytes:
+            raise FormatError(source.where, f"view {key!r} reaches beyond storage {identity.key!r}")
+        return Storage(
+            f"{identity.key}/{key}",
+            whole.offset + offset * itemsize,
+            numel * itemsize,
+            None,
+            identity.location,
+        )
+
+    tree, state_dicts, entries, refused = read_tree(root, protocol, locate, source.where)
+    return Checkpoint(
+        source.path, "torch legacy", source.nbytes, state_dicts, entries, None, tree, refused
+    )
+
+
+def _next_pickle(source: Source) -> tuple[Node, int]:
+    return read_pickle(source.file, source.where, source.nbytes)
+
+
+def _locate_all(source: Source, root: Node, keys: Node) -> dict[str, Storage]:
+    """The storages in the order in which the file lists them."""
+    identities: dict[str, StorageId] = {}
+    for node in walk(root):
+        if isinstance(node, PersistentId):
+            identity = read_storage_id(node, source.where)
+            known = identities.setdefault(identity.key, identity)
+            if known.nbytes != identity.nbytes:
+                raise FormatError(source.where, f"storage {identity.key!r} has two sizes")
+    if not isinstance(keys, list) or set(map(str, keys)) != set(identities):
+        raise FormatError(
+            source.where,
+            "the list of storages does not fit the tensors",
+            expected=f"{len(identities)} storages",
+            found=f"{len(keys)}" if isinstance(keys, list) else type(keys).__name__,
+        )
+    found: dict[str, Storage] = {}
+    place = source.file.tell()
+    for key in keys:
+        identity = identities[key]
+        (numel,) = _COUNT.unpack(source.read_at(place, _COUNT.size, f"storage {key!r}"))
+        place += _COUNT.size
+        if numel != identity.numel:
+            raise FormatError(
+                source.where,
+                f"storage {key!r} has the wrong size",
+                expected=f"{identity.numel} elements",
+                found=f"{numel}",
+                hint="copy or download the file again",
+            )
+        if place + identity.nbytes > source.nbytes:
+            raise source.truncated(f"storage {key!r}", place + identity.nbytes)
+        found[key] = Storage(key, place, identity.nbytes, None, identity.location)
+        place += identity.nbytes
+    return found

@@ -1,0 +1,189 @@
+"""A tensor in a torch pickle: the rebuild calls, read into specs and made from them.
+
+Source: PyTorch `torch/_utils.py` (`_rebuild_tensor_v2` and its kin), `torch/serialization.py`
+(`persistent_id`), `torch/_tensor.py` (`_rebuild_from_type_v2`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wncli.errors import FormatError
+from wncli.formats.pickles.nodes import Call, Global, Node, PersistentId, is_called
+from wncli.tensors import DType, Storage, TensorSpec, row_major
+
+_TYPED = {dtype.torch_storage: dtype for dtype in DType if dtype.torch_storage}
+_NAMED = {dtype.torch: dtype for dtype in DType if dtype.torch}
+_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
+
+
+@dataclass(frozen=True, slots=True)
+class StorageId:
+    """What the persistent id of a storage says; `dtype` is None for untyped storages (bytes).
+
+    `view` is the legacy format's `(key, offset, numel)` of a part of another storage.
+    """
+
+    key: str
+    dtype: DType | None
+    location: str
+    numel: int
+    view: tuple[str, int, int] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * (self.dtype.itemsize if self.dtype else 1)
+
+
+def read_storage_id(node: PersistentId, where: str) -> StorageId:
+    """The storage that a persistent id refers to.
+
+    Raises:
+        FormatError: it is no reference to a storage.
+    """
+    match node.pid:
+        case ("storage", Global() as kind, str() as key, str() as location, int() as numel, *rest):
+            view = _read_view(rest)
+            untyped = kind.name == "UntypedStorage"
+            dtype = None if untyped else _TYPED.get(kind.name)
+            if (
+                kind.module in _STORAGE_MODULES
+                and (untyped or dtype)
+                and _is_count(numel)
+                and view is not False
+            ):
+                return StorageId(key, dtype, location, numel, view or None)
+    raise FormatError(
+        where,
+        "the pickle refers to something outside it that is no tensor storage",
+        expected="('storage', torch.FloatStorage, key, location, numel)",
+        found=_brief(node.pid),
+    )
+
+
+def _read_view(rest: list[Node]) -> tuple[str, int, int] | None | bool:
+    match rest:
+        case [] | [None]:
+            return None
+        case [(str() as key, int() as offset, int() as numel)] if _is_count(offset, numel):
+            return key, offset, numel
+    return False
+
+
+def read_tensor(
+    node: Node, storages: Mapping[PersistentId, tuple[StorageId, Storage]], name: str, where: str
+) -> TensorSpec | None:
+    """The tensor that this node rebuilds, or None where it is something else.
+
+    Raises:
+        FormatError: the sizes are impossible, or reach beyond the storage.
+    """
+    call = _plain_rebuild(node)
+    if call is None:
+        return None
+    match call.args:
+        case (PersistentId() as pid, int() as offset, size, stride, *rest):
+            shape, strides = _counts(size), _counts(stride)
+        case _:
+            shape = strides = None
+    if shape is None or strides is None or len(shape) != len(strides) or not _is_count(offset):
+        raise FormatError(where, f"tensor {name!r} has an impossible shape", found=_brief(call.args))
+    identity, storage = storages[pid]
+    dtype = identity.dtype
+    if dtype is None:
+        dtype = _explicit_dtype(rest)
+        if dtype is None:
+            raise FormatError(where, f"tensor {name!r} has an unknown dtype", found=_brief(rest))
+    spec = TensorSpec(name, dtype, shape, storage, offset, strides)
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    held = storage.nbytes // dtype.itemsize
+    if spec.numel and last >= held:
+        raise FormatError(
+            where,
+            f"tensor {name!r} reaches beyond its storage",
+            expected=f"elements below {held}",
+            found=f"shape {shape}, strides {strides}, offset {offset}: up to element {last}",
+        )
+    return spec
+
+
+def _plain_rebuild(node: Node) -> Call | None:
+    """The `_rebuild_tensor…` call at the heart of a tensor, a Parameter or a subclass."""
+    for _ in range(3):
+        if is_called(node, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
+            node = node.args[0] if node.args else None
+        elif is_called(node, "torch._tensor", "_rebuild_from_type_v2") and len(node.args) > 2:  # noqa: PLR2004
+            node = Call("REDUCE", node.args[0], node.args[2])
+    names = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+    return node if is_called(node, "torch._utils", *names) else None
+
+
+def _explicit_dtype(rest: list[Node]) -> DType | None:
+    for part in rest:
+        if isinstance(part, Global) and part.module == "torch":
+            return _NAMED.get(part.name)
+    return None
+
+
+def _counts(node: Node) -> tuple[int, ...] | None:
+    if is_called(node, "torch", "Size") and len(node.args) == 1:
+        node = node.args[0]
+    if isinstance(node, (tuple, list)) and _is_count(*node):
+        return tuple(node)
+    return None
+
+
+def _is_count(*values: Node) -> bool:
+    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def _brief(node: Node) -> str:
+    if isinstance(node, (tuple, list)):
+        text = ", ".join(str(part) for part in node if not isinstance(part, (tuple, list, Call)))
+        return f"({text[:200]})"
+    return str(node)[:200]
+
+
+@dataclass(frozen=True, slots=True)
+class NewStorage:
+    """Stands in a persistent id for a storage that the output will have and the input has not.
+
+    `index` is the place of its bytes among the contents that are to be filled.
+    """
+
+    index: int
+    dtype: DType
+    numel: int
+    location: str
+
+
+#: One hook-less `OrderedDict()` serves all tensors that are made here.
+_NO_HOOKS = Call("REDUCE", Global("collections", "OrderedDict"), ())
+_REBUILD = Global("torch._utils", "_rebuild_tensor_v2")
+_REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
+
+
+def make_tensor(
+    storage: NewStorage,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None = None,
+    like: Node = None,
+) -> Call:
+    """The call that rebuilds a tensor over a new storage; a Parameter where `like` is one."""
+    size = tuple(shape)
+    stride = row_major(size) if strides is None else strides
+    tensor = Call(
+        "REDUCE", _REBUILD, (PersistentId(storage), 0, size, stride, False, _NO_HOOKS)
+    )
+    if is_called(like, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
+        requires_grad = bool(like.args[1]) if len(like.args) > 1 else True
+        return Call("REDUCE", _REBUILD_PARAMETER, (tensor, requires_grad, _NO_HOOKS))
+    return tensor
+
+
+def storage_pid(storage: NewStorage, key: str) -> tuple[Node, ...]:
+    """The persistent id of a new storage under `key`."""
+    kind = Global("torch", storage.dtype.torch_storage or "UntypedStorage")
+    return ("storage", kind, key, storage.location, storage.numel)
