@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 SEED = 20160225
 
-LINEAR_WEIGHT = (
-    (0.2782, 0.1382, -0.0764, -0.0963, 0.3820),
-    (0.0089, -0.2772, 0.0862, -0.3995, -0.0354),
-    (0.2126, 0.4394, -0.0193, 0.2077, -0.2931),
+LINEAR_WEIGHT = torch.tensor(
+    [
+        [0.2782, 0.1382, -0.0764, -0.0963, 0.3820],
+        [0.0089, -0.2772, 0.0862, -0.3995, -0.0354],
+        [0.2126, 0.4394, -0.0193, 0.2077, -0.2931],
+    ]
 )
-LINEAR_BIAS = (0.1204, -0.3157, 0.0489)
+LINEAR_BIAS = torch.tensor([0.1204, -0.3157, 0.0489])
 
 WAVENET_CONFIG = {"channels": 16, "skip_channels": 32, "blocks": 8, "kernel_size": 2, "levels": 64}
 
@@ -366,11 +368,18 @@ def content(file: str) -> dict[str, Any]:
     """Make what that file holds."""
     match file:
         case "linear.pt":
-            return OrderedDict(weight=torch.tensor(LINEAR_WEIGHT), bias=torch.tensor(LINEAR_BIAS))
+            linear = PLAIN[file]()
+            linear.weight, linear.bias = nn.Parameter(LINEAR_WEIGHT), nn.Parameter(LINEAR_BIAS)
+            return linear.state_dict()
         case "wavenet.pt":
             return train_wavenet()
         case "hifigan_generator":
             return {"generator": rescaled(file).state_dict()}
+        case "discriminator.pt":
+            discriminator = rescaled(file)
+            for _ in range(10):  # each pass brings the spectral norm's u and v nearer
+                discriminator(synthetic_waveform().view(1, 1, -1))
+            return discriminator.state_dict()
         case "training.pt":
             return train_head()
         case _:

@@ -27,6 +27,11 @@ class Half:
     naming: Naming
 
     @property
+    def name(self) -> str:
+        """The full name that was read."""
+        return pair_names(self.weight, self.naming)[0 if self.role == "g" else 1]
+
+    @property
     def weight(self) -> str:
         """The full name of the weight that the pair stands for."""
         return join(self.module, self.parameter)
@@ -63,11 +68,17 @@ def pair_names(weight: str, naming: Naming) -> tuple[str, str]:
     module, parameter = split(weight)
     if naming == "hook":
         return join(module, f"{parameter}_g"), join(module, f"{parameter}_v")
-    owner = parametrization_prefix(weight)
-    return f"{owner}original0", f"{owner}original1"
+    owner = join(module, f"{_PARAMETRIZATIONS}.{parameter}")
+    return f"{owner}.original0", f"{owner}.original1"
 
 
-def parametrization_prefix(weight: str) -> str:
-    """What the names of everything that parametrizes this weight begin with."""
-    module, parameter = split(weight)
-    return join(module, f"{_PARAMETRIZATIONS}.{parameter}.")
+def parametrized_weight(name: str) -> str | None:
+    """The weight that a tensor of this name helps to parametrize, or None.
+
+    `conv.parametrizations.weight.0._u` belongs to `conv.weight`.
+    """
+    parts = name.split(".")
+    if _PARAMETRIZATIONS not in parts[:-2]:
+        return None
+    place = parts.index(_PARAMETRIZATIONS)
+    return ".".join((*parts[:place], parts[place + 1]))

@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class DType(Enum):
-    """The element types of both formats.
+    """The element types of both formats, in the order in which safetensors ranks its own.
 
     Each value is `(safetensors code, torch name, torch typed storage, bits)`; `None` where a
     format has no such thing. Sources: safetensors `tensor.rs` (`Dtype`), PyTorch
@@ -19,29 +19,30 @@ class DType(Enum):
     """
 
     BOOL = ("BOOL", "bool", "BoolStorage", 8)
-    U8 = ("U8", "uint8", "ByteStorage", 8)
-    I8 = ("I8", "int8", "CharStorage", 8)
-    U16 = ("U16", "uint16", None, 16)
-    I16 = ("I16", "int16", "ShortStorage", 16)
-    U32 = ("U32", "uint32", None, 32)
-    I32 = ("I32", "int32", "IntStorage", 32)
-    U64 = ("U64", "uint64", None, 64)
-    I64 = ("I64", "int64", "LongStorage", 64)
     F4 = ("F4", None, None, 4)
-    F4X2 = (None, "float4_e2m1fn_x2", None, 8)
     F6_E2M3 = ("F6_E2M3", None, None, 6)
     F6_E3M2 = ("F6_E3M2", None, None, 6)
+    U8 = ("U8", "uint8", "ByteStorage", 8)
+    I8 = ("I8", "int8", "CharStorage", 8)
     F8_E5M2 = ("F8_E5M2", "float8_e5m2", None, 8)
     F8_E4M3 = ("F8_E4M3", "float8_e4m3fn", None, 8)
     F8_E8M0 = ("F8_E8M0", "float8_e8m0fnu", None, 8)
     F8_E4M3FNUZ = ("F8_E4M3FNUZ", "float8_e4m3fnuz", None, 8)
     F8_E5M2FNUZ = ("F8_E5M2FNUZ", "float8_e5m2fnuz", None, 8)
+    I16 = ("I16", "int16", "ShortStorage", 16)
+    U16 = ("U16", "uint16", None, 16)
     F16 = ("F16", "float16", "HalfStorage", 16)
     BF16 = ("BF16", "bfloat16", "BFloat16Storage", 16)
+    I32 = ("I32", "int32", "IntStorage", 32)
+    U32 = ("U32", "uint32", None, 32)
     F32 = ("F32", "float32", "FloatStorage", 32)
-    F64 = ("F64", "float64", "DoubleStorage", 64)
-    C32 = (None, "complex32", None, 32)
     C64 = ("C64", "complex64", "ComplexFloatStorage", 64)
+    F64 = ("F64", "float64", "DoubleStorage", 64)
+    I64 = ("I64", "int64", "LongStorage", 64)
+    U64 = ("U64", "uint64", None, 64)
+    # torch's alone
+    F4X2 = (None, "float4_e2m1fn_x2", None, 8)
+    C32 = (None, "complex32", None, 32)
     C128 = (None, "complex128", "ComplexDoubleStorage", 128)
     QI8 = (None, "qint8", "QInt8Storage", 8)
     QU8 = (None, "quint8", "QUInt8Storage", 8)

@@ -321,17 +321,9 @@ def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
             f"slice {int(np.flatnonzero(scaling.undefined)[0])} of v is all zero and has no"
             " direction, but its g is not 0",
         )
-    w = np.empty(view.shape, composed_dtype(magnitudes.dtype, directions.dtype))
+    w = np.empty(view.shape, np.promote_types(magnitudes.dtype, directions.dtype))
     scaling.scale(view, w)
     return w.reshape(directions.shape)
-
-
-def composed_dtype(g: np.dtype[Any], v: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of w: the common one, or what PyTorch promotes a mixed pair to."""
-    if g == v:
-        return g
-    wider = max(g, v, key=lambda dtype: dtype.itemsize)
-    return wider if g.itemsize != v.itemsize else np.dtype(np.float32)
 
 
 def unit_like(zeros: Array) -> Array:

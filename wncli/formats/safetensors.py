@@ -63,8 +63,8 @@ def _parse(source: Source, raw: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
             raise _broken(source, f"{twice!r} stands there twice", "every name once")
         return found
 
@@ -73,7 +73,8 @@ def _parse(source: Source, raw: bytes) -> dict[str, Any]:
 
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
-        json.dumps(header, ensure_ascii=False).encode("utf-8")
+        if b"\\u" in raw:  # an escape can spell half a surrogate pair, which is no text
+            json.dumps(header, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise _broken(source, "the header is not UTF-8") from None
     except (ValueError, RecursionError) as error:

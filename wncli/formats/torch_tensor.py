@@ -162,7 +162,10 @@ class NewStorage:
 #: One hook-less `OrderedDict()` serves all tensors that are made here.
 _NO_HOOKS = Call("REDUCE", Global("collections", "OrderedDict"), ())
 _REBUILD = Global("torch._utils", "_rebuild_tensor_v2")
+_REBUILD_WITH_DTYPE = Global("torch._utils", "_rebuild_tensor_v3")
 _REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
+_TYPED_STORAGES = {dtype: Global("torch", name) for name, dtype in _TYPED.items() if name}
+_UNTYPED_STORAGE = Global("torch.storage", "UntypedStorage")
 
 
 def make_tensor(
@@ -172,11 +175,13 @@ def make_tensor(
     like: Node = None,
 ) -> Call:
     """The call that rebuilds a tensor over a new storage; a Parameter where `like` is one."""
-    size = tuple(shape)
-    stride = row_major(size) if strides is None else strides
-    tensor = Call(
-        "REDUCE", _REBUILD, (PersistentId(storage), 0, size, stride, False, _NO_HOOKS)
-    )
+    stride = row_major(shape) if strides is None else strides
+    args = (PersistentId(storage), 0, shape, stride, False, _NO_HOOKS)
+    if storage.dtype in _TYPED_STORAGES:
+        tensor = Call("REDUCE", _REBUILD, args)
+    else:
+        dtype = Global("torch", storage.dtype.torch or "")
+        tensor = Call("REDUCE", _REBUILD_WITH_DTYPE, (*args, dtype))
     if is_called(like, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
         requires_grad = bool(like.args[1]) if len(like.args) > 1 else True
         return Call("REDUCE", _REBUILD_PARAMETER, (tensor, requires_grad, _NO_HOOKS))
@@ -184,6 +189,7 @@ def make_tensor(
 
 
 def storage_pid(storage: NewStorage, key: str) -> tuple[Node, ...]:
-    """The persistent id of a new storage under `key`."""
-    kind = Global("torch", storage.dtype.torch_storage or "UntypedStorage")
-    return ("storage", kind, key, storage.location, storage.numel)
+    """The persistent id of a new storage under `key`; untyped ones count in bytes."""
+    kind = _TYPED_STORAGES.get(storage.dtype)
+    numel = storage.numel if kind else storage.numel * storage.dtype.itemsize
+    return ("storage", kind or _UNTYPED_STORAGE, key, storage.location, numel)

@@ -1,0 +1,103 @@
+"""Opens a checkpoint by its content, whatever its name ends with."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wncli.checkpoint import Checkpoint
+from wncli.errors import FileError, FormatError
+from wncli.formats.files import Source
+
+_READABLE = "a safetensors file, or one that torch.save wrote"
+_TAR_MAGIC = slice(257, 262), b"ustar"
+_KNOWN = {
+    b"version https://git-lfs": ("a Git LFS pointer, not the file it stands for", "git lfs pull"),
+    b"\x89HDF": ("an HDF5 file (Keras, h5py)", ""),
+    b"GGUF": ("a GGUF file (llama.cpp)", ""),
+    b"\x93NUMPY": ("a NumPy array", ""),
+    b"\x1f\x8b": ("compressed with gzip", "gunzip it first"),
+    b"<!DOCTYPE": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+}
+
+
+@contextmanager
+def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Source]]:
+    """Open the checkpoint at `path`; the source stays open for reading tensor data.
+
+    Raises:
+        FileError: there is no readable file.
+        FormatError: it is no checkpoint, or a damaged one.
+    """
+    try:
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind):
+            raise FileError(
+                str(path),
+                "this is a directory" if stat.S_ISDIR(kind) else "this is no regular file",
+                expected="a checkpoint file",
+            )
+        with path.open("rb") as file:
+            source = Source(path, file)
+            yield _read(source), source
+    except FileNotFoundError:
+        raise FileError(
+            str(path), "no such file", expected="a checkpoint", hint=_near_files(path)
+        ) from None
+    except OSError as error:
+        raise FileError(str(path), f"cannot be read ({os.strerror(error.errno or 0)})") from None
+
+
+def _read(source: Source) -> Checkpoint:
+    start = source.file.read(512)
+    if start.startswith(b"PK\x03\x04"):
+        from wncli.formats.torch_zip import read_torch_zip
+
+        return read_torch_zip(source)
+    if start.startswith(b"\x80"):
+        from wncli.formats.torch_legacy import MAGIC, read_torch_legacy
+
+        if start.startswith(MAGIC):
+            return read_torch_legacy(source)
+    from wncli.formats.safetensors import looks_like_safetensors, read_safetensors
+
+    if looks_like_safetensors(start, source.nbytes):
+        return read_safetensors(source)
+    raise _not_a_checkpoint(source, start)
+
+
+def _not_a_checkpoint(source: Source, start: bytes) -> FormatError:
+    found, hint = "bytes of no known format", ""
+    if not start:
+        found = "an empty file"
+    elif start[_TAR_MAGIC[0]] == _TAR_MAGIC[1]:
+        found = "a tar archive, as torch.save wrote before version 0.1.10"
+        hint = "load it with torch.load and save it again"
+    elif start.startswith(b"\x80"):
+        found, hint = "a plain pickle", "save its state dict with torch.save"
+    else:
+        for magic, (name, remedy) in _KNOWN.items():
+            if start.startswith(magic):
+                found, hint = name, remedy
+                break
+        else:
+            if start.isascii() and b"\0" not in start:
+                found = "a text file"
+    return FormatError(
+        source.where, "this is no checkpoint", expected=_READABLE, found=found, hint=hint
+    )
+
+
+def _near_files(path: Path) -> str:
+    import difflib
+
+    try:
+        names = [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=3)
+    return f"did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""

@@ -1,0 +1,148 @@
+"""Lays out a safetensors file, byte for byte as the reference writer orders it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from wncli.errors import FormatError, UsageError
+from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot
+from wncli.notes import Note
+from wncli.plan import Compose, Copy, Decompose, Part, Plan
+from wncli.tensors import DType, TensorSpec, row_major
+
+#: dtype alignment descending, as `tensor.rs` ranks them.
+_RANK = {dtype: -place for place, dtype in enumerate(DType)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    content: Content
+    tie: object
+
+    @property
+    def nbytes(self) -> int:
+        size = self.dtype.bits
+        for length in self.shape:
+            size *= length
+        return size // 8
+
+
+def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
+    """Lay out the plan's one state dict; the notes say what the format has no place for.
+
+    Tied tensors are written once, and the metadata leads from the other names to the one that is
+    kept, as `safetensors.torch.save_model` does and `load_model` expects.
+
+    Raises:
+        UsageError: there is not exactly one state dict.
+        FormatError: a tensor's dtype does not exist in the format.
+    """
+    part = _only_part(plan)
+    metadata = dict(plan.checkpoint.metadata or {})
+    if plan.checkpoint.tree is not None:
+        metadata.setdefault("format", "pt")
+    kept: dict[object, _Tensor] = {}
+    tied: dict[str, str] = {}
+    for tensor in sorted(_tensors(part), key=lambda tensor: tensor.name):
+        first = kept.setdefault(tensor.tie, tensor)
+        if first is not tensor:
+            tied[tensor.name] = first.name
+    for tensor in kept.values():
+        if tensor.dtype.safetensors is None:
+            raise FormatError(
+                f"{plan.checkpoint.path}: {tensor.name}",
+                f"safetensors has no {tensor.dtype.label}",
+                hint="--format torch keeps it",
+            )
+    tensors = sorted(kept.values(), key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
+    layout = _lay_out(tensors, metadata | tied or None)
+    return layout, tuple(_losses(plan, part, tied))
+
+
+def _only_part(plan: Plan) -> Part:
+    roots = [part.state_dict.root for part in plan.parts]
+    if len(roots) == 1:
+        return plan.parts[0]
+    raise UsageError(
+        str(plan.checkpoint.path),
+        "safetensors holds one state dict" if roots else "there is no state dict to write",
+        expected="one state dict",
+        found=f"{len(roots)}: {', '.join(root or 'the top' for root in roots)}" if roots else "",
+        hint=" or ".join(f"--only {root}" for root in roots if root),
+    )
+
+
+def _tensors(part: Part) -> list[_Tensor]:
+    found: list[_Tensor] = []
+    for action in part.actions:
+        match action:
+            case Copy(spec):
+                tie: object = spec.view if spec.numel else spec.name
+                found.append(_Tensor(spec.name, spec.dtype, spec.shape, Elements(spec), tie))
+            case Decompose(weight, dim, _, g, v):
+                # The place of v's slot is not known yet: `_lay_out` puts it in.
+                magnitude = Magnitude(action, -1, 0, row_major(weight.shape))
+                tie = ("g", weight.view, dim)
+                found.append(_Tensor(g, weight.dtype, action.g_shape, magnitude, tie))
+                tie = ("v", weight.view, dim)
+                found.append(_Tensor(v, weight.dtype, weight.shape, Elements(weight), tie))
+            case Compose(pair):
+                tie = (pair.g.view, pair.v.view)
+                found.append(
+                    _Tensor(pair.weight, pair.dtype, pair.v.shape, Product(pair), tie)
+                )
+    return found
+
+
+def _lay_out(tensors: list[_Tensor], metadata: Mapping[str, str] | None) -> Layout:
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    place = 0
+    for tensor in tensors:
+        end = place + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": tensor.dtype.safetensors,
+            "shape": list(tensor.shape),
+            "data_offsets": [place, end],
+        }
+        place = end
+    raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    raw += b" " * (-len(raw) % 8)
+    fixed = struct.pack("<Q", len(raw)) + raw
+    places = {tensor.tie: index for index, tensor in enumerate(tensors)}
+    slots = []
+    offset = len(fixed)
+    for tensor in tensors:
+        content = tensor.content
+        if isinstance(content, Magnitude):
+            weight = content.action.weight
+            content = replace(content, direction=places["v", weight.view, content.action.dim])
+        slots.append(Slot(offset, tensor.nbytes, content))
+        offset += tensor.nbytes
+    return Layout(offset, tuple(slots), ((0, fixed),))
+
+
+def _losses(plan: Plan, part: Part, tied: Mapping[str, str]) -> list[Note]:
+    notes = [
+        Note("tied", f"{name} is tied to {first}, and stored once; the metadata says so", name)
+        for name, first in tied.items()
+    ]
+    root = part.state_dict.root
+    entries = () if plan.only is not None else plan.checkpoint.entries
+    lost = [entry.path for entry in entries if entry.path not in plan.drop]
+    lost += [f"{root}.{name}" if root else name for name in part.state_dict.others]
+    if lost:
+        notes.append(
+            Note(
+                "left-out",
+                f"safetensors holds tensors only; left out: {', '.join(lost)}",
+                str(plan.checkpoint.path),
+                is_warning=True,
+            )
+        )
+    return notes

@@ -1,0 +1,75 @@
+"""Where every byte of an output file goes, and what it is made from, before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from wncli.plan import Decompose
+from wncli.survey import Pair
+from wncli.tensors import Storage, TensorSpec
+
+#: Bytes and the place in the file where they go.
+Written = tuple[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A storage of the input, byte for byte."""
+
+    storage: Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """A tensor of the input in row-major order."""
+
+    tensor: TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude:
+    """The g of a weight.
+
+    `direction` is the place of the slot that receives its v, `offset` and `strides` (elements) that
+    of v in there: where a slice is all zero, v is given a direction.
+    """
+
+    action: Decompose
+    direction: int
+    offset: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The weight that a pair stands for, in row-major order or in the order v has in memory."""
+
+    pair: Pair
+    row_major: bool = True
+
+
+Content = Whole | Elements | Magnitude | Product
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A run of bytes of the output and what fills it."""
+
+    offset: int
+    nbytes: int
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """An output file.
+
+    `fixed` are the bytes that are known already; `seal` makes the last ones from the checksums
+    of the slots, where the format records any.
+    """
+
+    nbytes: int
+    slots: tuple[Slot, ...]
+    fixed: tuple[Written, ...]
+    seal: Callable[[Sequence[int]], list[Written]] | None = None

@@ -1,0 +1,217 @@
+"""The `-l` and `-x` rules: globs over a weight's full name and its module path; `*` crosses dots."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from wncli.errors import UsageError
+from wncli.naming import split
+
+_NO_DIM = "none"
+_WILDCARDS = re.compile(r"[*?]|\[.*\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One `-l` or `-x` rule as it was typed; `has_dim` tells `=none` from no dim at all."""
+
+    text: str
+    glob: str
+    has_dim: bool = False
+    dim: int | None = None
+
+    def matches(self, weight: str) -> bool:
+        """Whether the glob matches the weight's full name, or its module path."""
+        return self.matches_name(weight) or self.matches_module(weight)
+
+    def matches_name(self, weight: str) -> bool:
+        """Whether the glob matches the weight's full name."""
+        return fnmatch.fnmatchcase(weight, self.glob)
+
+    def matches_module(self, weight: str) -> bool:
+        """Whether the glob matches the module that the weight belongs to."""
+        module = split(weight)[0]
+        return bool(module) and fnmatch.fnmatchcase(module, self.glob)
+
+    def names_parameter(self, weight: str) -> bool:
+        """Whether the glob speaks of this parameter, not just of all that is in a module.
+
+        `*.bias`, `lstm.weight_hh*` and a module in full do; `*` and `decoder.*` don't.
+        """
+        if not _WILDCARDS.search(self.glob):
+            return self.matches(weight)
+        last = self.glob.rpartition(".")[2]
+        speaks = bool(_WILDCARDS.sub("", last))
+        return speaks and self.matches_name(weight) and fnmatch.fnmatchcase(split(weight)[1], last)
+
+
+def parse_dim(text: str, where: str) -> int | None:
+    """A dim as it is typed: a whole number, or none.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text.lower() == _NO_DIM:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(
+            where,
+            f"{text!r} is no dim",
+            expected="a whole number from 0, or none for the whole tensor",
+        ) from None
+
+
+def parse_layers(texts: Iterable[str], *, with_dims: bool) -> tuple[Rule, ...]:
+    """Read `GLOB` or, `with_dims`, `GLOB=DIM` rules.
+
+    Raises:
+        UsageError: a rule is empty, or its dim is none, or no dim is wanted here.
+    """
+    return tuple(_parse_layer(text, with_dims=with_dims) for text in texts)
+
+
+def _parse_layer(text: str, *, with_dims: bool) -> Rule:
+    where = f"-l {text}"
+    glob, equals, dim = text.rpartition("=")
+    if not equals:
+        glob = text
+    if not glob:
+        raise UsageError(where, "the rule is empty", expected="a layer's name, or a glob like 'ups.*'")
+    if not equals:
+        return Rule(text, glob)
+    if not with_dims:
+        raise UsageError(
+            where,
+            "no dim can be chosen here: it is read off g's shape",
+            hint=f"-l '{glob}'",
+        )
+    return Rule(text, glob, has_dim=True, dim=parse_dim(dim, where))
+
+
+def parse_exclusions(texts: Iterable[str]) -> tuple[Rule, ...]:
+    """Read `-x` rules, which are globs alone.
+
+    Raises:
+        UsageError: a rule is empty.
+    """
+    for text in texts:
+        if not text:
+            raise UsageError("-x", "the rule is empty", expected="a layer's name, or a glob")
+    return tuple(Rule(text, text) for text in texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A weight that rules can choose: `weight` is its full name in the state dict at `root`.
+
+    `rank` is its number of dimensions; `by_default` tells whether it is meant when no rule names
+    it in full.
+    """
+
+    root: str
+    weight: str
+    rank: int
+    by_default: bool
+
+
+Chosen = dict[Candidate, Rule | None]
+
+
+def choose_pairs(
+    pairs: Sequence[Candidate], layers: Sequence[Rule], exclude: Sequence[Rule]
+) -> Chosen:
+    """Of the normalized weights, those that the rules take; without `-l` all.
+
+    Raises:
+        UsageError: an `-l` rule matches nothing.
+    """
+    return _choose(
+        pairs,
+        layers,
+        exclude,
+        lambda rule: [pair for pair in pairs if rule.matches(pair.weight)],
+        "normalized layer",
+    )
+
+
+def choose_weights(
+    weights: Sequence[Candidate], layers: Sequence[Rule], exclude: Sequence[Rule]
+) -> Chosen:
+    """Of the plain tensors, those that the rules take; without `-l` those meant by default.
+
+    A rule takes what it matches of the default weights. It takes other parameters where it names
+    them, as `lstm.weight_hh_l0` and `*.bias` do, or where it matches no default weight, as
+    `lstm.*`. Vectors are taken only by a rule that matches nothing wider, so that `*.weight` does
+    not reach for the gains of normalization layers.
+
+    Raises:
+        UsageError: an `-l` rule matches nothing.
+    """
+
+    def matched(rule: Rule) -> list[Candidate]:
+        found = [
+            item
+            for item in weights
+            if rule.matches_name(item.weight)
+            or (split(item.weight)[1] == "weight" and rule.matches_module(item.weight))
+        ]
+        named = [item for item in found if rule.names_parameter(item.weight)]
+        wide = [item for item in found if item.rank > 1]
+        meant = [item for item in wide if item.by_default or item in named]
+        return meant or wide or named
+
+    defaults = [item for item in weights if item.by_default]
+    return _choose(weights if layers else defaults, layers, exclude, matched, "weight")
+
+
+def _choose(
+    offered: Sequence[Candidate],
+    layers: Sequence[Rule],
+    exclude: Sequence[Rule],
+    matched: Callable[[Rule], list[Candidate]],
+    what: str,
+) -> Chosen:
+    taken: Chosen = {} if layers else dict.fromkeys(offered)
+    for rule in layers:
+        found = matched(rule)
+        if not found:
+            raise no_match("-l", rule, (item.weight for item in offered), what)
+        for item in found:
+            taken.setdefault(item, rule)
+    return {
+        item: taken[item]
+        for item in offered
+        if item in taken and not any(rule.matches(item.weight) for rule in exclude)
+    }
+
+
+def check_exclusions(exclude: Iterable[Rule], names: Sequence[str]) -> None:
+    """Hold each `-x` rule against everything in the checkpoint, normalized or not.
+
+    Raises:
+        UsageError: a rule matches nothing.
+    """
+    for rule in exclude:
+        if not any(rule.matches(name) for name in names):
+            raise no_match("-x", rule, names, "layer")
+
+
+def no_match(option: str, rule: Rule, names: Iterable[str], what: str) -> UsageError:
+    """The refusal of a rule that matches nothing, with the names that come near it."""
+    known = list(dict.fromkeys(part for name in names for part in (name, split(name)[0]) if part))
+    near = difflib.get_close_matches(rule.glob, known, n=3, cutoff=0.5)
+    text = rule.glob.strip("*.").lower()
+    near = near or [name for name in known if text and text in name.lower()][:3]
+    return UsageError(
+        f"{option} {rule.text}",
+        f"the rule matches no {what}",
+        expected=f"a name or glob, as of {', '.join(known[:3])}" if known else f"a {what}",
+        hint=" or ".join(f"{option} {name}" for name in near)
+        or "wn inspect CHECKPOINT lists the names",
+    )

@@ -1,0 +1,178 @@
+"""Finds the weight-norm pairs of a state dict, and what only looks like one, from names and shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wncli.dims import fitting_dims
+from wncli.naming import Half, Naming, join, pair_names, parametrized_weight, read_half, split
+from wncli.tensors import NORMALIZABLE, DType, TensorSpec
+
+if TYPE_CHECKING:
+    from wncli.checkpoint import StateDict
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A magnitude and its direction; `stale` is a tensor that stands under the weight's own name.
+
+    `dim` is the lowest that g's shape can mean, None for the whole tensor.
+    """
+
+    weight: str
+    naming: Naming
+    g: TensorSpec
+    v: TensorSpec
+    dim: int | None
+    stale: TensorSpec | None = None
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of the weight: the pair's, or what PyTorch promotes a mixed pair to."""
+        if self.g.dtype is self.v.dtype:
+            return self.g.dtype
+        if self.g.dtype.bits == self.v.dtype.bits:
+            return DType.F32
+        return max(self.g.dtype, self.v.dtype, key=lambda dtype: dtype.bits)
+
+
+@dataclass(frozen=True, slots=True)
+class LookAlike:
+    """Names that resemble weight norm and are not, or not soundly.
+
+    `code` is `"half-pair"`, `"misfit"`, `"both-spellings"`, `"dtype"` (these cannot be folded),
+    `"spectral-norm"` or `"other-parametrization"` (these are something else, and left alone).
+    """
+
+    code: str
+    weight: str
+    names: tuple[str, ...]
+    message: str
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it is meant as weight norm, so that passing over it would hide a defect."""
+        return self.code not in {"spectral-norm", "other-parametrization"}
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a state dict holds, as far as weight norm goes."""
+
+    state_dict: StateDict
+    pairs: tuple[Pair, ...]
+    look_alikes: tuple[LookAlike, ...]
+
+    @property
+    def halves(self) -> frozenset[str]:
+        """The names of everything that belongs to a pair or looks like it."""
+        paired = {spec.name for pair in self.pairs for spec in (pair.g, pair.v)}
+        return frozenset(paired.union(*(alike.names for alike in self.look_alikes)))
+
+
+def survey(state_dict: StateDict) -> Survey:
+    """Look through one state dict."""
+    tensors = {spec.name: spec for spec in state_dict.tensors}
+    weights: dict[str, list[Half]] = {}
+    parametrized: dict[str, list[str]] = {}
+    for name in tensors:
+        half = read_half(name)
+        if half:
+            weights.setdefault(half.weight, []).append(half)
+        owner = parametrized_weight(name)
+        if owner:
+            parametrized.setdefault(owner, []).append(name)
+    pairs: list[Pair] = []
+    look_alikes: list[LookAlike] = []
+    for weight, halves in weights.items():
+        found = _judge(weight, halves, tensors, parametrized.get(weight, []))
+        if isinstance(found, Pair):
+            pairs.append(found)
+        elif found:
+            look_alikes.append(found)
+    look_alikes += _parametrized_spectral_norms(tensors)
+    return Survey(state_dict, tuple(pairs), tuple(look_alikes))
+
+
+def _judge(
+    weight: str, halves: list[Half], tensors: dict[str, TensorSpec], parametrized: list[str]
+) -> Pair | LookAlike | None:
+    names = tuple(half.name for half in halves)
+    spellings = {half.naming for half in halves}
+    if len(spellings) > 1:
+        return LookAlike(
+            "both-spellings", weight, names, "is normalized in both spellings at once"
+        )
+    (naming,) = spellings
+    if naming == "hook":
+        module, parameter = split(weight)
+        spectral = (join(module, f"{parameter}_{part}") for part in ("orig", "u"))
+        others = [name for name in spectral if name in tensors]
+    else:
+        others = [name for name in parametrized if name not in names]
+    if others:
+        kind = "spectral-norm" if naming == "hook" else "other-parametrization"
+        message = (
+            "is spectral norm, not weight norm"
+            if naming == "hook"
+            else "has another parametrization, alone or on top of weight norm"
+        )
+        return LookAlike(kind, weight, (*names, *others), message)
+    if len(halves) == 1:
+        return _half(weight, halves[0], names)
+    return _pair(weight, naming, tensors)
+
+
+def _half(weight: str, half: Half, names: tuple[str, ...]) -> LookAlike | None:
+    if half.naming == "hook" and not _is_weight_like(half.parameter):
+        return None  # any parameter may happen to end in _g or _v
+    g, v = pair_names(weight, half.naming)
+    missing = v if half.role == "g" else g
+    return LookAlike("half-pair", weight, names, f"is half a pair: {missing} is missing")
+
+
+def _pair(weight: str, naming: Naming, tensors: dict[str, TensorSpec]) -> Pair | LookAlike | None:
+    g, v = (tensors[name] for name in pair_names(weight, naming))
+    parameter = split(weight)[1]
+    dims = fitting_dims(g.shape, v.shape)
+    elementwise = g.shape == v.shape and v.numel > 1
+    if naming == "hook" and not _is_weight_like(parameter) and (not dims or elementwise):
+        return None  # two parameters of one module that happen to end in _g and _v
+    if not dims:
+        return LookAlike(
+            "misfit",
+            weight,
+            (g.name, v.name),
+            f"is no weight norm: {g.name} {list(g.shape)} fits no dim of"
+            f" {v.name} {list(v.shape)}",
+        )
+    if not {g.dtype, v.dtype} <= NORMALIZABLE:
+        return LookAlike(
+            "dtype",
+            weight,
+            (g.name, v.name),
+            f"cannot be folded: {g.name} is {g.dtype.label} and {v.name} is {v.dtype.label}"
+            " (float64, float32, float16 and bfloat16 can)",
+        )
+    return Pair(weight, naming, g, v, dims[0], tensors.get(weight))
+
+
+def _parametrized_spectral_norms(tensors: dict[str, TensorSpec]) -> list[LookAlike]:
+    found = []
+    for name in tensors:
+        owner, original = split(name)
+        module, weight = split(owner)
+        module, marker = split(module)
+        vector = f"{owner}.0._u"
+        if original == "original" and marker == "parametrizations" and vector in tensors:
+            names = (name, vector, f"{owner}.0._v")
+            full = join(module, weight)
+            found.append(
+                LookAlike("spectral-norm", full, names, "is spectral norm, not weight norm")
+            )
+    return found
+
+
+def _is_weight_like(parameter: str) -> bool:
+    return parameter.startswith(("weight", "bias"))
