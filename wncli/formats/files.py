@@ -12,7 +12,8 @@ from wncli.errors import FormatError
 class Source:
     """An input file that is open for reading.
 
-    `file` is for reading headers in turn; `read_at` reads anywhere and from any thread.
+    `file` is for reading headers in turn; `read_at` and `read_into` read anywhere and from any
+    thread.
     """
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
@@ -33,10 +34,22 @@ class Source:
         """
         if offset < 0 or count < 0 or offset + count > self.nbytes:
             raise self.truncated(what, offset + count)
-        data = os.pread(self.file.fileno(), count, offset)
-        if len(data) != count:
-            raise self.truncated(what, offset + count)
-        return data
+        data = bytearray(count)
+        self.read_into(offset, memoryview(data), what)
+        return bytes(data)
+
+    def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
+        """Fill `buffer` from `offset` on.
+
+        Raises:
+            FormatError: the file ends before.
+        """
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self.file.fileno(), [buffer[done:]], offset + done)
+            if not count:
+                raise self.truncated(what, offset + len(buffer))
+            done += count
 
     def truncated(self, what: str, needed: int) -> FormatError:
         """The refusal of a file that ends inside `what`."""
@@ -44,6 +57,6 @@ class Source:
             self.where,
             f"the file ends inside {what}",
             expected=f"at least {needed:,} bytes",
-            found=f"{self.nbytes:,} bytes",
+            found=f"{os.fstat(self.file.fileno()).st_size:,} bytes",
             hint="copy or download it again: it is truncated",
         )

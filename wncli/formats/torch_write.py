@@ -252,11 +252,9 @@ class _Build:
             assert self.tree is not None  # noqa: S101 - for the type checker
             identity, storage = self.tree.references[node]
             key = numbers.setdefault(self.whole(storage), str(len(numbers)))
-            if identity.key == key and identity.view is None:
-                return node.pid
             itemsize = identity.dtype.itemsize if identity.dtype else 1
-            kind, location = node.pid[1], node.pid[3]
-            return ("storage", kind, key, location, storage.nbytes // itemsize)
+            tag, kind, _, location, *_ = node.pid  # the legacy format has a sixth member
+            return (tag, kind, key, location, storage.nbytes // itemsize)
 
         pickle = write_pickle(root, protocol, edits, persistent)
         contents = [self.contents[index] for index in numbers]

@@ -1,0 +1,67 @@
+"""Weight normalization in saved checkpoints: list it, apply it, remove it, without the model's code.
+
+The commands are functions that return a `Report`; the arithmetic works on NumPy arrays. What is
+not used is not imported: neither NumPy nor the terminal libraries come with `import wncli`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from wncli.errors import (
+    FileError,
+    FormatError,
+    NothingToDo,
+    UsageError,
+    WeightNormError,
+    WnError,
+)
+
+if TYPE_CHECKING:
+    from wncli.api import apply, inspect, remove
+    from wncli.notes import Note
+    from wncli.report import Layer, Parameters, Report
+    from wncli.weight_norm import compose, decompose, magnitude
+
+__all__ = [
+    "FileError",
+    "FormatError",
+    "Layer",
+    "Note",
+    "NothingToDo",
+    "Parameters",
+    "Report",
+    "UsageError",
+    "WeightNormError",
+    "WnError",
+    "__version__",
+    "apply",
+    "compose",
+    "decompose",
+    "inspect",
+    "magnitude",
+    "remove",
+]
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "apply": "api",
+    "inspect": "api",
+    "remove": "api",
+    "compose": "weight_norm",
+    "decompose": "weight_norm",
+    "magnitude": "weight_norm",
+    "Layer": "report",
+    "Note": "notes",
+    "Parameters": "report",
+    "Report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the room has under this name
+    if name not in _ROOMS:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(f"wncli.{_ROOMS[name]}"), name)

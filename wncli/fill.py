@@ -1,0 +1,240 @@
+"""Carries out a layout: fills every byte range of the output, in parallel, from the input.
+
+Memory is a few blocks per thread, whatever the tensors' sizes. What is unchanged is copied by the
+kernel; checksums that the input records for such bytes are passed on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, assert_never
+
+import numpy as np
+
+from wncli.blocks import BLOCK, Array, TensorBlocks
+from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
+from wncli.notes import Note
+from wncli.streams import fold_pair, split_weight
+
+if TYPE_CHECKING:
+    from wncli.formats.files import Source
+    from wncli.tensors import TensorSpec
+
+#: Called with a number of bytes that have just been written.
+Progress = Callable[[int], None]
+
+#: Bytes of one copying step, between which a run can be stopped and progress shown.
+_STEP = 16 << 20
+_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+
+
+class _Stopped(Exception):  # noqa: N818 - ends a thread after another has failed
+    """Another part of the run has failed."""
+
+
+def fill(layout: Layout, source: Source, descriptor: int, progress: Progress) -> tuple[Note, ...]:
+    """Write all of `layout` to `descriptor`.
+
+    Returns:
+        What the data showed: all-zero slices, NaN and Inf, stale weights that differed.
+
+    Raises:
+        WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
+        FormatError: the input ends early.
+    """
+    return _Filling(layout, source, descriptor, progress).run()
+
+
+class _Filling:
+    def __init__(
+        self, layout: Layout, source: Source, descriptor: int, progress: Progress
+    ) -> None:
+        self.layout = layout
+        self.source = source
+        self.descriptor = descriptor
+        self.progress = progress
+        self.checksums = [0] * len(layout.slots)
+        self.notes: list[tuple[int, Note]] = []
+        self.patches: list[tuple[int, bytes]] = []
+        self.stopping = False
+
+    def run(self) -> tuple[Note, ...]:
+        for offset, data in self.layout.fixed:
+            self.write(offset, memoryview(data))
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            try:
+                running = [pool.submit(task) for task in self.tasks()]
+                self.wait_for(running)
+            except BaseException:
+                self.stopping = True
+                pool.shutdown(cancel_futures=True)
+                raise
+        self.apply_patches()
+        if self.layout.seal:
+            for offset, data in self.layout.seal(self.checksums):
+                self.write(offset, memoryview(data))
+        return tuple(note for _, note in sorted(self.notes, key=lambda item: item[0]))
+
+    @staticmethod
+    def wait_for(running: Sequence[Future[None]]) -> None:
+        done, _ = wait(running, return_when=FIRST_EXCEPTION)
+        failures = [f.exception() for f in done if not f.cancelled() and f.exception()]
+        for failure in failures:
+            if failure and not isinstance(failure, _Stopped):
+                raise failure
+
+    def tasks(self) -> list[Callable[[], None]]:
+        tasks: list[Callable[[], None]] = []
+        copies: list[tuple[int, int, int]] = []
+        for index, slot in enumerate(self.layout.slots):
+            run = self.plain_run(slot)
+            if run is None:
+                tasks.append(lambda index=index, slot=slot: self.compute(index, slot))
+                continue
+            offset, checksum = run
+            if self.layout.seal and checksum is None:
+                tasks.append(
+                    lambda index=index, slot=slot, offset=offset: self.copy_summed(
+                        index, offset, slot
+                    )
+                )
+                continue
+            self.checksums[index] = checksum or 0
+            last = copies[-1] if copies else (0, 0, 0)
+            if copies and last[0] + last[2] == offset and last[1] + last[2] == slot.offset:
+                copies[-1] = (last[0], last[1], last[2] + slot.nbytes)
+            else:
+                copies.append((offset, slot.offset, slot.nbytes))
+        tasks += [lambda copy=copy: self.copy(*copy) for copy in copies]
+        return tasks
+
+    @staticmethod
+    def plain_run(slot: Slot) -> tuple[int, int | None] | None:
+        """Where the run of the input is that fills the slot as it is, and its known checksum."""
+        match slot.content:
+            case Whole(storage):
+                return storage.offset, storage.crc
+            case Elements(tensor) if tensor.is_contiguous:
+                storage = tensor.storage
+                place = storage.offset + tensor.offset * tensor.dtype.itemsize
+                known = storage.crc if tensor.nbytes == storage.nbytes else None
+                return place, known
+        return None
+
+    def compute(self, index: int, slot: Slot) -> None:
+        match slot.content:
+            case Elements(tensor):
+                self.copy_elements(index, slot, tensor)
+            case Magnitude():
+                self.magnitude(index, slot, slot.content)
+            case Product():
+                self.product(index, slot, slot.content)
+            case Whole():
+                raise AssertionError
+            case _:
+                assert_never(slot.content)
+
+    # -- moving bytes ---------------------------------------------------------------------------
+
+    def write(self, offset: int, data: memoryview) -> None:
+        if self.stopping:
+            raise _Stopped
+        while data:
+            count = os.pwrite(self.descriptor, data, offset)
+            data = data[count:]
+            offset += count
+
+    def write_array(self, index: int, offset: int, array: Array) -> None:
+        """Write an array's bytes, taking them into the slot's checksum."""
+        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        self.write(offset, data)
+        if self.layout.seal:
+            self.checksums[index] = zlib.crc32(data, self.checksums[index])
+        self.progress(len(data))
+
+    def copy(self, offset: int, target: int, count: int) -> None:
+        """Copy bytes inside the kernel where it can, through memory where it cannot."""
+        done = 0
+        while done < count:
+            if self.stopping:
+                raise _Stopped
+            step = min(_STEP, count - done)
+            try:
+                moved = os.copy_file_range(
+                    self.source.file.fileno(), self.descriptor, step, offset + done, target + done
+                )
+            except AttributeError:
+                moved = -1
+            except OSError as error:
+                if error.errno not in _NO_KERNEL_COPY:
+                    raise
+                moved = -1
+            if moved == 0:
+                raise self.source.truncated("the tensors", offset + count)
+            if moved < 0:
+                moved = min(BLOCK, step)
+                data = self.source.read_at(offset + done, moved, "the tensors")
+                self.write(target + done, memoryview(data))
+            done += moved
+            self.progress(moved)
+
+    def copy_summed(self, index: int, offset: int, slot: Slot) -> None:
+        buffer = np.empty(min(BLOCK, slot.nbytes), np.uint8)
+        for place in range(0, slot.nbytes, BLOCK):
+            block = buffer[: min(BLOCK, slot.nbytes - place)]
+            self.source.read_into(offset + place, memoryview(block), "the tensors")
+            self.write_array(index, slot.offset + place, block)
+
+    def copy_elements(self, index: int, slot: Slot, tensor: TensorSpec) -> None:
+        element = np.dtype(f"V{tensor.dtype.itemsize}")
+        blocks = TensorBlocks(self.source, tensor, element, row_major=True)
+        for block in blocks:
+            place = slot.offset + block.start * element.itemsize
+            self.write_array(index, place, blocks.read(block))
+
+    # -- arithmetic -----------------------------------------------------------------------------
+
+    def magnitude(self, index: int, slot: Slot, content: Magnitude) -> None:
+        split = split_weight(self.source, content.action)
+        self.notes += [(index, note) for note in split.notes]
+        itemsize = content.action.weight.dtype.itemsize
+        dim = content.action.dim
+        for channel, unit in split.units:
+            step = 0 if dim is None else content.strides[dim] * channel
+            self.patches.append((content.direction + (content.offset + step) * itemsize, unit))
+        self.write_array(index, slot.offset, split.g)
+
+    def product(self, index: int, slot: Slot, content: Product) -> None:
+        notes: list[Note] = []
+        itemsize = content.pair.dtype.itemsize
+        runs = fold_pair(
+            self.source, content.pair, notes, row_major_order=content.row_major
+        )
+        for start, w in runs:
+            self.write_array(index, slot.offset + start * itemsize, w)
+        self.notes += [(index, note) for note in notes]
+
+    def apply_patches(self) -> None:
+        """Give all-zero slices of v their direction, now that what it replaces is written."""
+        for offset, data in self.patches:
+            self.write(offset, memoryview(data))
+        if not (self.layout.seal and self.patches):
+            return
+        places = sorted(offset for offset, _ in self.patches)
+        for index, slot in enumerate(self.layout.slots):
+            nearest = bisect_left(places, slot.offset)
+            if nearest < len(places) and places[nearest] < slot.offset + slot.nbytes:
+                self.checksums[index] = self.checksum(slot)
+
+    def checksum(self, slot: Slot) -> int:
+        """The checksum of what stands in a slot of the output."""
+        found = 0
+        for place in range(0, slot.nbytes, BLOCK):
+            count = min(BLOCK, slot.nbytes - place)
+            found = zlib.crc32(os.pread(self.descriptor, count, slot.offset + place), found)
+        return found

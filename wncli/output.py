@@ -1,0 +1,89 @@
+"""The output file: complete or not there. A temporary sibling that is renamed onto the target."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wncli.errors import FileError, WnError
+
+#: What the name of a temporary sibling ends with; no checkpoint's name does.
+PARTIAL_SUFFIX = ".wn-partial"
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Refuse a target that cannot be written, before any work is done.
+
+    Raises:
+        FileError: it exists and `force` is not given, is no regular file, or has no directory.
+    """
+    where = str(output)
+    if output.is_dir():
+        raise FileError(where, "OUTPUT is a directory", expected="a file's name")
+    if output.exists() and not stat.S_ISREG(output.stat().st_mode):
+        raise FileError(where, "OUTPUT is no regular file", expected="a file's name")
+    if output.exists() and not force:
+        raise FileError(
+            where, "OUTPUT exists already", hint="--force replaces it, or choose another name"
+        )
+    folder = target_of(output).parent
+    if not folder.is_dir():
+        raise FileError(where, "the directory does not exist", hint=f"mkdir -p {folder}")
+
+
+def target_of(output: Path) -> Path:
+    """The file to replace: what `output` leads to if it is a link, so that the link stays."""
+    return Path(os.path.realpath(output)) if output.is_symlink() else output
+
+
+@contextmanager
+def replacing(output: Path, nbytes: int) -> Iterator[int]:
+    """A descriptor for a new file of `nbytes` that takes `output`'s place when the block ends well.
+
+    An existing file keeps its permissions, and is replaced only once the new one is on disk.
+
+    Raises:
+        FileError: no room, or no permission; nothing is left behind.
+    """
+    target = target_of(output)
+    partial = target.parent / f".{target.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
+    try:
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            _allocate(descriptor, nbytes)
+            yield descriptor
+            if target.exists():
+                os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        partial.replace(target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, WnError):
+            reason = os.strerror(error.errno or 0)
+            raise FileError(
+                str(output),
+                f"cannot be written ({reason})",
+                expected=f"room for {nbytes:,} bytes, and permission",
+            ) from None
+        raise
+
+
+def _allocate(descriptor: int, nbytes: int) -> None:
+    """Take the space at once, so that a full disk shows now and not half-way."""
+    os.ftruncate(descriptor, nbytes)
+    if nbytes and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+        except OSError as error:
+            import errno
+
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise

@@ -1,0 +1,171 @@
+"""What a command did or would do: counts, layers, notes; for people and, as JSON, for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from wncli.naming import Naming, split
+from wncli.notes import Note
+from wncli.plan import Action, Compose, Copy, Decompose, Plan
+
+SCHEMA = "wn/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Numbers of elements, tied tensors counted once; buffers count too: files don't tell."""
+
+    before: int
+    after: int
+
+    @property
+    def change(self) -> int:
+        """The difference, negative where there are fewer."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer that is, was or will be normalized.
+
+    `dim` is None for the norm of the whole tensor; `g` and `v` are the tensors' names; `shape` and
+    `dtype` are the weight's; `action` is `"none"`, `"apply"` or `"remove"`.
+    """
+
+    root: str
+    module: str
+    parameter: str
+    dim: int | None
+    naming: Naming
+    shape: tuple[int, ...]
+    dtype: str
+    g: str
+    v: str
+    action: Literal["none", "apply", "remove"]
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A state dict of the checkpoint: where it stands, its tensors, how many are normalized."""
+
+    root: str
+    tensors: int
+    parameters: int
+    normalized: int
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Something in the checkpoint that is no state dict, and what it is."""
+
+    path: str
+    kind: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of a command.
+
+    `output` is None for `inspect`; with `dry_run` nothing has been written. `unsafe` are the names
+    that a plain `torch.load` would import and `weights_only=True` refuses.
+    """
+
+    command: Literal["inspect", "apply", "remove"]
+    checkpoint: str
+    format: str
+    output: str | None
+    output_format: str | None
+    dry_run: bool
+    parameters: Parameters
+    layers: tuple[Layer, ...]
+    roots: tuple[Root, ...]
+    entries: tuple[Other, ...]
+    unsafe: tuple[str, ...]
+    notes: tuple[Note, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values for `json.dumps`; new keys may come, none will go."""
+        found = {"schema": SCHEMA} | asdict(self)
+        found["parameters"]["change"] = self.parameters.change
+        return found
+
+
+def make_report(
+    plan: Plan,
+    notes: tuple[Note, ...],
+    output: str | None = None,
+    output_format: str | None = None,
+    *,
+    dry_run: bool = False,
+) -> Report:
+    """Report on a plan; `notes` are what was found beyond it."""
+    checkpoint = plan.checkpoint
+    return Report(
+        plan.command,
+        str(checkpoint.path),
+        checkpoint.format,
+        output,
+        output_format,
+        dry_run,
+        _count(plan),
+        tuple(_layer(plan, root, action) for root, action in plan.changes),
+        tuple(
+            Root(
+                part.state_dict.root,
+                len(part.state_dict.tensors),
+                _numel(Copy(spec) for spec in part.state_dict.tensors),
+                sum(isinstance(action, Compose) for action in part.actions),
+            )
+            for part in plan.parts
+        ),
+        tuple(Other(e.path, e.kind, e.summary) for e in checkpoint.entries),
+        checkpoint.refused_names,
+        (*plan.notes, *notes),
+    )
+
+
+def _layer(plan: Plan, root: str, action: Decompose | Compose) -> Layer:
+    action_name: Literal["none", "apply", "remove"] = (
+        "none" if plan.command == "inspect" else plan.command
+    )
+    if isinstance(action, Compose):
+        pair = action.pair
+        module, parameter = split(pair.weight)
+        return Layer(
+            root, module, parameter, pair.dim, pair.naming, pair.v.shape, pair.dtype.label,
+            pair.g.name, pair.v.name, action_name,
+        )  # fmt: skip
+    module, parameter = split(action.weight.name)
+    return Layer(
+        root, module, parameter, action.dim, action.naming, action.weight.shape,
+        action.weight.dtype.label, action.g, action.v, action_name,
+    )  # fmt: skip
+
+
+def _count(plan: Plan) -> Parameters:
+    before = _numel(Copy(s) for part in plan.parts for s in part.state_dict.tensors)
+    return Parameters(before, _numel(action for part in plan.parts for action in part.actions))
+
+
+def _numel(actions: Any) -> int:  # noqa: ANN401
+    """Elements that are left by the actions, each tied tensor counted once."""
+    counts: dict[object, int] = {}
+    for action in actions:
+        _add(counts, action)
+    return sum(counts.values())
+
+
+def _add(counts: dict[object, int], action: Action) -> None:
+    match action:
+        case Copy(tensor):
+            counts[tensor.view] = tensor.numel
+        case Decompose(weight, dim):
+            size = 1
+            for length in action.g_shape:
+                size *= length
+            counts["g", weight.view, dim] = size
+            counts["v", weight.view, dim] = weight.numel
+        case Compose(pair):
+            counts[pair.g.view, pair.v.view] = pair.v.numel

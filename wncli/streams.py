@@ -1,0 +1,205 @@
+"""Weight norm of tensors in a file, read block by block; what the data shows goes into notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wncli.blocks import Array, Block, TensorBlocks, numpy_dtype
+from wncli.errors import WeightNormError
+from wncli.notes import Note
+from wncli.weight_norm import Factors, NormSum, factors, unit_like
+
+if TYPE_CHECKING:
+    from wncli.formats.files import Source
+    from wncli.plan import Decompose
+    from wncli.survey import Pair
+    from wncli.tensors import TensorSpec
+
+#: How far, in units of the dtype's precision, a stale weight may be off its pair's product.
+_STALE_ULPS = 64
+#: As many slices are named in a message.
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What splitting a weight gives: `g`, and the elements of v that differ from the weight's.
+
+    `units` holds, for each all-zero slice, its number and the one element that gives it a
+    direction: the first, which becomes 1 (or -1, so that 0 times it is the zero it was).
+    """
+
+    g: Array
+    units: tuple[tuple[int, bytes], ...]
+    notes: tuple[Note, ...]
+
+
+def split_weight(source: Source, action: Decompose) -> Split:
+    """Compute the magnitude of a weight.
+
+    Raises:
+        WeightNormError: a norm is beyond what the weight's dtype can hold.
+    """
+    weight = action.weight
+    where = f"{source.where}: {weight.name}"
+    dtype = numpy_dtype(weight.dtype)
+    blocks = TensorBlocks(source, weight, dtype, action.dim)
+    norms = _norm_sum(blocks, dtype).norms()
+    g = norms.rounded(dtype)
+    overflow = np.flatnonzero(np.isinf(g) & np.isfinite(norms.high))
+    if overflow.size:
+        raise WeightNormError(
+            where,
+            f"the norm of {_slices(overflow, len(g))} is beyond what {weight.dtype.label} can hold",
+            found=f"a norm of about {float(norms.high[overflow[0]]):.6g}"
+            if not norms.exponent.any()
+            else "",
+            hint=f"-x {weight.name} leaves this layer alone",
+        )
+    notes = _non_finite_notes(weight.name, where, np.flatnonzero(~np.isfinite(g)), len(g))
+    zero = np.flatnonzero(norms.high == 0) if weight.numel else np.empty(0, np.int64)
+    if zero.size:
+        message = (
+            f"{_slices(zero, len(g))} of {weight.name} {'is' if zero.size == 1 else 'are'} all"
+            " zero: written as g = 0 and a unit direction, which give 0 again"
+        )
+        notes.append(Note("zero-slices", message, where, is_warning=True))
+    units = tuple((int(c), _unit(source, weight, action.dim, int(c))) for c in zero)
+    return Split(g, units, tuple(notes))
+
+
+def fold_pair(
+    source: Source, pair: Pair, notes: list[Note], *, row_major_order: bool
+) -> Iterator[tuple[int, Array]]:
+    """The product of a pair as runs of elements, each with the place of its first.
+
+    What the data shows is added to `notes` with the last run.
+
+    Raises:
+        WeightNormError: a slice of v is all zero under a g that is not.
+    """
+    where = f"{source.where}: {pair.weight}"
+    v_dtype, w_dtype = numpy_dtype(pair.v.dtype), numpy_dtype(pair.dtype)
+    g = _read_all(source, pair.g)
+    blocks = TensorBlocks(source, pair.v, v_dtype, pair.dim, row_major=row_major_order)
+    scaling = None
+    if not blocks.hold_whole_slices:
+        scaling = _scaling(source, pair, g, _norm_sum(blocks, v_dtype), 0)
+    stale = _StaleCheck(source, pair, blocks) if pair.stale else None
+    odd: set[int] = set()
+    for block in blocks:
+        v = blocks.read(block)
+        first, last = block.channel, block.channel + block.shape[1]
+        if blocks.hold_whole_slices:
+            total = NormSum(block.shape[1], v_dtype)
+            total.add(v)
+            factor, base = _scaling(source, pair, g[first:last], total, first), first
+        elif scaling:
+            factor, base = scaling, 0
+        span = slice(first - base, last - base)
+        odd.update(map(int, np.flatnonzero(~np.isfinite(factor.high[span])) + first))
+        odd.update(map(int, np.flatnonzero(~np.isfinite(g[first:last])) + first))
+        w = v
+        if w_dtype != v_dtype or not factor.unchanged[span].all():
+            w = np.empty(block.shape, w_dtype)
+            factor.scale(v, w, first - base)
+        if stale:
+            stale.compare(block, w)
+        yield block.start, w
+    notes += _non_finite_notes(pair.weight, where, np.array(sorted(odd)), len(g))
+    if stale:
+        notes += stale.notes(where)
+
+
+def _norm_sum(blocks: TensorBlocks, dtype: np.dtype[Any]) -> NormSum:
+    total = NormSum(blocks.slices[1], dtype)
+    for block in blocks:
+        total.add(blocks.read(block), block.channel)
+    return total
+
+
+def _scaling(source: Source, pair: Pair, g: Array, total: NormSum, first: int) -> Factors:
+    found = factors(g, total.norms(), empty_slices=not pair.v.numel)
+    undefined = np.flatnonzero(found.undefined)
+    if undefined.size:
+        raise WeightNormError(
+            f"{source.where}: {pair.weight}",
+            f"{_slices(undefined + first, pair.g.numel)} of {pair.v.name} is all zero and has no"
+            " direction, but its g is not 0",
+            expected="g = 0 there, or a v that is not all zero",
+            found=f"g = {float(g[undefined[0]]):.6g} in {pair.g.name}",
+            hint=f"-x {pair.weight} leaves this layer as it is",
+        )
+    return found
+
+
+def _read_all(source: Source, spec: TensorSpec) -> Array:
+    dtype = numpy_dtype(spec.dtype)
+    blocks = TensorBlocks(source, spec, dtype, row_major=True)
+    parts = [blocks.read(block).reshape(-1) for block in blocks]
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def _unit(source: Source, weight: TensorSpec, dim: int | None, channel: int) -> bytes:
+    dtype = numpy_dtype(weight.dtype)
+    step = 0 if dim is None else weight.strides[dim] * channel
+    place = weight.storage.offset + (weight.offset + step) * dtype.itemsize
+    found = source.read_at(place, dtype.itemsize, f"tensor {weight.name!r}")
+    return unit_like(np.frombuffer(found, dtype)).tobytes()
+
+
+class _StaleCheck:
+    """Holds the weight that stands beside its g and v against their product."""
+
+    def __init__(self, source: Source, pair: Pair, blocks: TensorBlocks) -> None:
+        self.pair = pair
+        self.largest = self.worst = 0.0
+        self.old: TensorBlocks | None = None
+        stale = pair.stale
+        if stale and blocks.dense and stale.dtype is pair.dtype:
+            same = (stale.shape, stale.strides) == (pair.v.shape, pair.v.strides)
+            if same:
+                self.old = TensorBlocks(source, stale, numpy_dtype(stale.dtype), pair.dim)
+
+    def compare(self, block: Block, w: Array) -> None:
+        if self.old is None:
+            return
+        old = self.old.read(block).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(old - w.astype(np.float64))
+        self.worst = max(self.worst, float(np.nan_to_num(difference, nan=np.inf).max(initial=0)))
+        self.largest = max(self.largest, float(np.abs(w.astype(np.float64)).max(initial=0)))
+
+    def notes(self, where: str) -> list[Note]:
+        name = self.pair.weight
+        tolerance = _STALE_ULPS * 2.0 ** -_PRECISION[self.pair.dtype.name] * self.largest
+        if self.old is None:
+            message = f"{name} stood beside its own g and v, in another shape or layout: replaced"
+        elif self.worst > tolerance:
+            message = (
+                f"{name} stood beside its own g and v and differed from them by up to"
+                f" {self.worst:.3g}: replaced by their product"
+            )
+        else:
+            return []
+        return [Note("stale-weight", message, where, is_warning=True)]
+
+
+_PRECISION = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8}
+
+
+def _non_finite_notes(name: str, where: str, odd: Array, count: int) -> list[Note]:
+    if not odd.size:
+        return []
+    message = f"{_slices(odd, count)} of {name} has NaN or Inf, carried through"
+    return [Note("non-finite", message, where, is_warning=True)]
+
+
+def _slices(numbers: Array, count: int) -> str:
+    named = ", ".join(str(int(number)) for number in numbers[:_NAMED])
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    return f"slice{'s' if len(numbers) > 1 else ''} {named}{more} (of {count})"
