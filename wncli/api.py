@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wncli.checkpoint import Checkpoint
-from wncli.errors import UsageError
+from wncli.errors import NothingToDo, UsageError
 from wncli.formats import open_checkpoint
 from wncli.naming import Naming
 from wncli.plan import Plan, Request, plan_apply, plan_inspect, plan_remove
@@ -149,11 +149,25 @@ def _write(  # noqa: PLR0913 - what the commands have in common
         output_format = chosen or _format_of(output, opened)
         check_output(output, force=force)
         plan = make_plan(opened)
+        if not plan.changes:
+            raise _nothing(plan)
         layout, notes = _lay_out(plan, output_format, output)
         if not dry_run:
             with replacing(output, layout.nbytes) as descriptor:
                 notes += _fill(layout, source, descriptor, progress)
         return make_report(plan, notes, str(output), output_format, dry_run=dry_run)
+
+
+def _nothing(plan: Plan) -> NothingToDo:
+    apply = plan.command == "apply"
+    return NothingToDo(
+        str(plan.checkpoint.path),
+        "no weight to normalize was found (floating, of two or more dimensions, not yet normalized)"
+        if apply
+        else "no weight norm to remove was found",
+        hint="wn inspect shows what is in the file" + ("; -l names other parameters" * apply),
+        report=make_report(plan, ()),
+    )
 
 
 def _format_of(output: Path, checkpoint: Checkpoint) -> OutputFormat:

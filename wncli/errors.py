@@ -12,6 +12,11 @@ A message says where, what is wrong, what was expected, what was found and what 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wncli.report import Report
+
 
 class WnError(Exception):
     """One refusal: `where` it stands, the `problem`, and what helps.
@@ -62,4 +67,11 @@ class WeightNormError(WnError):
 
 
 class NothingToDo(WnError):  # noqa: N818 - an outcome with exit code 1, not an error of the input
-    """The request is sound, and nothing in the checkpoint answers to it."""
+    """The request is sound, and nothing in the checkpoint answers to it; nothing was written.
+
+    `report` is what there is to report all the same.
+    """
+
+    def __init__(self, where: str, problem: str, *, hint: str, report: Report) -> None:
+        super().__init__(where, problem, hint=hint)
+        self.report = report

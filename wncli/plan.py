@@ -11,7 +11,7 @@ from typing import Literal
 
 from wncli.checkpoint import Checkpoint, StateDict
 from wncli.dims import magnitude_shape, resolve_dim
-from wncli.errors import NothingToDo, UsageError, WeightNormError, WnError
+from wncli.errors import UsageError, WeightNormError, WnError
 from wncli.naming import Naming, pair_names, split
 from wncli.notes import Note
 from wncli.selection import (
@@ -161,7 +161,6 @@ def plan_remove(checkpoint: Checkpoint, request: Request) -> Plan:
     Raises:
         UsageError: a rule or root that matches nothing.
         WeightNormError: what is chosen only looks like a pair, or half of one is missing.
-        NothingToDo: there is no weight norm.
     """
     surveys = _surveys(checkpoint, request)
     notes: list[Note] = []
@@ -171,14 +170,8 @@ def plan_remove(checkpoint: Checkpoint, request: Request) -> Plan:
                 raise _refuse_look_alike(checkpoint, found, alike)
             notes.append(_look_alike_note(found, alike))
     chosen = _chosen_pairs(surveys, request)
-    if not chosen:
-        raise NothingToDo(
-            str(checkpoint.path),
-            "no weight norm to remove was found",
-            hint="wn inspect shows what is in the file",
-        )
     actions = {(root, pair.weight): Compose(pair) for root, pair in chosen}
-    notes += _optimizer_notes(checkpoint, request)
+    notes += _optimizer_notes(checkpoint, request) if chosen else []
     parts = _parts(surveys, actions)
     return Plan("remove", checkpoint, parts, request.only, request.drop, tuple(notes))
 
@@ -195,7 +188,6 @@ def plan_apply(
         UsageError: a rule or root that matches nothing, or only what is normalized already.
         WeightNormError: a chosen weight has no such dim, or a dtype without weight norm, or the
             names of its g and v are taken.
-        NothingToDo: there is no weight that is not normalized already.
     """
     surveys = _surveys(checkpoint, request)
     specs: dict[Candidate, TensorSpec] = {}
@@ -206,13 +198,6 @@ def plan_apply(
                 specs[_candidate(found.state_dict.root, spec)] = spec
     _refuse_normalized(surveys, list(specs), request)
     chosen = choose_weights(list(specs), request.layers, request.exclude)
-    if not chosen:
-        raise NothingToDo(
-            str(checkpoint.path),
-            "no weight to normalize was found",
-            expected="a floating weight of two or more dimensions that is not normalized already",
-            hint="wn inspect shows what is in the file; -l names other parameters",
-        )
     spelling = _spellings(surveys) if naming == "auto" else {}
     names = {(f.state_dict.root, s.name) for f in surveys for s in f.state_dict.tensors}
     actions: dict[tuple[str, str], Action] = {}
@@ -228,9 +213,9 @@ def plan_apply(
                     hint=f"-x {item.weight} leaves this layer alone",
                 )
         actions[item.root, item.weight] = action
-    notes = [] if request.layers else [_default_note(len(actions))]
+    notes = [] if request.layers or not actions else [_default_note(len(actions))]
     notes += [_look_alike_note(s, alike) for s in surveys for alike in s.look_alikes]
-    notes += _optimizer_notes(checkpoint, request)
+    notes += _optimizer_notes(checkpoint, request) if chosen else []
     parts = _parts(surveys, actions)
     return Plan("apply", checkpoint, parts, request.only, request.drop, tuple(notes))
 

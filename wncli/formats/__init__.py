@@ -10,10 +10,9 @@ from pathlib import Path
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import FileError, FormatError
-from wncli.formats.files import Source
+from wncli.formats.files import Source, unreadable
 
 _READABLE = "a safetensors file, or one that torch.save wrote"
-_TAR_MAGIC = slice(257, 262), b"ustar"
 _KNOWN = {
     b"version https://git-lfs": ("a Git LFS pointer, not the file it stands for", "git lfs pull"),
     b"\x89HDF": ("an HDF5 file (Keras, h5py)", ""),
@@ -41,19 +40,20 @@ def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Source]]:
                 "this is a directory" if stat.S_ISDIR(kind) else "this is no regular file",
                 expected="a checkpoint file",
             )
-        with path.open("rb") as file:
-            source = Source(path, file)
-            yield _read(source), source
+        file = path.open("rb")
     except FileNotFoundError:
         raise FileError(
             str(path), "no such file", expected="a checkpoint", hint=_near_files(path)
         ) from None
     except OSError as error:
-        raise FileError(str(path), f"cannot be read ({os.strerror(error.errno or 0)})") from None
+        raise unreadable(str(path), error) from None
+    with file:
+        source = Source(path, file)
+        yield _read(source), source
 
 
 def _read(source: Source) -> Checkpoint:
-    start = source.file.read(512)
+    start = source.read_at(0, min(512, source.nbytes), "the first bytes")
     if start.startswith(b"PK\x03\x04"):
         from wncli.formats.torch_zip import read_torch_zip
 
@@ -74,7 +74,7 @@ def _not_a_checkpoint(source: Source, start: bytes) -> FormatError:
     found, hint = "bytes of no known format", ""
     if not start:
         found = "an empty file"
-    elif start[_TAR_MAGIC[0]] == _TAR_MAGIC[1]:
+    elif start[257:262] == b"ustar":
         found = "a tar archive, as torch.save wrote before version 0.1.10"
         hint = "load it with torch.load and save it again"
     elif start.startswith(b"\x80"):
@@ -96,7 +96,7 @@ def _near_files(path: Path) -> str:
     import difflib
 
     try:
-        names = [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
+        names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
     except OSError:
         return ""
     near = difflib.get_close_matches(path.name, names, n=3)

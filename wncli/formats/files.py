@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from wncli.errors import FormatError
+from wncli.errors import FileError, FormatError
 
 
 class Source:
@@ -43,10 +43,14 @@ class Source:
 
         Raises:
             FormatError: the file ends before.
+            FileError: the system cannot read it.
         """
         done = 0
         while done < len(buffer):
-            count = os.preadv(self.file.fileno(), [buffer[done:]], offset + done)
+            try:
+                count = os.preadv(self.file.fileno(), [buffer[done:]], offset + done)
+            except OSError as error:
+                raise unreadable(self.where, error) from None
             if not count:
                 raise self.truncated(what, offset + len(buffer))
             done += count
@@ -60,3 +64,8 @@ class Source:
             found=f"{os.fstat(self.file.fileno()).st_size:,} bytes",
             hint="copy or download it again: it is truncated",
         )
+
+
+def unreadable(where: str, error: OSError) -> FileError:
+    """The refusal of a file that the system does not let be read."""
+    return FileError(where, f"cannot be read ({os.strerror(error.errno or 0)})")

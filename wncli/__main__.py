@@ -1,0 +1,5 @@
+"""`python -m wncli` is `wn`."""
+
+from wncli.cli import main
+
+main()

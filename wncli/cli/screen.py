@@ -1,0 +1,205 @@
+"""Everything that is printed: reports and tables on stdout, warnings, errors and progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from wncli.api import Progress
+    from wncli.report import Layer, Report
+
+#: Seconds before a progress bar is worth showing.
+_PATIENCE = 0.5
+#: Columns for output that no terminal bounds: nothing is cut off.
+_UNBOUNDED = 10_000
+
+_LOOKS = {"error": "bold red", "warning": "bold yellow", "nothing to do": "bold", "interrupted": "bold"}
+
+
+def printable(text: str) -> str:
+    """`text` with everything escaped that could move the cursor or hide: names come from strangers."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
+def show(report: Report, *, json: bool, quiet: bool) -> None:
+    """Print a report: as JSON, as names alone (`inspect` under `quiet`), or for people."""
+    if json:
+        from json import dumps
+
+        print(dumps(report.to_json(), indent=2))
+        return
+    if quiet:
+        if report.command == "inspect":
+            for layer in report.layers:
+                print(printable(_weight(layer)))
+        return
+    console = _console()
+    _show_headline(console, report)
+    if report.layers:
+        console.print(_layers_table(report))
+    elif report.command == "inspect":
+        console.print("\n  no weight norm\n")
+    if report.command == "inspect":
+        _show_contents(console, report)
+    _show_parameters(console, report)
+    for note in report.notes:
+        if not note.is_warning:
+            _print(console, "  ", ("note: ", "dim"), (printable(note.message), ""))
+    for note in report.notes:
+        if note.is_warning:
+            show_refusal("warning", note.message)
+
+
+def show_refusal(kind: str, message: str) -> None:
+    """Print an error, a warning or the like on stderr, its further lines indented."""
+    console = _console(stderr=True)
+    first, *rest = message.split("\n")
+    _print(console, (f"{kind}: ", _LOOKS[kind]), (printable(first), ""))
+    for line in rest:
+        label, colon, text = line.partition(":")
+        _print(console, (label + colon, "dim"), (printable(text), ""))
+
+
+@contextmanager
+def progress_bar(*, quiet: bool) -> Iterator[Progress]:
+    """A function that takes bytes done and bytes in all; draws on a terminal, once it takes long."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _count, _total: None
+        return
+    bar = _Bar()
+    try:
+        yield bar.advance
+    finally:
+        bar.stop()
+
+
+class _Bar:
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.done = 0
+        self.shown: tuple[object, object] | None = None
+
+    def advance(self, count: int, total: int) -> None:
+        self.done += count
+        if self.shown is None and time.monotonic() - self.start > _PATIENCE:
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            progress = Progress(*columns, console=_console(stderr=True), transient=True)
+            self.progress = progress
+            self.task = progress.add_task("writing", total=total)
+            progress.start()
+            self.shown = (progress, self.task)
+        if self.shown:
+            self.progress.update(self.task, completed=self.done)
+
+    def stop(self) -> None:
+        if self.shown:
+            self.progress.stop()
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _UNBOUNDED
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _print(console: Console, *parts: str | tuple[str, str]) -> None:
+    from rich.text import Text
+
+    console.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def _show_headline(console: Console, report: Report) -> None:
+    name = printable(report.checkpoint)
+    if report.output is None:
+        _print(console, (name, "bold"), f"  {report.format}")
+        return
+    verb = {"apply": "normalized", "remove": "folded"}[report.command]
+    count = f"{len(report.layers)} layer{'s' if len(report.layers) != 1 else ''}"
+    done = f"  would be {verb}: {count} (dry run)" if report.dry_run else f"  {count} {verb}"
+    output = f"{printable(report.output)} ({report.output_format})"
+    _print(console, name, (" → ", "dim"), (output, "bold"), done)
+
+
+def _layers_table(report: Report) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=True, header_style="dim")
+    several = len({layer.root for layer in report.layers}) > 1
+    if several:
+        table.add_column("root", overflow="fold")
+    table.add_column("layer", overflow="fold", ratio=None)
+    table.add_column("dim", justify="right", no_wrap=True)
+    for name in ("shape", "dtype", "spelling"):
+        table.add_column(name, overflow="fold")
+    for layer in report.layers:
+        row = [
+            printable(_weight(layer)),
+            "none" if layer.dim is None else str(layer.dim),
+            " × ".join(map(str, layer.shape)),
+            layer.dtype,
+            layer.naming,
+        ]
+        cells = [printable(layer.root), *row] if several else row
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _show_contents(console: Console, report: Report) -> None:
+    """What `inspect` says of the state dicts and of everything else in the file."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 3))
+    for root in report.roots:
+        summary = f"state dict, {_many(root.tensors, 'tensor')}, {root.parameters:,} parameters"
+        if root.normalized:
+            summary += f", {_many(root.normalized, 'layer')} normalized"
+        table.add_row(Text(f"  {printable(root.root) or '(top)'}"), Text(summary))
+    for entry in report.entries:
+        table.add_row(Text(f"  {printable(entry.path)}", "dim"), Text(printable(entry.summary), "dim"))
+    console.print(table)
+    if report.unsafe:
+        names = ", ".join(map(printable, report.unsafe))
+        _print(console, "\n  torch.load(weights_only=True) refuses: ", (names, "yellow"))
+    console.print()
+
+
+def _show_parameters(console: Console, report: Report) -> None:
+    counts = report.parameters
+    change = f"{counts.before:,} → {counts.after:,} ({counts.change:+,})"
+    if report.command == "inspect":
+        if not counts.change:
+            change = f"{counts.before:,}"
+        else:
+            change += " if weight norm is removed"
+    _print(console, "  parameters ", (change, "bold"), ("  (buffers count too)", "dim"))
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
+
+
+def _weight(layer: Layer) -> str:
+    return f"{layer.module}.{layer.parameter}" if layer.module else layer.parameter
