@@ -1,4 +1,4 @@
-"""Weight normalization in saved checkpoints: list it, apply it, remove it, without the model's code.
+"""Weight normalization in saved checkpoints: list, apply, remove it, without the model's code.
 
 The commands are functions that return a `Report`; the arithmetic works on NumPy arrays. What is
 not used is not imported: neither NumPy nor the terminal libraries come with `import wncli`.

@@ -1,4 +1,4 @@
-"""The commands as functions: open, plan, lay out, fill, and report. They never print and never exit."""
+"""The commands as functions: open, plan, lay out, fill, report. They never print and never exit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wncli.checkpoint import Checkpoint
+from wncli.decide import Request, plan_apply, plan_inspect, plan_remove
 from wncli.errors import NothingToDo, UsageError
 from wncli.formats import open_checkpoint
 from wncli.naming import Naming
-from wncli.plan import Plan, Request, plan_apply, plan_inspect, plan_remove
+from wncli.plan import Plan
 from wncli.report import Report, make_report
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ AnyPath = str | os.PathLike[str]
 #: Called with the bytes that have just been written and the bytes that there will be.
 Progress = Callable[[int, int], None]
 
-_SUFFIXES: dict[str, OutputFormat] = {".safetensors": "safetensors"} | dict.fromkeys(
-    (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar"), "torch"
-)
+_SUFFIXES: dict[str, OutputFormat] = {
+    ".safetensors": "safetensors",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar"), "torch"),
+}
 
 
 def inspect(

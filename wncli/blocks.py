@@ -36,7 +36,13 @@ def numpy_dtype(dtype: DType) -> np.dtype[Any]:
         import ml_dtypes
 
         return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(dtype.torch)
+    return np.dtype(str(dtype.torch))
+
+
+def bytes_of(array: Array) -> memoryview:
+    """The bytes of a contiguous array, not copied."""
+    raw: Any = array.reshape(-1).view(np.uint8)
+    return memoryview(raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +145,7 @@ class TensorBlocks:
         start = (self.spec.offset + block.offset) * self.element.itemsize
         count = block.extent or math.prod(block.shape)
         data = np.empty(count, self.element)
-        view = memoryview(data.view(np.uint8))
-        self.source.read_into(self.spec.storage.offset + start, view, name)
+        self.source.read_into(self.spec.storage.offset + start, bytes_of(data), name)
         if block.extent:
             strides = [step * self.element.itemsize for step in self.strides[block.axes :]]
             data = np.lib.stride_tricks.as_strided(data, self.shape[block.axes :], strides)

@@ -1,4 +1,4 @@
-"""Dims and shapes of weight norm: what a dim makes of g's shape, and what g's shape says of the dim.
+"""Dims and shapes of weight norm: the shape that g has for a dim, the dim that a shape tells.
 
 `dim` is the axis that keeps its size in g; None is the norm of the whole tensor. PyTorch also
 writes None as -1 (`torch/nn/utils/weight_norm.py`), so -1 is *not* the last axis.
@@ -37,7 +37,7 @@ def resolve_dim(dim: int | None, rank: int, where: str = "") -> int | None:
 
 
 def magnitude_shape(shape: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
-    """g's shape for a weight of this shape: size 1 on every axis but `dim`; `()` for None."""
+    """The shape of g for a weight of this shape: size 1 on every axis but `dim`; `()` for None."""
     if dim is None:
         return ()
     return tuple(size if axis == dim else 1 for axis, size in enumerate(shape))
@@ -54,9 +54,7 @@ def fitting_dims(g_shape: tuple[int, ...], v_shape: tuple[int, ...]) -> tuple[in
         return ()
     if g_shape == ():
         return (None,)
-    keeping = tuple(
-        dim for dim in range(len(v_shape)) if g_shape == magnitude_shape(v_shape, dim)
-    )
+    keeping = tuple(dim for dim in range(len(v_shape)) if g_shape == magnitude_shape(v_shape, dim))
     if keeping or len(g_shape) != 1:
         return keeping
     if g_shape == (1,):

@@ -12,11 +12,12 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 import numpy as np
 
-from wncli.blocks import BLOCK, Array, TensorBlocks
+from wncli.blocks import BLOCK, Array, TensorBlocks, bytes_of
 from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
 from wncli.notes import Note
 from wncli.streams import fold_pair, split_weight
@@ -51,9 +52,7 @@ def fill(layout: Layout, source: Source, descriptor: int, progress: Progress) ->
 
 
 class _Filling:
-    def __init__(
-        self, layout: Layout, source: Source, descriptor: int, progress: Progress
-    ) -> None:
+    def __init__(self, layout: Layout, source: Source, descriptor: int, progress: Progress) -> None:
         self.layout = layout
         self.source = source
         self.descriptor = descriptor
@@ -94,15 +93,11 @@ class _Filling:
         for index, slot in enumerate(self.layout.slots):
             run = self.plain_run(slot)
             if run is None:
-                tasks.append(lambda index=index, slot=slot: self.compute(index, slot))
+                tasks.append(partial(self.compute, index, slot))
                 continue
             offset, checksum = run
             if self.layout.seal and checksum is None:
-                tasks.append(
-                    lambda index=index, slot=slot, offset=offset: self.copy_summed(
-                        index, offset, slot
-                    )
-                )
+                tasks.append(partial(self.copy_summed, index, offset, slot))
                 continue
             self.checksums[index] = checksum or 0
             last = copies[-1] if copies else (0, 0, 0)
@@ -110,7 +105,7 @@ class _Filling:
                 copies[-1] = (last[0], last[1], last[2] + slot.nbytes)
             else:
                 copies.append((offset, slot.offset, slot.nbytes))
-        tasks += [lambda copy=copy: self.copy(*copy) for copy in copies]
+        tasks += [partial(self.copy, *copy) for copy in copies]
         return tasks
 
     @staticmethod
@@ -151,7 +146,7 @@ class _Filling:
 
     def write_array(self, index: int, offset: int, array: Array) -> None:
         """Write an array's bytes, taking them into the slot's checksum."""
-        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        data = bytes_of(np.ascontiguousarray(array))
         self.write(offset, data)
         if self.layout.seal:
             self.checksums[index] = zlib.crc32(data, self.checksums[index])
@@ -187,7 +182,7 @@ class _Filling:
         buffer = np.empty(min(BLOCK, slot.nbytes), np.uint8)
         for place in range(0, slot.nbytes, BLOCK):
             block = buffer[: min(BLOCK, slot.nbytes - place)]
-            self.source.read_into(offset + place, memoryview(block), "the tensors")
+            self.source.read_into(offset + place, bytes_of(block), "the tensors")
             self.write_array(index, slot.offset + place, block)
 
     def copy_elements(self, index: int, slot: Slot, tensor: TensorSpec) -> None:
@@ -212,9 +207,7 @@ class _Filling:
     def product(self, index: int, slot: Slot, content: Product) -> None:
         notes: list[Note] = []
         itemsize = content.pair.dtype.itemsize
-        runs = fold_pair(
-            self.source, content.pair, notes, row_major_order=content.row_major
-        )
+        runs = fold_pair(self.source, content.pair, notes, row_major_order=content.row_major)
         for start, w in runs:
             self.write_array(index, slot.offset + start * itemsize, w)
         self.notes += [(index, note) for note in notes]

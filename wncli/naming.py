@@ -1,7 +1,8 @@
 """The two spellings of weight norm: tensor names <-> (module, parameter, role).
 
 hook:          `conv.weight_g`, `conv.weight_v`             torch.nn.utils.weight_norm
-parametrized:  `conv.parametrizations.weight.original0/1`   torch.nn.utils.parametrizations.weight_norm
+parametrized:  `conv.parametrizations.weight.original0/1`
+               torch.nn.utils.parametrizations.weight_norm
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `-l` and `-x` rules: globs over a weight's full name and its module path; `*` crosses dots."""
+"""The `-l` and `-x` rules: globs over full names and module paths; `*` crosses dots."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def _parse_layer(text: str, *, with_dims: bool) -> Rule:
     if not equals:
         glob = text
     if not glob:
-        raise UsageError(where, "the rule is empty", expected="a layer's name, or a glob like 'ups.*'")
+        raise UsageError(
+            where, "the rule is empty", expected="a layer's name, or a glob like 'ups.*'"
+        )
     if not equals:
         return Rule(text, glob)
     if not with_dims:

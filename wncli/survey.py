@@ -1,4 +1,4 @@
-"""Finds the weight-norm pairs of a state dict, and what only looks like one, from names and shapes."""
+"""Finds a state dict's weight-norm pairs, and what only looks like one, by names and shapes."""
 
 from __future__ import annotations
 
@@ -101,9 +101,7 @@ def _judge(
     names = tuple(half.name for half in halves)
     spellings = {half.naming for half in halves}
     if len(spellings) > 1:
-        return LookAlike(
-            "both-spellings", weight, names, "is normalized in both spellings at once"
-        )
+        return LookAlike("both-spellings", weight, names, "is normalized in both spellings at once")
     (naming,) = spellings
     if naming == "hook":
         module, parameter = split(weight)
@@ -144,8 +142,7 @@ def _pair(weight: str, naming: Naming, tensors: dict[str, TensorSpec]) -> Pair |
             "misfit",
             weight,
             (g.name, v.name),
-            f"is no weight norm: {g.name} {list(g.shape)} fits no dim of"
-            f" {v.name} {list(v.shape)}",
+            f"is no weight norm: {g.name} {list(g.shape)} fits no dim of {v.name} {list(v.shape)}",
         )
     if not {g.dtype, v.dtype} <= NORMALIZABLE:
         return LookAlike(

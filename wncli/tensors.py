@@ -50,25 +50,13 @@ class DType(Enum):
     QU4X2 = (None, "quint4x2", "QUInt4x2Storage", 8)
     QU2X4 = (None, "quint2x4", "QUInt2x4Storage", 8)
 
-    @property
-    def safetensors(self) -> str | None:
-        """The dtype's code in a safetensors header."""
-        return self.value[0]
-
-    @property
-    def torch(self) -> str | None:
-        """The dtype's name as an attribute of `torch`."""
-        return self.value[1]
-
-    @property
-    def torch_storage(self) -> str | None:
-        """The class of `torch` that stores this dtype in a pickled checkpoint."""
-        return self.value[2]
-
-    @property
-    def bits(self) -> int:
-        """Bits per element."""
-        return self.value[3]
+    def __init__(
+        self, safetensors: str | None, torch: str | None, torch_storage: str | None, bits: int
+    ) -> None:
+        self.safetensors = safetensors
+        self.torch = torch
+        self.torch_storage = torch_storage
+        self.bits = bits
 
     @property
     def itemsize(self) -> int:

@@ -69,7 +69,7 @@ def boxes(shape: tuple[int, int, int], limit: int) -> Iterator[Box]:
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """Norms that are not yet rounded to a stored dtype: `(high + low) * 2**exponent`, per channel."""
+    """Norms not yet rounded to a stored dtype: `(high + low) * 2**exponent`, per channel."""
 
     high: Float64
     low: Float64
@@ -83,12 +83,12 @@ class Norms:
     def matches(self, g: Array) -> Mask:
         """Where `g` is what these norms round to, in whichever order they were summed."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            if g.dtype == np.float64:
-                return np.isfinite(g) & (g == self.rounded(g.dtype))
             value = np.ldexp(self.high, self.exponent)
-            below = _as_dtype(value * (1 - _SUMMATION_SLACK), g.dtype)
-            above = _as_dtype(value * (1 + _SUMMATION_SLACK), g.dtype)
-            return np.isfinite(g) & ((g == below) | (g == above))
+            slack = 0 if g.dtype == np.float64 else _SUMMATION_SLACK
+            below = _as_dtype(value * (1 - slack), g.dtype)
+            above = _as_dtype(value * (1 + slack), g.dtype)
+        same: Mask = (g == below) | (g == above)
+        return same & np.isfinite(g)
 
 
 class NormSum:
@@ -135,7 +135,10 @@ class NormSum:
         scaled = np.ldexp(rows, -new[:, None])
         product = scaled * scaled
         high, low = _sum_rows(product, _product_error(scaled, scaled, product))
-        kept_high, kept_low = np.ldexp(self._high[where], shrink), np.ldexp(self._low[where], shrink)
+        kept_high, kept_low = (
+            np.ldexp(self._high[where], shrink),
+            np.ldexp(self._low[where], shrink),
+        )
         self._high[where], error = _two_sum(kept_high, high)
         self._low[where] = kept_low + low + error
         self._exponent[where] = new
@@ -182,7 +185,7 @@ class Factors:
             values = scratch[: part.size].reshape(part.shape)
             where = slice(first + box.channels.start, first + box.channels.stop)
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                if block.dtype == np.float64 or out.dtype == np.float64:
+                if np.float64 in (block.dtype, out.dtype):
                     self._scale_wide(part, values, where)
                 else:
                     np.copyto(values, part)
@@ -393,7 +396,7 @@ def _split(a: Float64) -> tuple[Float64, Float64]:
 
 
 def _sum_rows(values: Float64, errors: Float64) -> tuple[Float64, Float64]:
-    """Row sums of `values` as `(high, low)`, `low` taking in `errors` and all that rounding loses."""
+    """Row sums of `values` as `(high, low)`; `low` takes in `errors` and what rounding loses."""
     low = errors.sum(axis=1)
     while values.shape[1] > 1:
         half = values.shape[1] // 2
@@ -401,4 +404,3 @@ def _sum_rows(values: Float64, errors: Float64) -> tuple[Float64, Float64]:
         low = low + error.sum(axis=1)
         values = np.concatenate([summed, values[:, 2 * half :]], axis=1)
     return values[:, 0], low
-

@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001 - no traceback reaches a user
+    except Exception as error:  # no traceback reaches a user
         if os.environ.get("WN_TRACEBACK"):
             raise
         detail = f"{type(error).__name__}: {error}"

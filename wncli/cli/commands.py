@@ -71,9 +71,7 @@ Dim = Annotated[
 ]
 Naming = Annotated[
     Literal["auto", "hook", "parametrized"],
-    typer.Option(
-        "--naming", help="weight_g/weight_v, or parametrizations.weight.original0/1."
-    ),
+    typer.Option("--naming", help="weight_g/weight_v, or parametrizations.weight.original0/1."),
 ]
 Format = Annotated[
     Literal["torch", "safetensors"] | None,

@@ -1,4 +1,4 @@
-"""Everything that is printed: reports and tables on stdout, warnings, errors and progress on stderr."""
+"""Everything that is printed: reports on stdout; warnings, errors and progress on stderr."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ _PATIENCE = 0.5
 #: Columns for output that no terminal bounds: nothing is cut off.
 _UNBOUNDED = 10_000
 
-_LOOKS = {"error": "bold red", "warning": "bold yellow", "nothing to do": "bold", "interrupted": "bold"}
+_LOOKS = {
+    "error": "bold red",
+    "warning": "bold yellow",
+    "nothing to do": "bold",
+    "interrupted": "bold",
+}
 
 
 def printable(text: str) -> str:
-    """`text` with everything escaped that could move the cursor or hide: names come from strangers."""
+    """`text` with all escaped that could move the cursor or hide: names come from strangers."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
@@ -38,11 +43,14 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
 
         print(dumps(report.to_json(), indent=2))
         return
-    if quiet:
-        if report.command == "inspect":
-            for layer in report.layers:
-                print(printable(_weight(layer)))
-        return
+    if not quiet:
+        _show_to_people(report)
+    elif report.command == "inspect":
+        for layer in report.layers:
+            print(printable(_weight(layer)))
+
+
+def _show_to_people(report: Report) -> None:
     console = _console()
     _show_headline(console, report)
     if report.layers:
@@ -72,7 +80,7 @@ def show_refusal(kind: str, message: str) -> None:
 
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Progress]:
-    """A function that takes bytes done and bytes in all; draws on a terminal, once it takes long."""
+    """A function that takes bytes done and bytes in all; draws on a terminal if it takes long."""
     if quiet or not sys.stderr.isatty():
         yield lambda _count, _total: None
         return
@@ -157,7 +165,7 @@ def _layers_table(report: Report) -> Table:
         row = [
             printable(_weight(layer)),
             "none" if layer.dim is None else str(layer.dim),
-            " × ".join(map(str, layer.shape)),
+            " x ".join(map(str, layer.shape)),
             layer.dtype,
             layer.naming,
         ]
@@ -178,7 +186,9 @@ def _show_contents(console: Console, report: Report) -> None:
             summary += f", {_many(root.normalized, 'layer')} normalized"
         table.add_row(Text(f"  {printable(root.root) or '(top)'}"), Text(summary))
     for entry in report.entries:
-        table.add_row(Text(f"  {printable(entry.path)}", "dim"), Text(printable(entry.summary), "dim"))
+        table.add_row(
+            Text(f"  {printable(entry.path)}", "dim"), Text(printable(entry.summary), "dim")
+        )
     console.print(table)
     if report.unsafe:
         names = ", ".join(map(printable, report.unsafe))

@@ -1,4 +1,4 @@
-"""Reading bytes at places of a file that is taken as hostile: short reads are refused, not padded."""
+"""Reads bytes at places of a file that is taken as hostile: short reads are refused."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from typing import Any
 
 from wncli.checkpoint import Checkpoint, StateDict
@@ -40,7 +41,9 @@ def read_safetensors(source: Source) -> Checkpoint:
     """
     (length,) = _LENGTH.unpack(source.read_at(0, _LENGTH.size, "the header's length"))
     if length > _LONGEST_HEADER:
-        raise _broken(source, "the header is too long", f"up to {_LONGEST_HEADER:,} bytes", f"{length:,}")
+        raise _broken(
+            source, "the header is too long", f"up to {_LONGEST_HEADER:,} bytes", f"{length:,}"
+        )
     raw = source.read_at(_LENGTH.size, length, "the header")
     header = _parse(source, raw)
     metadata = _metadata(source, header.pop(_METADATA, None))
@@ -48,9 +51,7 @@ def read_safetensors(source: Source) -> Checkpoint:
     tensors = [_tensor(source, name, entry, data) for name, entry in header.items()]
     _check_cover(source, tensors, data)
     state_dicts = (StateDict("", tuple(tensors)),) if tensors else ()
-    return Checkpoint(
-        source.path, "safetensors", source.nbytes, state_dicts, metadata=metadata
-    )
+    return Checkpoint(source.path, "safetensors", source.nbytes, state_dicts, metadata=metadata)
 
 
 def _broken(source: Source, problem: str, expected: str = "", found: str = "") -> FormatError:
@@ -63,8 +64,8 @@ def _parse(source: Source, raw: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            counts = Counter(name for name, _ in pairs)
+            twice = counts.most_common(1)[0][0]
             raise _broken(source, f"{twice!r} stands there twice", "every name once")
         return found
 

@@ -11,7 +11,7 @@ from wncli.errors import FormatError, UsageError
 from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot
 from wncli.notes import Note
 from wncli.plan import Compose, Copy, Decompose, Part, Plan
-from wncli.tensors import DType, TensorSpec, row_major
+from wncli.tensors import DType, row_major
 
 #: dtype alignment descending, as `tensor.rs` ranks them.
 _RANK = {dtype: -place for place, dtype in enumerate(DType)}
@@ -94,9 +94,7 @@ def _tensors(part: Part) -> list[_Tensor]:
                 found.append(_Tensor(v, weight.dtype, weight.shape, Elements(weight), tie))
             case Compose(pair):
                 tie = (pair.g.view, pair.v.view)
-                found.append(
-                    _Tensor(pair.weight, pair.dtype, pair.v.shape, Product(pair), tie)
-                )
+                found.append(_Tensor(pair.weight, pair.dtype, pair.v.shape, Product(pair), tie))
     return found
 
 

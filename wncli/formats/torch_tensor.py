@@ -45,31 +45,21 @@ def read_storage_id(node: PersistentId, where: str) -> StorageId:
     """
     match node.pid:
         case ("storage", Global() as kind, str() as key, str() as location, int() as numel, *rest):
-            view = _read_view(rest)
             untyped = kind.name == "UntypedStorage"
             dtype = None if untyped else _TYPED.get(kind.name)
-            if (
-                kind.module in _STORAGE_MODULES
-                and (untyped or dtype)
-                and _is_count(numel)
-                and view is not False
-            ):
-                return StorageId(key, dtype, location, numel, view or None)
+            is_storage = kind.module in _STORAGE_MODULES and (untyped or dtype is not None)
+            if is_storage and _is_count(numel):
+                match rest:
+                    case [] | [None]:
+                        return StorageId(key, dtype, location, numel)
+                    case [(str() as name, int() as start, int() as size)] if _is_count(start, size):
+                        return StorageId(key, dtype, location, numel, (name, start, size))
     raise FormatError(
         where,
         "the pickle refers to something outside it that is no tensor storage",
         expected="('storage', torch.FloatStorage, key, location, numel)",
         found=_brief(node.pid),
     )
-
-
-def _read_view(rest: list[Node]) -> tuple[str, int, int] | None | bool:
-    match rest:
-        case [] | [None]:
-            return None
-        case [(str() as key, int() as offset, int() as numel)] if _is_count(offset, numel):
-            return key, offset, numel
-    return False
 
 
 def read_tensor(
@@ -89,7 +79,9 @@ def read_tensor(
         case _:
             shape = strides = None
     if shape is None or strides is None or len(shape) != len(strides) or not _is_count(offset):
-        raise FormatError(where, f"tensor {name!r} has an impossible shape", found=_brief(call.args))
+        raise FormatError(
+            where, f"tensor {name!r} has an impossible shape", found=_brief(call.args)
+        )
     identity, storage = storages[pid]
     dtype = identity.dtype
     if dtype is None:

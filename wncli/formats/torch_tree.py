@@ -1,4 +1,4 @@
-"""The content of a torch file as a tree: which of its mappings are state dicts, what else is there."""
+"""The content of a torch file as a tree: which mappings are state dicts, what else is there."""
 
 from __future__ import annotations
 

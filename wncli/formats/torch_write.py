@@ -190,7 +190,7 @@ class _Build:
                     Product(pair, row_major=not in_memory_order),
                     replace(pair.v, dtype=pair.dtype),
                     pair.v.shape,
-                    pair.v.strides if in_memory_order else None,
+                    strides=pair.v.strides if in_memory_order else None,
                     like=nodes.get(pair.v.name),
                 )
                 return [(pair.weight, product)]
@@ -220,6 +220,7 @@ class _Build:
         content: Content,
         like_spec: TensorSpec,
         shape: tuple[int, ...],
+        *,
         strides: tuple[int, ...] | None = None,
         like: Node = None,
     ) -> tuple[Node, int]:

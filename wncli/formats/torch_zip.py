@@ -168,7 +168,9 @@ class _Archive:
         tail = self.source.read_at(start, size, "the zip's end record")
         place = tail.rfind(b"PK\x05\x06")
         if place < 0 or place + _END.size > len(tail):
-            raise self.source.truncated("the zip archive: its end record is missing", start + size + 1)
+            raise self.source.truncated(
+                "the zip archive: its end record is missing", start + size + 1
+            )
         *_, count, cd_size, cd_offset, _comment = _END.unpack_from(tail, place)
         locator = start + place - _LOCATOR64.size
         if locator >= 0:
@@ -184,8 +186,9 @@ class _Archive:
     def _entry(self, raw: bytes, place: int) -> tuple[str, Member, int]:
         if place + _CENTRAL.size > len(raw):
             raise self.broken("the central directory ends early", "one more member", "its end")
-        (magic, _made, _needs, flags, method, _time, _date, crc, packed, nbytes, name_size,
-         extra_size, comment_size, _disk, _inner, _outer, header) = _CENTRAL.unpack_from(raw, place)  # fmt: skip
+        fields = _CENTRAL.unpack_from(raw, place)
+        magic, _, _, flags, method, _, _, crc, packed, nbytes = fields[:10]
+        name_size, extra_size, comment_size, *_, header = fields[10:]
         if magic != b"PK\x01\x02":
             raise self.broken("an entry of the central directory is broken", "PK 1 2", repr(magic))
         place += _CENTRAL.size

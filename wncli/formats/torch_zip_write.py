@@ -128,6 +128,6 @@ class _Archive:
         )
         locator = _LOCATOR64.pack(b"PK\x06\x07", 0, start + size, 1)
         few = min(count, 0xFFFF)
-        end = _END.pack(b"PK\x05\x06", 0, 0, few, few, min(size, _BIG), min(start, _BIG), 0)
-        written.append((start, bytes(directory) + end64 + locator + end))
+        end_record = _END.pack(b"PK\x05\x06", 0, 0, few, few, min(size, _BIG), min(start, _BIG), 0)
+        written.append((start, bytes(directory) + end64 + locator + end_record))
         return written

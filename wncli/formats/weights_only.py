@@ -1,4 +1,4 @@
-"""Which names `torch.load(weights_only=True)` accepts (PyTorch 2.13, `_weights_only_unpickler.py`)."""
+"""Which names `torch.load(weights_only=True)` accepts (PyTorch, `_weights_only_unpickler.py`)."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ _ACCEPTED = frozenset(
         if dtype.torch_storage and not dtype.name.startswith("Q")
     }
     | {f"torch.{place}{name}Tensor" for place in ("", "cuda.") for name in (*_TENSORS, "Bool")}
-    | {
-        f"torch.{place}{name}Tensor" for place in ("sparse.", "cuda.sparse.") for name in _TENSORS
-    }
+    | {f"torch.{place}{name}Tensor" for place in ("sparse.", "cuda.sparse.") for name in _TENSORS}
     | {f"torch.{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)}
     | {f"torch.bits{shape}" for shape in ("8", "16", "1x8", "2x4", "4x2")}
 )

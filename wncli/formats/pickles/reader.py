@@ -55,7 +55,7 @@ def read_pickle(source: bytes | IO[bytes], where: str, size: int | None = None) 
         FormatError: no pickle, a truncated one, or one that no unpickler would take.
     """
     if isinstance(source, bytes):
-        source, size = io.BytesIO(source), len(source)
+        return _Machine(io.BytesIO(source), where, len(source)).run()
     return _Machine(source, where, size or 0).run()
 
 
@@ -77,7 +77,9 @@ class _Machine:
                 opcode = read(1)
                 step = _STEPS.get(opcode)
                 if step is None:
-                    raise self.broken(f"opcode {opcode!r} is unknown" if opcode else "it ends early")
+                    raise self.broken(
+                        f"opcode {opcode!r} is unknown" if opcode else "it ends early"
+                    )
                 step(self)
         except _Stop:
             return self.pop(), self.protocol
@@ -254,6 +256,12 @@ class _Machine:
         items = tuple(self.pop() for _ in range(count))
         self.push(items[::-1])
 
+    def frame(self) -> None:
+        self.take(8)  # a hint for buffering: the frame's length
+
+    def drop_to_mark(self) -> None:
+        self.since_mark()
+
     def pop_top(self) -> None:
         if not self.stack:
             raise self.broken("its stack is empty")
@@ -282,10 +290,10 @@ def _python2_items(args: Node) -> list[tuple[Node, Node]] | None:
 _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.PROTO: _Machine.declare,
     pickle.STOP: _Machine.stop,
-    pickle.FRAME: lambda m: m.take(8) and None,
+    pickle.FRAME: _Machine.frame,
     pickle.MARK: lambda m: m.push(_MARK),
     pickle.POP: _Machine.pop_top,
-    pickle.POP_MARK: lambda m: m.since_mark() and None,
+    pickle.POP_MARK: _Machine.drop_to_mark,
     pickle.DUP: lambda m: m.push(m.top()),
     pickle.NONE: lambda m: m.push(None),
     pickle.NEWTRUE: lambda m: m.push(True),  # noqa: FBT003
@@ -295,12 +303,8 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.BININT1: lambda m: m.push(m.number("<B")),
     pickle.BININT2: lambda m: m.push(m.number("<H")),
     pickle.LONG: lambda m: m.push(int(m.line().rstrip(b"L"))),
-    pickle.LONG1: lambda m: m.push(
-        int.from_bytes(m.take(m.number("<B")), "little", signed=True)
-    ),
-    pickle.LONG4: lambda m: m.push(
-        int.from_bytes(m.take(m.number("<I")), "little", signed=True)
-    ),
+    pickle.LONG1: lambda m: m.push(int.from_bytes(m.take(m.number("<B")), "little", signed=True)),
+    pickle.LONG4: lambda m: m.push(int.from_bytes(m.take(m.number("<I")), "little", signed=True)),
     pickle.FLOAT: lambda m: m.push(float(m.line())),
     pickle.BINFLOAT: lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
     pickle.STRING: _Machine.quoted,

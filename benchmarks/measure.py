@@ -1,0 +1,112 @@
+"""Measures whole processes, alternating: wall time, CPU time and peak memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Bytes in the unit of `ru_maxrss` (getrusage(2): kilobytes on Linux, bytes on macOS).
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+class ProcessFailedError(Exception):
+    """A measured process ended with an exit code other than 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A command to measure, and the file it writes, which is deleted before the next one starts."""
+
+    name: str
+    command: tuple[str, ...]
+    output: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run: seconds, seconds of CPU time (user and system, all threads), bytes."""
+
+    wall: float
+    cpu: float
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """All runs of one process, in the order of the rounds."""
+
+    process: Process
+    runs: tuple[Sample, ...]
+
+    @property
+    def wall(self) -> float:
+        """Median seconds."""
+        return statistics.median(run.wall for run in self.runs)
+
+    @property
+    def cpu(self) -> float:
+        """Median seconds of CPU time."""
+        return statistics.median(run.cpu for run in self.runs)
+
+    @property
+    def peak(self) -> int:
+        """Median peak memory, bytes."""
+        return int(statistics.median(run.peak for run in self.runs))
+
+    def relative_to(self, other: Samples) -> float:
+        """The median of this wall time divided by the other's, round by round."""
+        pairs = zip(self.runs, other.runs, strict=True)
+        return statistics.median(ours.wall / theirs.wall for ours, theirs in pairs)
+
+
+def run_once(process: Process) -> Sample:
+    """Run a process and wait for it; its output file is left in place.
+
+    Raises:
+        ProcessFailedError: it failed; the message ends with what it wrote to stderr.
+    """
+    with tempfile.TemporaryFile() as errors:
+        streams = [
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, errors.fileno(), 2),
+        ]
+        start = time.perf_counter()
+        pid = os.posix_spawnp(process.command[0], process.command, os.environ, file_actions=streams)
+        _, status, usage = os.wait4(pid, 0)
+        wall = time.perf_counter() - start
+        code = os.waitstatus_to_exitcode(status)
+        if code:
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip()
+            message = f"{process.name} ended with exit code {code}: {said}"
+            raise ProcessFailedError(message)
+    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * _MAXRSS_UNIT)
+
+
+def alternate(processes: Sequence[Process], rounds: int) -> tuple[Samples, ...]:
+    """Run all processes in turn, `rounds` times: A B C A B C …, so that noise meets all alike.
+
+    Raises:
+        ProcessFailedError: one of them failed.
+    """
+    runs: list[list[Sample]] = [[] for _ in processes]
+    for _ in range(rounds):
+        for process, samples in zip(processes, runs, strict=True):
+            samples.append(run_once(process))
+            discard_outputs([process])
+    return tuple(
+        Samples(process, tuple(samples)) for process, samples in zip(processes, runs, strict=True)
+    )
+
+
+def discard_outputs(processes: Sequence[Process]) -> None:
+    """Delete what the processes have written."""
+    for process in processes:
+        if process.output:
+            process.output.unlink(missing_ok=True)
