@@ -32,11 +32,12 @@ Array = npt.NDArray[Any]
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     """The NumPy dtype of one of the dtypes that weight norm is computed in."""
+    name: type[Any] | str = str(dtype.torch)
     if dtype is DType.BF16:
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(str(dtype.torch))
+        name = ml_dtypes.bfloat16
+    return np.dtype(name)
 
 
 def bytes_of(array: Array) -> memoryview:
