@@ -159,7 +159,7 @@ def _layers_table(report: Report) -> Table:
         table.add_column("root", overflow="fold")
     table.add_column("layer", overflow="fold", ratio=None)
     table.add_column("dim", justify="right", no_wrap=True)
-    for name in ("shape", "dtype", "spelling"):
+    for name in ("shape", "dtype", "g and v"):
         table.add_column(name, overflow="fold")
     for layer in report.layers:
         row = [
@@ -167,7 +167,7 @@ def _layers_table(report: Report) -> Table:
             "none" if layer.dim is None else str(layer.dim),
             " x ".join(map(str, layer.shape)),
             layer.dtype,
-            layer.naming,
+            printable(_pair(layer)),
         ]
         cells = [printable(layer.root), *row] if several else row
         table.add_row(*(Text(cell) for cell in cells))
@@ -209,6 +209,12 @@ def _show_parameters(console: Console, report: Report) -> None:
 
 def _many(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' if count != 1 else ''}"
+
+
+def _pair(layer: Layer) -> str:
+    """The names of g and v below their module: `weight_g, weight_v`."""
+    g = layer.g.removeprefix(f"{layer.module}.")
+    return f"{g}, {layer.v.rpartition('.')[2]}"
 
 
 def _weight(layer: Layer) -> str:
