@@ -142,7 +142,7 @@ def _surveys(checkpoint: Checkpoint, request: Request) -> list[Survey]:
     roots = [state_dict.root for state_dict in state_dicts]
     if request.only is not None:
         if request.only not in roots:
-            raise no_root(checkpoint, request.only)
+            raise _no_root(checkpoint, request.only)
         state_dicts = tuple(sd for sd in state_dicts if sd.root == request.only)
     kept = []
     for state_dict in state_dicts:
@@ -151,6 +151,7 @@ def _surveys(checkpoint: Checkpoint, request: Request) -> list[Survey]:
             continue
         tensors = tuple(s for s in state_dict.tensors if prefix + s.name not in request.drop)
         kept.append(survey(replace(state_dict, tensors=tensors)))
+    _check_drops(checkpoint, request.drop)
     names = [s.name for found in kept for s in found.state_dict.tensors]
     names += [pair.weight for found in kept for pair in found.pairs]
     names += [alike.weight for found in kept for alike in found.look_alikes]
@@ -158,7 +159,23 @@ def _surveys(checkpoint: Checkpoint, request: Request) -> list[Survey]:
     return kept
 
 
-def no_root(checkpoint: Checkpoint, only: str) -> UsageError:
+def _check_drops(checkpoint: Checkpoint, drop: frozenset[str]) -> None:
+    tensors = {spec.name for sd in checkpoint.state_dicts for spec in sd.tensors if drop}
+    tree = checkpoint.tree
+    for path in sorted(drop):
+        if tree.has_entry(path) if tree else path in tensors:
+            continue
+        known = [entry.path for entry in checkpoint.entries]
+        known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
+        raise UsageError(
+            f"--drop {path}",
+            "there is no entry of this name",
+            expected=f"such as {', '.join(known)}" if known else "",
+            hint="wn inspect CHECKPOINT lists the entries",
+        )
+
+
+def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
     """The refusal of an `--only` that is no root of the checkpoint."""
     roots = [state_dict.root or "the top" for state_dict in checkpoint.state_dicts]
     return UsageError(

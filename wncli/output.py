@@ -23,11 +23,18 @@ def check_output(output: Path, *, force: bool) -> None:
         FileError: it exists and `force` is not given, is no regular file, or has no directory.
     """
     where = str(output)
-    if output.is_dir():
+    try:
+        mode = output.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise FileError(where, f"OUTPUT cannot be written ({reason})") from None
+    if mode is not None and stat.S_ISDIR(mode):
         raise FileError(where, "OUTPUT is a directory", expected="a file's name")
-    if output.exists() and not stat.S_ISREG(output.stat().st_mode):
+    if mode is not None and not stat.S_ISREG(mode):
         raise FileError(where, "OUTPUT is no regular file", expected="a file's name")
-    if output.exists() and not force:
+    if mode is not None and not force:
         raise FileError(
             where, "OUTPUT exists already", hint="--force replaces it, or choose another name"
         )

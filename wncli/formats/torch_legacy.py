@@ -10,7 +10,7 @@ import struct
 from wncli.checkpoint import Checkpoint
 from wncli.errors import FormatError
 from wncli.formats.files import Source
-from wncli.formats.pickles.nodes import Node, PersistentId, entries_of
+from wncli.formats.pickles.nodes import Node, PersistentId, brief, entries_of
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.torch_tensor import StorageId, read_storage_id
 from wncli.formats.torch_tree import read_tree, walk
@@ -38,9 +38,10 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             source.where,
             "this legacy torch file has an unknown version",
             expected=str(_PROTOCOL_VERSION),
-            found=str(version)[:40],
+            found=brief(version),
         )
-    if dict(entries_of(system) or []).get("little_endian") is not True:
+    facts = {key: value for key, value in entries_of(system) or [] if isinstance(key, str)}
+    if facts.get("little_endian") is not True:
         raise FormatError(
             source.where,
             "the tensors are stored big-endian",
@@ -84,12 +85,13 @@ def _locate_all(source: Source, root: Node, keys: Node) -> dict[str, Storage]:
             known = identities.setdefault(identity.key, identity)
             if known.nbytes != identity.nbytes:
                 raise FormatError(source.where, f"storage {identity.key!r} has two sizes")
-    if not isinstance(keys, list) or set(map(str, keys)) != set(identities):
+    listed = {key for key in keys if isinstance(key, str)} if isinstance(keys, list) else None
+    if listed is None or listed != set(identities) or len(listed) != len(keys):
         raise FormatError(
             source.where,
             "the list of storages does not fit the tensors",
             expected=f"{len(identities)} storages",
-            found=f"{len(keys)}" if isinstance(keys, list) else type(keys).__name__,
+            found=f"{len(keys)}" if isinstance(keys, list) else brief(keys),
         )
     found: dict[str, Storage] = {}
     place = source.file.tell()

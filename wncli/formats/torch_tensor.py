@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wncli.errors import FormatError
-from wncli.formats.pickles.nodes import Call, Global, Node, PersistentId, is_called
+from wncli.formats.pickles.nodes import (
+    Call,
+    Global,
+    Node,
+    PersistentId,
+    brief,
+    is_called,
+)
 from wncli.tensors import DType, Storage, TensorSpec, row_major
 
 _TYPED = {dtype.torch_storage: dtype for dtype in DType if dtype.torch_storage}
@@ -58,7 +65,7 @@ def read_storage_id(node: PersistentId, where: str) -> StorageId:
         where,
         "the pickle refers to something outside it that is no tensor storage",
         expected="('storage', torch.FloatStorage, key, location, numel)",
-        found=_brief(node.pid),
+        found=brief(node.pid),
     )
 
 
@@ -79,15 +86,13 @@ def read_tensor(
         case _:
             shape = strides = None
     if shape is None or strides is None or len(shape) != len(strides) or not _is_count(offset):
-        raise FormatError(
-            where, f"tensor {name!r} has an impossible shape", found=_brief(call.args)
-        )
+        raise FormatError(where, f"tensor {name!r} has an impossible shape", found=brief(call.args))
     identity, storage = storages[pid]
     dtype = identity.dtype
     if dtype is None:
         dtype = _explicit_dtype(rest)
         if dtype is None:
-            raise FormatError(where, f"tensor {name!r} has an unknown dtype", found=_brief(rest))
+            raise FormatError(where, f"tensor {name!r} has an unknown dtype", found=brief(rest))
     spec = TensorSpec(name, dtype, shape, storage, offset, strides)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     held = storage.nbytes // dtype.itemsize
@@ -129,13 +134,6 @@ def _counts(node: Node) -> tuple[int, ...] | None:
 
 def _is_count(*values: Node) -> bool:
     return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
-
-
-def _brief(node: Node) -> str:
-    if isinstance(node, (tuple, list)):
-        text = ", ".join(str(part) for part in node if not isinstance(part, (tuple, list, Call)))
-        return f"({text[:200]})"
-    return str(node)[:200]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,14 @@ class TorchTree:
     mappings: Mapping[str, Node]
     containers: Mapping[str, Node]
 
+    def has_entry(self, path: str) -> bool:
+        """Whether `path` leads to an item of one of the mappings."""
+        for end in (-1, *(place for place, char in enumerate(path) if char == ".")):
+            node = self.containers.get(path[: max(end, 0)])
+            if any(key == path[end + 1 :] for key, _ in entries_of(node) or []):
+                return True
+        return False
+
 
 def walk(root: Node) -> Iterator[Node]:
     """Every node below `root`, each once, in the order of the pickle."""
@@ -105,6 +113,8 @@ class _Finder:
             members = _members(node)
             if members is None or _is_optimizer(members):
                 continue
+            while path in self.containers:  # keys with dots can spell one path in two ways
+                path += "'"
             self.containers[path] = node
             state_dict = None if isinstance(node, (list, tuple)) else self.state_dict(path, members)
             if state_dict:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from wncli.checkpoint import StateDict
-from wncli.errors import FormatError, UsageError
+from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
     Call,
     Global,
@@ -44,7 +44,6 @@ def torch_content(plan: Plan) -> TorchContent:
     """The pickle that carries out `plan`, whatever the input's format.
 
     Raises:
-        UsageError: `--drop` names no entry.
         FormatError: a tensor's dtype does not exist in PyTorch.
     """
     tree = plan.checkpoint.tree
@@ -55,7 +54,6 @@ def torch_content(plan: Plan) -> TorchContent:
 
 def _from_tensors(plan: Plan) -> TorchContent:
     """A flat state dict, for an input that has no tree."""
-    _check_tensor_drops(plan)
     build = _Build(None)
     entries: Entries = []
     for part in plan.parts:
@@ -91,36 +89,15 @@ def _from_tree(plan: Plan, tree: TorchTree) -> TorchContent:
 def _without_dropped(plan: Plan, tree: TorchTree) -> dict[Node, Entries]:
     """The items of every mapping that loses one to `--drop`."""
     edits: dict[Node, Entries] = {}
-    missing = set(plan.drop)
     for path, node in tree.containers.items():
         entries = entries_of(node)
-        if entries is None or not missing:
+        if entries is None or not plan.drop:
             continue
         paths = [f"{path}.{key}" if path else key for key, _ in entries]
         gone = plan.drop.intersection(p for p in paths if isinstance(p, str))
         if gone:
-            missing -= gone
             edits[node] = [e for e, p in zip(entries, paths, strict=True) if p not in gone]
-    if missing:
-        raise _no_entry(plan, min(missing))
     return edits
-
-
-def _check_tensor_drops(plan: Plan) -> None:
-    names = {spec.name for sd in plan.checkpoint.state_dicts for spec in sd.tensors}
-    for path in sorted(plan.drop - names):
-        raise _no_entry(plan, path)
-
-
-def _no_entry(plan: Plan, path: str) -> UsageError:
-    known = [entry.path for entry in plan.checkpoint.entries]
-    known += [sd.root for sd in plan.checkpoint.state_dicts if sd.root]
-    return UsageError(
-        f"--drop {path}",
-        "there is no entry of this name",
-        expected=f"one of: {', '.join(known)}" if known else "the name of an entry or a tensor",
-        hint="wn inspect CHECKPOINT lists the entries",
-    )
 
 
 @dataclass(slots=True)
@@ -166,7 +143,8 @@ class _Build:
                 kept.append((key, value))
             elif id(action) not in done:
                 done.add(id(action))
-                kept += [(key, value)] if isinstance(action, Copy) else self.tensors(action, nodes)
+                copied = isinstance(action, Copy)
+                kept += [(key, nodes[key])] if copied else self.tensors(action, nodes)
         return kept
 
     def tensors(self, action: Action, nodes: dict[str, Node]) -> Entries:

@@ -78,7 +78,7 @@ class _Archive:
 
     def begin(self, name: str, nbytes: int, crc: int | None) -> int:
         """Write a local header, padded so that the data is aligned, and return the data's place."""
-        raw = f"{self.folder}/{name}".encode()
+        raw = f"{self.folder}/{name}".encode("utf-8", "replace")
         header = self.place
         zip64 = b""
         if nbytes >= _BIG:

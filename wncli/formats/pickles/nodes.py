@@ -151,3 +151,20 @@ def children(node: Node) -> list[Node]:
                 found += effect.items
         return found
     return []
+
+
+def brief(node: Node) -> str:
+    """A few words about a node for a message, however large or deep it is."""
+    if isinstance(node, tuple):
+        return f"({', '.join(_word(part) for part in node[:8])})"
+    return _word(node)
+
+
+def _word(node: Node) -> str:
+    if isinstance(node, (str, bytes)):
+        return repr(node[:40])
+    if isinstance(node, int) and node.bit_length() > 64:  # noqa: PLR2004 - longer ones say nothing
+        return f"an int of {node.bit_length()} bits"
+    if isinstance(node, (int, float, Global, type(None))):
+        return str(node)
+    return type(node).__name__.lower()
