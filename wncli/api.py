@@ -162,6 +162,14 @@ def _write(  # noqa: PLR0913 - what the commands have in common
 
 def _nothing(plan: Plan) -> NothingToDo:
     apply = plan.command == "apply"
+    if not plan.parts:
+        kinds = ", ".join(f"{e.path}: {e.summary}" for e in plan.checkpoint.entries[:3])
+        return NothingToDo(
+            str(plan.checkpoint.path),
+            f"no state dict was found, but {kinds}" if kinds else "no tensors were found",
+            hint="save the module's state_dict() with torch.save",
+            report=make_report(plan, ()),
+        )
     return NothingToDo(
         str(plan.checkpoint.path),
         "no weight to normalize was found (floating, of two or more dimensions, not yet normalized)"

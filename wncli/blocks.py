@@ -88,6 +88,7 @@ class TensorBlocks:
         self.source = source
         self.spec = spec
         self.element = element
+        self._buffer = np.empty(0, element)
         order = spec.memory_order
         if row_major and not spec.is_contiguous:
             order = None
@@ -123,7 +124,10 @@ class TensorBlocks:
         """Sub-tensors over the last axes, as many as span no more than a block."""
         size = self.element.itemsize
         axes = 0
-        while axes < len(self.shape) and self._extent(axes) * size > BLOCK:
+        while (
+            axes < len(self.shape)
+            and max(self._extent(axes), math.prod(self.shape[axes:])) * size > BLOCK
+        ):
             axes += 1
         shape = self.shape[axes:]
         extent = self._extent(axes)
@@ -141,11 +145,13 @@ class TensorBlocks:
         return 1 + sum((size - 1) * step for size, step in pairs)
 
     def read(self, block: Block) -> Array:
-        """The block's elements, in an array of its shape."""
+        """The block's elements, in an array of its shape that the next call writes over."""
         name = f"tensor {self.spec.name!r}"
         start = (self.spec.offset + block.offset) * self.element.itemsize
         count = block.extent or math.prod(block.shape)
-        data = np.empty(count, self.element)
+        if count > self._buffer.size:
+            self._buffer = np.empty(count, self.element)
+        data = self._buffer[:count]
         self.source.read_into(self.spec.storage.offset + start, bytes_of(data), name)
         if block.extent:
             strides = [step * self.element.itemsize for step in self.strides[block.axes :]]

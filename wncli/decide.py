@@ -112,8 +112,14 @@ def plan_apply(
         for spec in found.state_dict.tensors:
             if spec.name not in taken:
                 specs[_candidate(found.state_dict.root, spec)] = spec
-    _refuse_normalized(surveys, list(specs), request)
-    chosen = choose_weights(list(specs), request.layers, request.exclude)
+    others = {
+        name: f"is normalized already, as {pair.g.name} and {pair.v.name}"
+        for found in surveys
+        for pair in found.pairs
+        for name in (pair.weight, pair.g.name, pair.v.name)
+    }
+    others |= _look_alike_reasons(surveys)
+    chosen = choose_weights(list(specs), request.layers, request.exclude, others)
     spelling = _spellings(surveys) if naming == "auto" else {}
     names = {(f.state_dict.root, s.name) for f in surveys for s in f.state_dict.tensors}
     actions: dict[tuple[str, str], Action] = {}
@@ -191,8 +197,18 @@ def _chosen_pairs(surveys: Sequence[Survey], request: Request) -> list[tuple[str
         for found in surveys
         for pair in found.pairs
     }
-    chosen = choose_pairs(list(pairs), request.layers, request.exclude)
+    others = _look_alike_reasons(surveys)
+    for found in surveys:
+        for spec in found.state_dict.tensors:
+            if spec.name not in found.halves:
+                others.setdefault(spec.name, "is not normalized")
+    chosen = choose_pairs(list(pairs), request.layers, request.exclude, others)
     return [(item.root, pairs[item]) for item in chosen]
+
+
+def _look_alike_reasons(surveys: Sequence[Survey]) -> dict[str, str]:
+    """Why what only looks like weight norm cannot be chosen, by the name of its weight."""
+    return {alike.weight: alike.message for found in surveys for alike in found.look_alikes}
 
 
 def _candidate(root: str, spec: TensorSpec) -> Candidate:
@@ -250,27 +266,6 @@ def _spellings(surveys: Sequence[Survey]) -> dict[str, Naming]:
         found.state_dict.root: found.pairs[0].naming if found.pairs else anywhere
         for found in surveys
     }
-
-
-def _refuse_normalized(
-    surveys: Sequence[Survey], candidates: Sequence[Candidate], request: Request
-) -> None:
-    for rule in request.layers:
-        if any(rule.matches(item.weight) for item in candidates):
-            continue
-        for found in surveys:
-            for pair in found.pairs:
-                if rule.matches(pair.weight) or rule.glob in (pair.g.name, pair.v.name):
-                    raise UsageError(
-                        f"-l {rule.text}",
-                        f"{pair.weight} is normalized already",
-                        expected="a weight without weight norm",
-                        found=f"{pair.g.name}, {pair.v.name}",
-                        hint="wn remove folds it back",
-                    )
-            for alike in found.look_alikes:
-                if rule.matches(alike.weight):
-                    raise UsageError(f"-l {rule.text}", f"{alike.weight} {alike.message}")
 
 
 def _wanted(weight: str, request: Request) -> bool:

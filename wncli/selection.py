@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wncli.errors import UsageError
@@ -126,9 +126,14 @@ Chosen = dict[Candidate, Rule | None]
 
 
 def choose_pairs(
-    pairs: Sequence[Candidate], layers: Sequence[Rule], exclude: Sequence[Rule]
+    pairs: Sequence[Candidate],
+    layers: Sequence[Rule],
+    exclude: Sequence[Rule],
+    others: Mapping[str, str],
 ) -> Chosen:
     """Of the normalized weights, those that the rules take; without `-l` all.
+
+    `others` says of further names why they cannot be chosen.
 
     Raises:
         UsageError: an `-l` rule matches nothing.
@@ -138,19 +143,23 @@ def choose_pairs(
         layers,
         exclude,
         lambda rule: [pair for pair in pairs if rule.matches(pair.weight)],
-        "normalized layer",
+        others,
     )
 
 
 def choose_weights(
-    weights: Sequence[Candidate], layers: Sequence[Rule], exclude: Sequence[Rule]
+    weights: Sequence[Candidate],
+    layers: Sequence[Rule],
+    exclude: Sequence[Rule],
+    others: Mapping[str, str],
 ) -> Chosen:
     """Of the plain tensors, those that the rules take; without `-l` those meant by default.
 
     A rule takes what it matches of the default weights. It takes other parameters where it names
     them, as `lstm.weight_hh_l0` and `*.bias` do, or where it matches no default weight, as
     `lstm.*`. Vectors are taken only by a rule that matches nothing wider, so that `*.weight` does
-    not reach for the gains of normalization layers.
+    not reach for the gains of normalization layers. `others` says of further names why they
+    cannot be chosen.
 
     Raises:
         UsageError: an `-l` rule matches nothing.
@@ -169,7 +178,7 @@ def choose_weights(
         return meant or wide or named
 
     defaults = [item for item in weights if item.by_default]
-    return _choose(weights if layers else defaults, layers, exclude, matched, "weight")
+    return _choose(weights if layers else defaults, layers, exclude, matched, others)
 
 
 def _choose(
@@ -177,13 +186,13 @@ def _choose(
     layers: Sequence[Rule],
     exclude: Sequence[Rule],
     matched: Callable[[Rule], list[Candidate]],
-    what: str,
+    others: Mapping[str, str],
 ) -> Chosen:
     taken: Chosen = {} if layers else dict.fromkeys(offered)
     for rule in layers:
         found = matched(rule)
         if not found:
-            raise no_match("-l", rule, (item.weight for item in offered), what)
+            raise _no_match("-l", rule, [item.weight for item in offered], others)
         for item in found:
             taken.setdefault(item, rule)
     return {
@@ -201,19 +210,25 @@ def check_exclusions(exclude: Iterable[Rule], names: Sequence[str]) -> None:
     """
     for rule in exclude:
         if not any(rule.matches(name) for name in names):
-            raise no_match("-x", rule, names, "layer")
+            raise _no_match("-x", rule, names, {})
 
 
-def no_match(option: str, rule: Rule, names: Iterable[str], what: str) -> UsageError:
-    """The refusal of a rule that matches nothing, with the names that come near it."""
+def _no_match(
+    option: str, rule: Rule, names: Iterable[str], others: Mapping[str, str]
+) -> UsageError:
+    """The refusal of a rule that matches nothing: why it cannot, or the names that come near it."""
+    where = f"{option} {rule.text}"
+    for name, reason in others.items():
+        if rule.matches(name):
+            return UsageError(where, f"{name} {reason}", hint="wn inspect CHECKPOINT")
     known = list(dict.fromkeys(part for name in names for part in (name, split(name)[0]) if part))
     near = difflib.get_close_matches(rule.glob, known, n=3, cutoff=0.5)
     text = rule.glob.strip("*.").lower()
     near = near or [name for name in known if text and text in name.lower()][:3]
     return UsageError(
-        f"{option} {rule.text}",
-        f"the rule matches no {what}",
-        expected=f"a name or glob, as of {', '.join(known[:3])}" if known else f"a {what}",
+        where,
+        "the rule matches nothing that could be chosen here",
+        expected=f"a name or glob, as of {', '.join(known[:3])}" if known else "",
         hint=" or ".join(f"{option} {name}" for name in near)
         or "wn inspect CHECKPOINT lists the names",
     )

@@ -77,7 +77,8 @@ def fold_pair(
 ) -> Iterator[tuple[int, Array]]:
     """The product of a pair as runs of elements, each with the place of its first.
 
-    What the data shows is added to `notes` with the last run.
+    A run is good until the next is asked for: all are made in one buffer. What the data shows is
+    added to `notes` with the last run.
 
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
@@ -91,6 +92,7 @@ def fold_pair(
         scaling = _scaling(source, pair, g, _norm_sum(blocks, v_dtype), 0)
     stale = _StaleCheck(source, pair, blocks) if pair.stale else None
     odd: set[int] = set()
+    buffer = np.empty(0, w_dtype)
     for block in blocks:
         v = blocks.read(block)
         first, last = block.channel, block.channel + block.shape[1]
@@ -105,7 +107,8 @@ def fold_pair(
         odd.update(map(int, np.flatnonzero(~np.isfinite(g[first:last])) + first))
         w = v
         if w_dtype != v_dtype or not factor.unchanged[span].all():
-            w = np.empty(block.shape, w_dtype)
+            buffer = buffer if buffer.size >= v.size else np.empty(v.size, w_dtype)
+            w = buffer[: v.size].reshape(block.shape)
             factor.scale(v, w, first - base)
         if stale:
             stale.compare(block, w)
@@ -140,7 +143,7 @@ def _scaling(source: Source, pair: Pair, g: Array, total: NormSum, first: int) -
 def _read_all(source: Source, spec: TensorSpec) -> Array:
     dtype = numpy_dtype(spec.dtype)
     blocks = TensorBlocks(source, spec, dtype, row_major=True)
-    parts = [blocks.read(block).reshape(-1) for block in blocks]
+    parts = [blocks.read(block).flatten() for block in blocks]
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 

@@ -130,7 +130,7 @@ class _Finder:
                 continue  # loose tensors beside state dicts, as `{"model": {…}, "mean": tensor}`
             self.mappings[path] = node
             self.state_dicts.append(state_dict)
-        self.list_entries(inner)
+        self.list_entries(root, inner)
         return self
 
     def state_dict(self, path: str, members: Mapping[str, Node]) -> StateDict | None:
@@ -146,8 +146,10 @@ class _Finder:
             return None
         return StateDict(path, tuple(tensors), tuple(others))
 
-    def list_entries(self, inner: set[str]) -> None:
+    def list_entries(self, root: Node, inner: set[str]) -> None:
         """What stands beside the state dicts: the other members of whatever holds one."""
+        if _members(root) is None:
+            self.entries.append(self.entry("(top)", root))
         for path, node in self.containers.items():
             if path in self.mappings or (path and path not in inner):
                 continue
