@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from wncli.errors import (
     FileError,
     FormatError,
-    NothingToDo,
     UsageError,
     WeightNormError,
     WnError,
@@ -21,7 +20,7 @@ from wncli.errors import (
 if TYPE_CHECKING:
     from wncli.api import apply, inspect, remove
     from wncli.notes import Note
-    from wncli.report import Layer, Parameters, Report
+    from wncli.report import Layer, NothingToDo, Parameters, Report
     from wncli.weight_norm import compose, decompose, magnitude
 
 __all__ = [
@@ -54,6 +53,7 @@ _ROOMS = {
     "decompose": "weight_norm",
     "magnitude": "weight_norm",
     "Layer": "report",
+    "NothingToDo": "report",
     "Note": "notes",
     "Parameters": "report",
     "Report": "report",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from wncli.checkpoint import Checkpoint
 from wncli.decide import Request, plan_apply, plan_inspect, plan_remove
-from wncli.errors import NothingToDo, UsageError
+from wncli.errors import FormatError, UsageError
 from wncli.formats import open_checkpoint
 from wncli.naming import Naming
 from wncli.plan import Plan
-from wncli.report import Report, make_report
+from wncli.report import NothingToDo, Report, make_report
 
 if TYPE_CHECKING:
     from wncli.formats.files import Source
@@ -151,6 +151,15 @@ def _write(  # noqa: PLR0913 - what the commands have in common
         output_format = chosen or _format_of(output, opened)
         check_output(output, force=force)
         plan = make_plan(opened)
+        if not plan.parts and opened.entries:
+            found = ", ".join(f"{entry.path}: {entry.summary}" for entry in opened.entries[:3])
+            raise FormatError(
+                source.where,
+                "no state dict was found",
+                expected="a mapping of names to tensors",
+                found=found,
+                hint="save the module's state_dict() with torch.save",
+            )
         if not plan.changes:
             raise _nothing(plan)
         layout, notes = _lay_out(plan, output_format, output)
@@ -162,14 +171,6 @@ def _write(  # noqa: PLR0913 - what the commands have in common
 
 def _nothing(plan: Plan) -> NothingToDo:
     apply = plan.command == "apply"
-    if not plan.parts:
-        kinds = ", ".join(f"{e.path}: {e.summary}" for e in plan.checkpoint.entries[:3])
-        return NothingToDo(
-            str(plan.checkpoint.path),
-            f"no state dict was found, but {kinds}" if kinds else "no tensors were found",
-            hint="save the module's state_dict() with torch.save",
-            report=make_report(plan, ()),
-        )
     return NothingToDo(
         str(plan.checkpoint.path),
         "no weight to normalize was found (floating, of two or more dimensions, not yet normalized)"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+from wncli.tensors import TensorSpec
 
+if TYPE_CHECKING:
     from wncli.formats.torch_tree import TorchTree
-    from wncli.tensors import TensorSpec
 
 Format = Literal["safetensors", "torch", "torch legacy"]
 

@@ -5,17 +5,12 @@
     ├── FileError           a path that cannot be read or written
     ├── FormatError         bytes that are no checkpoint, or break the rules of their format
     ├── WeightNormError     a weight, a pair or a dim that the arithmetic cannot take
-    └── NothingToDo         the request is sound, and there is nothing it applies to
+    └── NothingToDo         the request is sound, and nothing answers to it (`report.py`)
 
 A message says where, what is wrong, what was expected, what was found and what to type next.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from wncli.report import Report
 
 
 class WnError(Exception):
@@ -64,14 +59,3 @@ class FormatError(WnError):
 
 class WeightNormError(WnError):
     """A weight, a pair or a dim that the arithmetic cannot take."""
-
-
-class NothingToDo(WnError):  # noqa: N818 - an outcome with exit code 1, not an error of the input
-    """The request is sound, and nothing in the checkpoint answers to it; nothing was written.
-
-    `report` is what there is to report all the same.
-    """
-
-    def __init__(self, where: str, problem: str, *, hint: str, report: Report) -> None:
-        super().__init__(where, problem, hint=hint)
-        self.report = report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from wncli.errors import WnError
 from wncli.naming import Naming, split
 from wncli.notes import Note
 from wncli.plan import Action, Compose, Copy, Decompose, Plan
@@ -90,6 +91,17 @@ class Report:
         found = {"schema": SCHEMA} | asdict(self)
         found["parameters"]["change"] = self.parameters.change
         return found
+
+
+class NothingToDo(WnError):  # noqa: N818 - an outcome with exit code 1, not an error of the input
+    """The request is sound, and nothing in the checkpoint answers to it; nothing was written.
+
+    `report` is what there is to report all the same.
+    """
+
+    def __init__(self, where: str, problem: str, *, hint: str, report: Report) -> None:
+        super().__init__(where, problem, hint=hint)
+        self.report = report
 
 
 def make_report(

@@ -190,11 +190,7 @@ class Factors:
                 else:
                     np.copyto(values, part)
                     np.multiply(values, self.high[where, None], out=values)
-                np.copyto(
-                    out[box.outer, box.channels, box.inner],
-                    _as_dtype(values, out.dtype),
-                    casting="no",
-                )
+                np.copyto(out[box.outer, box.channels, box.inner], values, casting="unsafe")
 
     def _scale_wide(self, part: Array, out: Float64, where: slice) -> None:
         mantissa, exponent = np.frexp(part.astype(np.float64))

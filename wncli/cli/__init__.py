@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from wncli.errors import NothingToDo, WnError
+from wncli.errors import WnError
 
 DONE = 0
 NOTHING_TO_DO = 1
@@ -36,6 +36,7 @@ def _run(arguments: list[str]) -> int:
 
     from wncli.cli.commands import app
     from wncli.cli.screen import show_refusal
+    from wncli.report import NothingToDo
 
     try:
         code = app(arguments, prog_name="wn", standalone_mode=False)

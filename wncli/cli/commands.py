@@ -10,8 +10,7 @@ import typer
 
 from wncli import __version__, api
 from wncli.cli import screen
-from wncli.errors import NothingToDo
-from wncli.report import Report
+from wncli.report import NothingToDo, Report
 from wncli.selection import parse_dim
 
 app = typer.Typer(

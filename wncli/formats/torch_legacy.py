@@ -12,8 +12,9 @@ from wncli.errors import FormatError
 from wncli.formats.files import Source
 from wncli.formats.pickles.nodes import Node, PersistentId, brief, entries_of
 from wncli.formats.pickles.reader import read_pickle
+from wncli.formats.torch_roots import read_tree
 from wncli.formats.torch_tensor import StorageId, read_storage_id
-from wncli.formats.torch_tree import read_tree, walk
+from wncli.formats.torch_tree import walk
 from wncli.tensors import Storage
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C

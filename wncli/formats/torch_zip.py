@@ -13,8 +13,8 @@ from wncli.checkpoint import Checkpoint
 from wncli.errors import FormatError
 from wncli.formats.files import Source
 from wncli.formats.pickles.reader import read_pickle
+from wncli.formats.torch_roots import read_tree
 from wncli.formats.torch_tensor import StorageId
-from wncli.formats.torch_tree import read_tree
 from wncli.tensors import Storage
 
 MAGIC = b"PK\x03\x04"
