@@ -18,8 +18,8 @@ import numpy.typing as npt
 from wncli.dims import slices
 from wncli.errors import FormatError
 from wncli.formats.files import Source
+from wncli.norms import boxes
 from wncli.tensors import DType, TensorSpec
-from wncli.weight_norm import boxes
 
 #: Bytes of a block: large enough that a system call costs nothing, small enough for a core's cache.
 BLOCK = 1 << 20

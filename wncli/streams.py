@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wncli.blocks import Array, Block, TensorBlocks, numpy_dtype
 from wncli.errors import WeightNormError
+from wncli.norms import Factors, NormSum, factors
 from wncli.notes import Note
-from wncli.weight_norm import Factors, NormSum, factors, unit_like
+from wncli.tensors import DType
+from wncli.weight_norm import unit_like
 
 if TYPE_CHECKING:
     from wncli.formats.files import Source
@@ -48,16 +50,14 @@ def split_weight(source: Source, action: Decompose) -> Split:
     where = f"{source.where}: {weight.name}"
     dtype = numpy_dtype(weight.dtype)
     blocks = TensorBlocks(source, weight, dtype, action.dim)
-    norms = _norm_sum(blocks, dtype).norms()
+    norms = _norm_sum(blocks, wide=weight.dtype is DType.F64).norms()
     g = norms.rounded(dtype)
-    overflow = np.flatnonzero(np.isinf(g) & np.isfinite(norms.high))
+    overflow = np.flatnonzero(norms.overflowing(dtype))
     if overflow.size:
         raise WeightNormError(
             where,
             f"the norm of {_slices(overflow, len(g))} is beyond what {weight.dtype.label} can hold",
-            found=f"a norm of about {float(norms.high[overflow[0]]):.6g}"
-            if not norms.exponent.any()
-            else "",
+            found=f"a norm of about {float(norms.high[overflow[0]]):.6g}" if not norms.wide else "",
             hint=f"-x {weight.name} leaves this layer alone",
         )
     notes = _non_finite_notes(weight.name, where, np.flatnonzero(~np.isfinite(g)), len(g))
@@ -85,11 +85,12 @@ def fold_pair(
     """
     where = f"{source.where}: {pair.weight}"
     v_dtype, w_dtype = numpy_dtype(pair.v.dtype), numpy_dtype(pair.dtype)
+    wide = pair.dtype is DType.F64
     g = _read_all(source, pair.g)
     blocks = TensorBlocks(source, pair.v, v_dtype, pair.dim, row_major=row_major_order)
     scaling = None
     if not blocks.hold_whole_slices:
-        scaling = _scaling(source, pair, g, _norm_sum(blocks, v_dtype), 0)
+        scaling = _scaling(source, pair, g, _norm_sum(blocks, wide=wide), 0)
     stale = _StaleCheck(source, pair, blocks) if pair.stale else None
     odd: set[int] = set()
     buffer = np.empty(0, w_dtype)
@@ -97,7 +98,7 @@ def fold_pair(
         v = blocks.read(block)
         first, last = block.channel, block.channel + block.shape[1]
         if blocks.hold_whole_slices:
-            total = NormSum(block.shape[1], v_dtype)
+            total = NormSum(block.shape[1], wide=wide)
             total.add(v)
             factor, base = _scaling(source, pair, g[first:last], total, first), first
         elif scaling:
@@ -118,15 +119,16 @@ def fold_pair(
         notes += stale.notes(where)
 
 
-def _norm_sum(blocks: TensorBlocks, dtype: np.dtype[Any]) -> NormSum:
-    total = NormSum(blocks.slices[1], dtype)
+def _norm_sum(blocks: TensorBlocks, *, wide: bool) -> NormSum:
+    total = NormSum(blocks.slices[1], wide=wide)
     for block in blocks:
         total.add(blocks.read(block), block.channel)
     return total
 
 
 def _scaling(source: Source, pair: Pair, g: Array, total: NormSum, first: int) -> Factors:
-    found = factors(g, total.norms(), empty_slices=not pair.v.numel)
+    same_dtype = pair.g.dtype is pair.v.dtype
+    found = factors(g, total.norms(), may_match=same_dtype, empty=not pair.v.numel)
     undefined = np.flatnonzero(found.undefined)
     if undefined.size:
         raise WeightNormError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from wncli.dims import fitting_dims
 from wncli.naming import Half, Naming, join, pair_names, parametrized_weight, read_half, split
-from wncli.tensors import NORMALIZABLE, DType, TensorSpec
+from wncli.tensors import NORMALIZABLE, DType, TensorSpec, product_dtype
 
 if TYPE_CHECKING:
     from wncli.checkpoint import StateDict
@@ -30,11 +30,7 @@ class Pair:
     @property
     def dtype(self) -> DType:
         """The dtype of the weight: the pair's, or what PyTorch promotes a mixed pair to."""
-        if self.g.dtype is self.v.dtype:
-            return self.g.dtype
-        if self.g.dtype.bits == self.v.dtype.bits:
-            return DType.F32
-        return max(self.g.dtype, self.v.dtype, key=lambda dtype: dtype.bits)
+        return product_dtype(self.g.dtype, len(self.g.shape), self.v.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,18 @@ class DType(Enum):
 NORMALIZABLE = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
 
 
+def product_dtype(g: DType, g_rank: int, v: DType) -> DType:
+    """The dtype of `g * v / ||v||` in PyTorch: the wider one, though a g without dims is no reason.
+
+    Source: PyTorch `torch.result_type`; float16 and bfloat16 meet in float32.
+    """
+    if g is v or g_rank == 0:
+        return v
+    if g.bits == v.bits:
+        return DType.F32
+    return max(g, v, key=lambda dtype: dtype.bits)
+
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """A run of bytes in a file that one or more tensors are views of.

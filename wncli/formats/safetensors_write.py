@@ -112,16 +112,18 @@ def _lay_out(tensors: list[_Tensor], metadata: Mapping[str, str] | None) -> Layo
     raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     raw += b" " * (-len(raw) % 8)
     fixed = struct.pack("<Q", len(raw)) + raw
-    places = {tensor.tie: index for index, tensor in enumerate(tensors)}
-    slots = []
+    offsets: dict[object, int] = {}
     offset = len(fixed)
+    for tensor in tensors:
+        offsets[tensor.tie] = offset
+        offset += tensor.nbytes
+    slots = []
     for tensor in tensors:
         content = tensor.content
         if isinstance(content, Magnitude):
             weight = content.action.weight
-            content = replace(content, direction=places["v", weight.view, content.action.dim])
-        slots.append(Slot(offset, tensor.nbytes, content))
-        offset += tensor.nbytes
+            content = replace(content, direction=offsets["v", weight.view, content.action.dim])
+        slots.append(Slot(offsets[tensor.tie], tensor.nbytes, content))
     return Layout(offset, tuple(slots), ((0, fixed),))
 
 

@@ -1,0 +1,234 @@
+"""Norms of slices and what v is multiplied by, block by block: the core of weight norm.
+
+A tensor is seen as `(outer, channels, inner)`, one slice per channel. A square of a float32,
+float16 or bfloat16 is exact in float64, and a sum of them is good to far more digits than are
+stored. For float64 all is carried in pairs (`double_double`), over values scaled by a power of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wncli.double_double import (
+    Float64,
+    quotient,
+    square_root,
+    sum_of_squares,
+    times,
+    two_sum,
+)
+
+Array = npt.NDArray[Any]
+Int64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+#: Elements that one step of the arithmetic works on: as float64 they stay in a core's cache.
+_STEP = 32 * 1024
+
+#: How far, relatively, two orders of summation in float64 can part; far below half a float32 ulp.
+_SUMMATION_SLACK = 2.0**-40
+
+#: Shorter rows are summed together: a call per row would cost more than it saves.
+_SHORT_ROW = 8
+
+_SMALLEST_EXPONENT = -1074
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A contiguous block of a tensor seen as `(outer, channels, inner)`."""
+
+    outer: slice
+    channels: slice
+    inner: slice
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Sizes of the block."""
+        o, c, i = self.outer, self.channels, self.inner
+        return o.stop - o.start, c.stop - c.start, i.stop - i.start
+
+
+def boxes(shape: tuple[int, ...], limit: int) -> Iterator[Box]:
+    """Cut `(outer, channels, inner)` into row-major runs of at most `limit` elements."""
+    outer, channels, inner = shape
+    if not outer * channels * inner:
+        return
+    inners = min(inner, limit)
+    cs = min(channels, max(1, limit // inner)) if inners == inner else 1
+    os = min(outer, max(1, limit // (channels * inner))) if cs == channels else 1
+    for o in range(0, outer, os):
+        for c in range(0, channels, cs):
+            for i in range(0, inner, inners):
+                yield Box(
+                    slice(o, min(o + os, outer)),
+                    slice(c, min(c + cs, channels)),
+                    slice(i, min(i + inners, inner)),
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Norms not yet rounded to a stored dtype: `(high + low) * 2**exponent`, per channel.
+
+    Only `wide` ones have a low part and an exponent that are not 0.
+    """
+
+    high: Float64
+    low: Float64
+    exponent: Int64
+    wide: bool
+
+    @np.errstate(all="ignore")
+    def rounded(self, dtype: np.dtype[Any]) -> Array:
+        """The norms in `dtype`, shape `(channels,)`; infinite where `dtype` cannot hold them."""
+        return np.ldexp(self.high, self.exponent).astype(dtype)
+
+    @np.errstate(all="ignore")
+    def overflowing(self, dtype: np.dtype[Any]) -> Mask:
+        """Where a norm is finite, but beyond what `dtype` can hold."""
+        beyond: Mask = np.isinf(self.rounded(dtype)) & np.isfinite(self.high)
+        return beyond
+
+    @np.errstate(all="ignore")
+    def matches(self, g: Array) -> Mask:
+        """Where `g` is what these norms round to, in whichever order they were summed."""
+        value = np.ldexp(self.high, self.exponent)
+        slack = 0 if self.wide else _SUMMATION_SLACK
+        below = (value * (1 - slack)).astype(g.dtype)
+        above = (value * (1 + slack)).astype(g.dtype)
+        same: Mask = (g == below) | (g == above)
+        return same & np.isfinite(g)
+
+
+class NormSum:
+    """The sum of squares of each slice, gathered from blocks in any order.
+
+    Args:
+        channels: number of slices.
+        wide: gather for norms in float64, rather than in float32 or narrower.
+    """
+
+    def __init__(self, channels: int, *, wide: bool) -> None:
+        self.wide = wide
+        self._high = np.zeros(channels)
+        self._low = np.zeros(channels)
+        self._exponent = np.full(channels, _SMALLEST_EXPONENT if wide else 0, dtype=np.int64)
+        self._peak = np.zeros(channels)
+
+    @np.errstate(all="ignore")
+    def add(self, block: Array, first: int = 0) -> None:
+        """Take in a block of shape `(outer, channels, inner)` whose channels begin at `first`."""
+        scratch = np.empty(min(block.size, _STEP))
+        for box in boxes(block.shape, _STEP):
+            part = block[box.outer, box.channels, box.inner]
+            values = scratch[: part.size].reshape(part.shape)
+            np.copyto(values, part)
+            where = slice(first + box.channels.start, first + box.channels.stop)
+            if self.wide:
+                self._add_wide(values, where)
+            elif part.shape[2] >= _SHORT_ROW:
+                self._high[where] += np.vecdot(values, values).sum(axis=0)
+            else:
+                self._high[where] += np.square(values, out=values).sum(axis=(0, 2))
+
+    def _add_wide(self, values: Float64, where: slice) -> None:
+        rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
+        largest = np.abs(rows).max(axis=1)
+        self._peak[where] = np.maximum(self._peak[where], largest)
+        needed = np.frexp(np.where(np.isfinite(largest), largest, 1.0))[1].astype(np.int64)
+        needed[largest == 0] = _SMALLEST_EXPONENT
+        old = self._exponent[where]
+        new = np.maximum(old, needed)
+        shrink = 2 * (old - new)
+        high, low = sum_of_squares(np.ldexp(rows, -new[:, None]))
+        total, error = two_sum(np.ldexp(self._high[where], shrink), high)
+        self._low[where] = np.ldexp(self._low[where], shrink) + low + error
+        self._high[where] = total
+        self._exponent[where] = new
+
+    @np.errstate(all="ignore")
+    def norms(self) -> Norms:
+        """The square roots of what has been gathered."""
+        if not self.wide:
+            return Norms(np.sqrt(self._high), self._low, self._exponent, wide=False)
+        high, low = square_root(self._high, self._low)
+        # The error terms of an infinity are NaN: the norm of a slice with one is inf, or NaN.
+        finite = np.isfinite(self._peak)
+        high, low = np.where(finite, high, self._peak), np.where(finite, low, 0.0)
+        return Norms(high, low, self._exponent, wide=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """What each slice of v is multiplied by, `(high + low) * 2**exponent`, shape `(channels,)`.
+
+    `undefined` marks the slices that have no direction (all zero) under a g that is not 0;
+    `unchanged` those whose g is their norm already, so that the factor is exactly 1. Only `wide`
+    ones have a low part and an exponent that are not 0.
+    """
+
+    high: Float64
+    low: Float64
+    exponent: Int64
+    undefined: Mask
+    unchanged: Mask
+    wide: bool
+
+    @np.errstate(all="ignore")
+    def scale(self, block: Array, out: Array, first: int = 0) -> None:
+        """Write `block` times its channels' factors into `out`, both `(outer, channels, inner)`."""
+        scratch = np.empty(min(block.size, _STEP))
+        for box in boxes(block.shape, _STEP):
+            part = block[box.outer, box.channels, box.inner]
+            values = scratch[: part.size].reshape(part.shape)
+            np.copyto(values, part)
+            where = slice(first + box.channels.start, first + box.channels.stop)
+            if self.wide:
+                values = self._times_wide(values, where)
+            else:
+                np.multiply(values, self.high[where, None], out=values)
+            np.copyto(out[box.outer, box.channels, box.inner], values, casting="unsafe")
+
+    def _times_wide(self, values: Float64, where: slice) -> Float64:
+        mantissa, exponent = np.frexp(values)
+        product = times(mantissa, self.high[where, None], self.low[where, None])
+        return np.ldexp(product, exponent + self.exponent[where, None])
+
+
+@np.errstate(all="ignore")
+def factors(g: Array, norms: Norms, *, may_match: bool = True, empty: bool = False) -> Factors:
+    """`g / ||v||` per channel, exactly 1 where g already is the norm of v in g's dtype.
+
+    Args:
+        g: shape `(channels,)`, the magnitudes as they are stored.
+        norms: of v's slices.
+        may_match: g and v have one dtype, so that a g can be the norm of v as it was stored.
+        empty: v has no elements, so that no direction can be undefined.
+    """
+    stored = g.astype(np.float64)
+    zero = norms.high == 0
+    undefined = zero & (stored != 0) & (not empty)
+    unchanged = zero & (stored == 0)
+    if may_match:
+        unchanged |= norms.matches(g)
+    if norms.wide:
+        g_part, g_exponent = np.frexp(stored)
+        n_part, n_exponent = np.frexp(norms.high)
+        high, low = quotient(g_part, n_part, np.ldexp(norms.low, -n_exponent))
+        exponent = g_exponent.astype(np.int64) - n_exponent - norms.exponent
+    else:
+        high, low, exponent = stored / norms.high, norms.low, norms.exponent
+    return Factors(
+        np.where(unchanged, 1.0, high),
+        np.where(unchanged, 0.0, low),
+        np.where(unchanged, 0, exponent),
+        undefined,
+        unchanged,
+        norms.wide,
+    )
