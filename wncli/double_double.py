@@ -56,7 +56,7 @@ def quotient(a: Float64, high: Float64, low: Float64) -> tuple[Float64, Float64]
     first = a / high
     product = first * high
     residue = (a - product) - product_error(first, high, product) - first * low
-    return first, np.where(np.isfinite(first), residue / high, 0.0)
+    return first, np.where(np.isfinite(product), residue / high, 0.0)
 
 
 def times(a: Float64, high: Float64, low: Float64) -> Float64:

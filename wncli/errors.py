@@ -13,6 +13,14 @@ A message says where, what is wrong, what was expected, what was found and what 
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """`text` with all escaped that could move the cursor or hide: names come from strangers."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
 class WnError(Exception):
     """One refusal: `where` it stands, the `problem`, and what helps.
 
@@ -35,14 +43,14 @@ class WnError(Exception):
         super().__init__(where, problem)
 
     def __str__(self) -> str:
-        lines = [f"{self.where}: {self.problem}" if self.where else self.problem]
-        if self.expected:
-            lines.append(f"  expected: {self.expected}")
-        if self.found:
-            lines.append(f"  found:    {self.found}")
-        if self.hint:
-            lines.append(f"  try:      {self.hint}")
-        return "\n".join(lines)
+        problem = f"{self.where}: {self.problem}" if self.where else self.problem
+        details = (
+            ("expected: ", self.expected),
+            ("found:    ", self.found),
+            ("try:      ", self.hint),
+        )
+        lines = (f"  {label}{printable(text)}" for label, text in details if text)
+        return "\n".join((printable(problem), *lines))
 
 
 class UsageError(WnError):

@@ -52,16 +52,16 @@ def join(module: str, parameter: str) -> str:
 def read_half(name: str) -> Half | None:
     """The half of a pair that `name` spells, or None where it spells neither g nor v."""
     module, parameter = split(name)
+    half = None
     if parameter in _ORIGINALS:
         owner, weight = split(module)
         owner, marker = split(owner)
         if marker == _PARAMETRIZATIONS and weight:
-            return Half(owner, weight, _ORIGINALS[parameter], "parametrized")
-        return None
-    role = _SUFFIXES.get(parameter[-2:])
-    if role is None or len(parameter) == len("_g"):
-        return None
-    return Half(module, parameter[:-2], role, "hook")
+            half = Half(owner, weight, _ORIGINALS[parameter], "parametrized")
+    elif parameter[-2:] in _SUFFIXES and len(parameter) > len("_g"):
+        half = Half(module, parameter[:-2], _SUFFIXES[parameter[-2:]], "hook")
+    # A name such as ".weight_g", which no module gives, would be spelled otherwise on the way back.
+    return half if half and half.name == name else None
 
 
 def pair_names(weight: str, naming: Naming) -> tuple[str, str]:

@@ -169,8 +169,9 @@ class Factors:
     """What each slice of v is multiplied by, `(high + low) * 2**exponent`, shape `(channels,)`.
 
     `undefined` marks the slices that have no direction (all zero) under a g that is not 0;
-    `unchanged` those whose g is their norm already, so that the factor is exactly 1. Only `wide`
-    ones have a low part and an exponent that are not 0.
+    `unchanged` those whose g is their norm already, so that the factor is exactly 1, `non_finite`
+    those with a NaN or Inf in g or v. Only `wide` ones have a low part and an exponent that are
+    not 0.
     """
 
     high: Float64
@@ -178,6 +179,7 @@ class Factors:
     exponent: Int64
     undefined: Mask
     unchanged: Mask
+    non_finite: Mask
     wide: bool
 
     @np.errstate(all="ignore")
@@ -230,5 +232,6 @@ def factors(g: Array, norms: Norms, *, may_match: bool = True, empty: bool = Fal
         np.where(unchanged, 0, exponent),
         undefined,
         unchanged,
+        ~(np.isfinite(stored) & np.isfinite(norms.high)),
         norms.wide,
     )

@@ -104,8 +104,7 @@ def fold_pair(
         elif scaling:
             factor, base = scaling, 0
         span = slice(first - base, last - base)
-        odd.update(map(int, np.flatnonzero(~np.isfinite(factor.high[span])) + first))
-        odd.update(map(int, np.flatnonzero(~np.isfinite(g[first:last])) + first))
+        odd.update(map(int, np.flatnonzero(factor.non_finite[span]) + first))
         w = v
         if w_dtype != v_dtype or not factor.unchanged[span].all():
             buffer = buffer if buffer.size >= v.size else np.empty(v.size, w_dtype)

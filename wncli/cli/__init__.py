@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
-
-from wncli.errors import WnError
 
 DONE = 0
 NOTHING_TO_DO = 1
@@ -18,55 +17,77 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run `wn` with the process's arguments and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        _open_streams()
         code = _run(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # typer and rich make the one into the other
+        _discard_output()
         code = DONE  # whoever read the output has read enough
+    except KeyboardInterrupt:
+        print("interrupted: OUTPUT is as it was before, or complete", file=sys.stderr)
+        code = INTERRUPTED
+    except OSError as error:  # of the streams: a command's own are caught where they arise
+        _discard_output()
+        reason = os.strerror(error.errno or 0)
+        print(f"error: the report cannot be written ({reason})", file=sys.stderr)
+        code = REFUSED
     sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
     from typer import TyperException
 
-    from wncli.cli.commands import app
-    from wncli.cli.screen import show_refusal
+    from wncli.cli import commands, screen
+    from wncli.errors import WnError
     from wncli.report import NothingToDo
 
     try:
-        code = app(arguments, prog_name="wn", standalone_mode=False)
+        result = commands.app(arguments, prog_name="wn", standalone_mode=False)
     except NothingToDo as outcome:
-        show_refusal("nothing to do", str(outcome))
+        if "--json" in arguments:
+            screen.show(outcome.report, json=True, quiet=False)
+        screen.show_refusal("nothing to do", str(outcome))
         return NOTHING_TO_DO
     except WnError as refusal:
-        show_refusal("error", str(refusal))
+        screen.show_refusal("error", str(refusal))
         return REFUSED
     except TyperException as refusal:
-        show_refusal("error", f"{refusal.format_message()}\n  try:      {_help(arguments)}")
+        message = f"{refusal.format_message()}\n  try:      {_help(arguments)}"
+        screen.show_refusal("error", message)
         return REFUSED
-    except KeyboardInterrupt:
-        show_refusal("interrupted", "nothing was written")
-        return INTERRUPTED
-    except BrokenPipeError:
-        raise
     except Exception as error:  # no traceback reaches a user
         if os.environ.get("WN_TRACEBACK"):
             raise
         detail = f"{type(error).__name__}: {error}"
         hint = "WN_TRACEBACK=1 shows where; please report it"
-        show_refusal("error", f"this is a defect of wn ({detail})\n  try:      {hint}")
+        screen.show_refusal("error", f"this is a defect of wn ({detail})\n  try:      {hint}")
         return REFUSED
-    return code or DONE
+    if result == INTERRUPTED:  # typer turns Ctrl-C into its exit code
+        raise KeyboardInterrupt
+    if isinstance(result, commands.Result):
+        screen.show(result.report, json=result.json, quiet=result.quiet)
+    return DONE
 
 
 def _help(arguments: list[str]) -> str:
     known = [word for word in arguments[:1] if word in ("inspect", "apply", "remove")]
     return " ".join(["wn", *known, "--help"])
+
+
+def _open_streams() -> None:
+    """Give closed streams a place to write to, and let no character of a name fail."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
+            setattr(sys, name, stream)
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Have what is still buffered go nowhere, so that leaving does not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

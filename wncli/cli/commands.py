@@ -1,16 +1,17 @@
-"""The commands and their options; each calls the function of its name and shows its report."""
+"""The commands and their options; each calls the function of its name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from wncli import __version__, api
-from wncli.cli import screen
-from wncli.report import NothingToDo, Report
+from wncli.cli.screen import progress_bar
+from wncli.report import Report
 from wncli.selection import parse_dim
 
 app = typer.Typer(
@@ -83,6 +84,15 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")
 QuietNames = Annotated[bool, typer.Option("-q", "--quiet", help="Print the layers' names only.")]
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command comes to, and how it is to be shown."""
+
+    report: Report
+    json: bool
+    quiet: bool
+
+
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer hands the flag over so
     if value:
         print(f"wn {__version__}")
@@ -112,11 +122,10 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     only: Only = None,
     json: Json = False,
     quiet: QuietNames = False,
-) -> int:
+) -> Result:
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
     report = api.inspect(checkpoint, layers=layers, exclude=exclude, only=only)
-    screen.show(report, json=json, quiet=quiet)
-    return 0
+    return Result(report, json, quiet)
 
 
 @app.command()
@@ -135,7 +144,7 @@ def apply(  # noqa: PLR0913
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
-) -> int:
+) -> Result:
     """Split weights into magnitude g and direction v."""
     whole = parse_dim(dim, "--dim")
     return _write(
@@ -161,7 +170,7 @@ def remove(  # noqa: PLR0913
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
-) -> int:
+) -> Result:
     """Fold g and v back into plain weights."""
     return _write(
         lambda progress: api.remove(
@@ -172,13 +181,6 @@ def remove(  # noqa: PLR0913
     )  # fmt: skip
 
 
-def _write(run: Callable[[api.Progress], Report], *, json: bool, quiet: bool) -> int:
-    with screen.progress_bar(quiet=quiet) as progress:
-        try:
-            report = run(progress)
-        except NothingToDo as outcome:
-            if json:
-                screen.show(outcome.report, json=True, quiet=quiet)
-            raise
-    screen.show(report, json=json, quiet=quiet)
-    return 0
+def _write(run: Callable[[api.Progress], Report], *, json: bool, quiet: bool) -> Result:
+    with progress_bar(quiet=quiet) as progress:
+        return Result(run(progress), json, quiet)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from wncli.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -26,14 +28,6 @@ _LOOKS = {
     "nothing to do": "bold",
     "interrupted": "bold",
 }
-
-
-def printable(text: str) -> str:
-    """`text` with all escaped that could move the cursor or hide: names come from strangers."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text
-    )
 
 
 def show(report: Report, *, json: bool, quiet: bool) -> None:
@@ -65,7 +59,7 @@ def _show_to_people(report: Report) -> None:
             _print(console, "  ", ("note: ", "dim"), (printable(note.message), ""))
     for note in report.notes:
         if note.is_warning:
-            show_refusal("warning", note.message)
+            show_refusal("warning", printable(note.message))
 
 
 def show_refusal(kind: str, message: str) -> None:

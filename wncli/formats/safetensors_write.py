@@ -133,16 +133,17 @@ def _losses(plan: Plan, part: Part, tied: Mapping[str, str]) -> list[Note]:
         for name, first in tied.items()
     ]
     root = part.state_dict.root
-    entries = () if plan.only is not None else plan.checkpoint.entries
-    lost = [entry.path for entry in entries if entry.path not in plan.drop]
+    lost = [entry.path for entry in plan.checkpoint.entries]
+    lost += [sd.root for sd in plan.checkpoint.state_dicts if sd.root != root]
     lost += [f"{root}.{name}" if root else name for name in part.state_dict.others]
+    lost = [path for path in lost if path not in plan.drop]
     if lost:
         notes.append(
             Note(
                 "left-out",
-                f"safetensors holds tensors only; left out: {', '.join(lost)}",
+                f"safetensors holds one state dict; left out: {', '.join(lost)}",
                 str(plan.checkpoint.path),
-                is_warning=True,
+                is_warning=plan.only is None,
             )
         )
     return notes

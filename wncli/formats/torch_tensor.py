@@ -164,9 +164,14 @@ def make_tensor(
     strides: tuple[int, ...] | None = None,
     like: Node = None,
 ) -> Call:
-    """The call that rebuilds a tensor over a new storage; a Parameter where `like` is one."""
+    """The call that rebuilds a tensor over a new storage; a Parameter where `like` is one.
+
+    `like` also tells whether it requires a gradient.
+    """
     stride = row_major(shape) if strides is None else strides
-    args = (PersistentId(storage), 0, shape, stride, False, _NO_HOOKS)
+    rebuild = _plain_rebuild(like)
+    requires_grad = rebuild is not None and len(rebuild.args) > 4 and rebuild.args[4] is True  # noqa: PLR2004
+    args = (PersistentId(storage), 0, shape, stride, requires_grad, _NO_HOOKS)
     if storage.dtype in _TYPED_STORAGES:
         tensor = Call("REDUCE", _REBUILD, args)
     else:

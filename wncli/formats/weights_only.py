@@ -30,7 +30,6 @@ _TENSORS = ("BFloat16", "Byte", "Char", "Double", "Float", "Half", "Int", "Long"
 _ACCEPTED = frozenset(
     {
         "_codecs.encode",
-        "__builtin__.set",
         "builtins.bytearray",
         "builtins.complex",
         "builtins.set",
@@ -62,5 +61,8 @@ _ACCEPTED = frozenset(
 
 
 def accepts(name: str) -> bool:
-    """Whether a pickle that names this class or function is read by `weights_only`."""
-    return name in _ACCEPTED
+    """Whether a pickle that names this class or function is read by `weights_only`.
+
+    Protocol 2 spells `builtins` as Python 2 did.
+    """
+    return name.replace("__builtin__.", "builtins.") in _ACCEPTED

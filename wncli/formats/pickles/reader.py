@@ -179,7 +179,8 @@ class _Machine:
     def reduce(self, opcode: str) -> None:
         args = self.pop()
         function = self.pop()
-        if str(function) == "collections.OrderedDict" and (pairs := _python2_items(args)):
+        ordered = isinstance(function, Global) and str(function) == "collections.OrderedDict"
+        if ordered and (pairs := _python2_items(args)):
             self.call(opcode, function, ())
             self.effect(SetItems, pairs)
         else:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wncli.formats.pickles.nodes import (
@@ -28,6 +29,10 @@ from wncli.formats.pickles.nodes import (
 
 #: Items per MARK … SETITEMS, as CPython's pickler batches them.
 _BATCH = 1000
+_PAIRS = (pickle.SETITEM, pickle.SETITEMS)
+
+#: How often a call has been begun when it is met inside itself.
+_WITHIN_ITSELF = 2
 
 Entries = list[tuple[Node, Node]]
 
@@ -67,6 +72,7 @@ class _Writer:
         self.memo: dict[int, int] = {}
         self.kept_alive: list[Node] = []
         self.work: list[Node] = []
+        self.open: Counter[int] = Counter()
 
     def run(self, root: Node, protocol: int) -> bytes:
         self.out += pickle.PROTO + bytes([max(protocol, 2)])
@@ -126,7 +132,8 @@ class _Writer:
         elif -(1 << 31) <= node < 1 << 31:
             self.out += pickle.BININT + struct.pack("<i", node)
         else:
-            data = node.to_bytes(node.bit_length() // 8 + 1, "little", signed=True)
+            bits = (node if node >= 0 else ~node).bit_length()
+            data = node.to_bytes(bits // 8 + 1, "little", signed=True)
             if len(data) < 256:  # noqa: PLR2004
                 self.out += pickle.LONG1 + bytes([len(data)]) + data
             else:
@@ -171,11 +178,15 @@ class _Writer:
 
     def emit_list(self, node: list[Node]) -> None:
         self.atom(node, pickle.EMPTY_LIST)
-        self.queue(*self.batches(node, pickle.APPEND, pickle.APPENDS))
+        single = pickle.APPEND if len(node) == 1 else None
+        self.queue(*self.batches(node, single, pickle.APPENDS))
 
     def emit_dict(self, node: Dict) -> None:
         self.atom(node, pickle.EMPTY_DICT)
-        self.queue(*self.items(self.edits.get(node, node.entries)))
+        items = self.edits.get(node, node.entries)
+        single = pickle.SETITEM if len(items) == 1 else None
+        # The pickler stops behind a batch that is not full, which may be one without items.
+        self.queue(*self.batches(items, single, pickle.SETITEMS, until_short=True))
 
     def emit_set(self, node: Set) -> None:
         if node.frozen:
@@ -183,7 +194,7 @@ class _Writer:
             self.queue(*node.items, _Then(self.end_frozenset, node))
         else:
             self.atom(node, pickle.EMPTY_SET)
-            self.queue(*self.batches(node.items, None, pickle.ADDITEMS))
+            self.queue(*self.batches(node.items, None, pickle.ADDITEMS, until_short=True))
 
     def end_frozenset(self, node: Set) -> None:
         if id(node) in self.memo:
@@ -196,7 +207,18 @@ class _Writer:
         self.queue(self.persistent(node), _Then(self.raw, pickle.BINPERSID))
 
     def emit_call(self, node: Call) -> None:
-        parts = [node.function, node.args]
+        self.open[id(node)] += 1
+        args = node.args
+        if self.open[id(node)] == _WITHIN_ITSELF:
+            # It stands inside its own arguments, whose lists are not filled yet: give it others.
+            args = tuple(
+                list(part) if isinstance(part, list)
+                else Dict(list(part.entries)) if isinstance(part, Dict)
+                else part
+                for part in args
+            )  # fmt: skip
+            self.kept_alive += [args, *args]
+        parts = [node.function, args]
         if node.keywords is not None:
             parts.append(node.keywords)
         self.queue(*parts, _Then(self.end_call, node))
@@ -211,7 +233,7 @@ class _Writer:
         edit = self.edits.get(node)
         for effect in node.effects:
             if isinstance(effect, SetItems) and edit is not None:
-                tasks += self.items(edit)
+                tasks += self.effect(SetItems(edit))
                 edit = []
             else:
                 tasks += self.effect(effect)
@@ -220,7 +242,7 @@ class _Writer:
     def effect(self, effect: Effect) -> list[Node]:
         match effect:
             case SetItems(entries):
-                return self.items(entries)
+                return self.batches(entries, pickle.SETITEM, pickle.SETITEMS)
             case Appended(items):
                 return self.batches(items, pickle.APPEND, pickle.APPENDS)
             case Added(items):
@@ -228,25 +250,23 @@ class _Writer:
             case Built(state):
                 return [state, _Then(self.raw, pickle.BUILD)]
 
-    def items(self, entries: Entries) -> list[Node]:
-        if len(entries) == 1:
-            return [*entries[0], _Then(self.raw, pickle.SETITEM)]
+    def batches(
+        self,
+        items: Sequence[Node],
+        single: bytes | None,
+        several: bytes,
+        *,
+        until_short: bool = False,
+    ) -> list[Node]:
+        """Items, or pairs of key and value, in batches; `single` ends a batch of just one."""
         tasks: list[Node] = []
-        for start in range(0, len(entries), _BATCH):
-            tasks.append(_Then(self.raw, pickle.MARK))
-            for key, value in entries[start : start + _BATCH]:
-                tasks += (key, value)
-            tasks.append(_Then(self.raw, pickle.SETITEMS))
-        return tasks
-
-    def batches(self, items: list[Node], single: bytes | None, several: bytes) -> list[Node]:
-        if len(items) == 1 and single:
-            return [items[0], _Then(self.raw, single)]
-        tasks: list[Node] = []
-        for start in range(0, len(items), _BATCH):
-            tasks.append(_Then(self.raw, pickle.MARK))
-            tasks += items[start : start + _BATCH]
-            tasks.append(_Then(self.raw, several))
+        for start in range(0, len(items) + until_short, _BATCH):
+            batch = items[start : start + _BATCH]
+            flat = [part for pair in batch for part in pair] if several in _PAIRS else batch
+            if len(batch) == 1 and single:
+                tasks += [*flat, _Then(self.raw, single)]
+            elif batch or start:
+                tasks += [_Then(self.raw, pickle.MARK), *flat, _Then(self.raw, several)]
         return tasks
 
 
