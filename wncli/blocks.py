@@ -16,16 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wncli.dims import slices
-from wncli.errors import FormatError
 from wncli.formats.files import Source
 from wncli.norms import boxes
 from wncli.tensors import DType, TensorSpec
 
 #: Bytes of a block: large enough that a system call costs nothing, small enough for a core's cache.
 BLOCK = 1 << 20
-
-#: How far an expanded tensor (stride 0) may grow beyond the file that it comes from, in bytes.
-_EXPANSION = 64 << 20
 
 Array = npt.NDArray[Any]
 
@@ -71,9 +67,6 @@ class TensorBlocks:
         element: the NumPy dtype to read it as, of the size of `spec.dtype`.
         dim: the dim whose slices the blocks are seen in; None for the whole tensor.
         row_major: traverse in row-major order even where memory has another.
-
-    Raises:
-        FormatError: an expanded tensor would grow out of all proportion to its file.
     """
 
     def __init__(
@@ -104,12 +97,6 @@ class TensorBlocks:
         self.hold_whole_slices = self.dense and (
             outer * channels * inner <= per_block or (outer == 1 and inner <= per_block)
         )
-        if not self.dense and spec.nbytes > source.nbytes + _EXPANSION:
-            raise FormatError(
-                f"{source.where}: {spec.name}",
-                f"the expanded tensor would take {spec.nbytes:,} bytes",
-                expected=f"no more than the file and {_EXPANSION:,} bytes",
-            )
 
     def __iter__(self) -> Iterator[Block]:
         return self._runs() if self.dense else self._gathered()

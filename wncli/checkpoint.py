@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from wncli.errors import FormatError
 from wncli.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -57,3 +58,22 @@ class Checkpoint:
     metadata: Mapping[str, str] | None = None
     tree: TorchTree | None = None
     refused_names: tuple[str, ...] = ()
+
+
+#: How far an expanded tensor (stride 0) may grow beyond the file that it comes from, in bytes.
+_EXPANSION = 64 << 20
+
+
+def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec) -> None:
+    """Hold what a tensor would take when it is written out against the size of its file.
+
+    Raises:
+        FormatError: an expanded tensor would grow out of all proportion.
+    """
+    if spec.nbytes > checkpoint.nbytes + _EXPANSION:
+        raise FormatError(
+            f"{checkpoint.path}: {spec.name}",
+            f"the expanded tensor would take {spec.nbytes:,} bytes",
+            expected=f"no more than the file and {_EXPANSION:,} bytes",
+            hint=f"--drop it, or -x {spec.name}",
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from wncli.checkpoint import Checkpoint
+from wncli.checkpoint import Checkpoint, refuse_expansion
 from wncli.dims import resolve_dim
 from wncli.errors import UsageError, WeightNormError, WnError
 from wncli.naming import Naming, pair_names, split
@@ -86,6 +86,8 @@ def plan_remove(checkpoint: Checkpoint, request: Request) -> Plan:
                 raise _refuse_look_alike(checkpoint, found, alike)
             notes.append(_look_alike_note(found, alike))
     chosen = _chosen_pairs(surveys, request)
+    for _, pair in chosen:
+        refuse_expansion(checkpoint, pair.v)
     actions = {(root, pair.weight): Compose(pair) for root, pair in chosen}
     notes += _optimizer_notes(checkpoint, request) if chosen else []
     parts = _parts(surveys, actions)
@@ -242,6 +244,7 @@ def _decompose(
     checkpoint: Checkpoint, spec: TensorSpec, dim: int | None, naming: Naming
 ) -> Decompose:
     where = f"{checkpoint.path}: {spec.name}"
+    refuse_expansion(checkpoint, spec)
     if spec.dtype not in NORMALIZABLE:
         raise WeightNormError(
             where,

@@ -41,7 +41,7 @@ class Half:
 def split(name: str) -> tuple[str, str]:
     """A tensor's full name as `(module, parameter)`; the module of a bare name is empty."""
     module, _, parameter = name.rpartition(".")
-    return module, parameter
+    return (module, parameter) if module else ("", name)
 
 
 def join(module: str, parameter: str) -> str:

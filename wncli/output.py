@@ -14,6 +14,8 @@ from wncli.errors import FileError, WnError
 
 #: What the name of a temporary sibling ends with; no checkpoint's name does.
 PARTIAL_SUFFIX = ".wn-partial"
+#: Bytes of a target's name that its temporary sibling keeps; systems take 255 in all.
+_LONGEST_NAME = 200
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -58,7 +60,7 @@ def replacing(output: Path, nbytes: int) -> Iterator[int]:
         FileError: no room, or no permission; nothing is left behind.
     """
     target = target_of(output)
-    partial = target.parent / f".{target.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
+    partial = target.parent / _partial_name(target.name)
     try:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -81,6 +83,12 @@ def replacing(output: Path, nbytes: int) -> Iterator[int]:
                 expected=f"room for {nbytes:,} bytes, and permission",
             ) from None
         raise
+
+
+def _partial_name(name: str) -> str:
+    """A name of its own beside `name`, which is cut where it would grow too long for the system."""
+    kept = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
+    return f".{kept}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
 
 
 def _allocate(descriptor: int, nbytes: int) -> None:

@@ -85,7 +85,7 @@ def fold_pair(
     """
     where = f"{source.where}: {pair.weight}"
     v_dtype, w_dtype = numpy_dtype(pair.v.dtype), numpy_dtype(pair.dtype)
-    wide = pair.dtype is DType.F64
+    wide = DType.F64 in (pair.g.dtype, pair.v.dtype)
     g = _read_all(source, pair.g)
     blocks = TensorBlocks(source, pair.v, v_dtype, pair.dim, row_major=row_major_order)
     scaling = None

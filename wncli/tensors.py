@@ -49,6 +49,11 @@ class DType(Enum):
     QI32 = (None, "qint32", "QInt32Storage", 32)
     QU4X2 = (None, "quint4x2", "QUInt4x2Storage", 8)
     QU2X4 = (None, "quint2x4", "QUInt2x4Storage", 8)
+    BITS8 = (None, "bits8", None, 8)
+    BITS16 = (None, "bits16", None, 16)
+    BITS1X8 = (None, "bits1x8", None, 8)
+    BITS2X4 = (None, "bits2x4", None, 8)
+    BITS4X2 = (None, "bits4x2", None, 8)
 
     def __init__(
         self, safetensors: str | None, torch: str | None, torch_storage: str | None, bits: int
@@ -147,6 +152,16 @@ class TensorSpec:
     def view(self) -> tuple[str, int, tuple[int, ...], tuple[int, ...], DType]:
         """What tied tensors have in common: the same elements of the same storage."""
         return (self.storage.key, self.offset, self.shape, self.strides, self.dtype)
+
+
+def count_elements(shape: tuple[int, ...]) -> int | None:
+    """The product of the sizes, or None where it is more than 64 bits can count on the way."""
+    count = 1
+    for size in shape:
+        count *= size
+        if count >= 1 << 64:
+            return None
+    return count
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -96,7 +96,7 @@ def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
         )
     view = directions.reshape(slices(directions.shape, dims[0]))
     dtype = _product_dtype(magnitudes, directions)
-    norms = _norms_of(view, wide=dtype == np.float64)
+    norms = _norms_of(view, wide=np.float64 in (magnitudes.dtype, directions.dtype))
     same_dtype = magnitudes.dtype == directions.dtype
     found = factors(magnitudes.reshape(-1), norms, may_match=same_dtype, empty=not view.size)
     undefined = np.flatnonzero(found.undefined)

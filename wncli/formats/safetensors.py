@@ -13,7 +13,7 @@ from typing import Any
 from wncli.checkpoint import Checkpoint, StateDict
 from wncli.errors import FormatError
 from wncli.formats.files import Source
-from wncli.tensors import DType, Storage, TensorSpec, row_major
+from wncli.tensors import DType, Storage, TensorSpec, count_elements, row_major
 
 _LENGTH = struct.Struct("<Q")
 #: The reference reader's own limit, in bytes.
@@ -69,11 +69,21 @@ def _parse(source: Source, raw: bytes) -> dict[str, Any]:
             raise _broken(source, f"{twice!r} stands there twice", "every name once")
         return found
 
+    def count(text: str) -> int:
+        if text.startswith("-"):
+            raise _broken(source, f"the header holds {text}, which is no count")
+        return int(text)
+
     def constant(name: str) -> None:
         raise _broken(source, f"the header holds {name}, which is no JSON")
 
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        header = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=constant,
+            parse_int=count if b"-" in raw else None,
+        )
         if b"\\u" in raw:  # an escape can spell half a surrogate pair, which is no text
             json.dumps(header, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
@@ -105,16 +115,18 @@ def _tensor(source: Source, name: str, entry: Any, data: int) -> TensorSpec:  # 
     if len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004
         raise _broken(source, f"tensor {name!r} needs two ascending offsets", found=str(offsets))
     begin, end = offsets
-    storage = Storage(name, data + begin, end - begin)
-    spec = TensorSpec(name, dtype, tuple(shape), storage, 0, row_major(tuple(shape)))
-    if spec.numel * dtype.bits != (end - begin) * 8:
+    numel = count_elements(tuple(shape))
+    if numel is None:
+        raise _broken(source, f"tensor {name!r} has more elements than 64 bits can count")
+    if numel * dtype.bits != (end - begin) * 8:
         raise _broken(
             source,
             f"tensor {name!r} does not fill its bytes",
-            f"{spec.numel * dtype.bits / 8:g} bytes for shape {shape} of {entry['dtype']}",
+            f"{numel * dtype.bits / 8:g} bytes for {numel} elements of {entry['dtype']}",
             f"{end - begin} bytes",
         )
-    return spec
+    storage = Storage(name, data + begin, end - begin)
+    return TensorSpec(name, dtype, tuple(shape), storage, 0, row_major(tuple(shape)))
 
 
 def _are_counts(values: Any) -> bool:  # noqa: ANN401

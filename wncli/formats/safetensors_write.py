@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from wncli.checkpoint import refuse_expansion
 from wncli.errors import FormatError, UsageError
 from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot
 from wncli.notes import Note
@@ -44,6 +45,9 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
         FormatError: a tensor's dtype does not exist in the format.
     """
     part = _only_part(plan)
+    for action in part.actions:
+        for spec in action.sources:
+            refuse_expansion(plan.checkpoint, spec)
     metadata = dict(plan.checkpoint.metadata or {})
     if plan.checkpoint.tree is not None:
         metadata.setdefault("format", "pt")
@@ -54,6 +58,8 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
         if first is not tensor:
             tied[tensor.name] = first.name
     for tensor in kept.values():
+        if tensor.name == "__metadata__" or not tensor.name.isprintable():
+            _check_name(plan, tensor.name)
         if tensor.dtype.safetensors is None:
             raise FormatError(
                 f"{plan.checkpoint.path}: {tensor.name}",
@@ -63,6 +69,20 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
     tensors = sorted(kept.values(), key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
     layout = _lay_out(tensors, metadata | tied or None)
     return layout, tuple(_losses(plan, part, tied))
+
+
+def _check_name(plan: Plan, name: str) -> None:
+    """A tensor's name must be text, and not what the format has for its metadata."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        problem = "the name is no text (a lone surrogate)"
+    else:
+        if name != "__metadata__":
+            return
+        problem = "safetensors keeps this name for its metadata"
+    where = f"{plan.checkpoint.path}: {name}"
+    raise FormatError(where, problem, hint="--format torch keeps it")
 
 
 def _only_part(plan: Plan) -> Part:

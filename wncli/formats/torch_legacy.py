@@ -60,7 +60,7 @@ def read_torch_legacy(source: Source) -> Checkpoint:
         if (offset + numel) * itemsize > whole.nbytes:
             raise FormatError(source.where, f"view {key!r} reaches beyond storage {identity.key!r}")
         return Storage(
-            f"{identity.key}/{key}",
+            f"{len(identity.key)}:{identity.key}/{key}",
             whole.offset + offset * itemsize,
             numel * itemsize,
             None,
@@ -110,6 +110,7 @@ def _locate_all(source: Source, root: Node, keys: Node) -> dict[str, Storage]:
             )
         if place + identity.nbytes > source.nbytes:
             raise source.truncated(f"storage {key!r}", place + identity.nbytes)
-        found[key] = Storage(key, place, identity.nbytes, None, identity.location)
+        # "=" tells a whole storage from a view, whatever the keys of both are.
+        found[key] = Storage(f"={key}", place, identity.nbytes, None, identity.location)
         place += identity.nbytes
     return found

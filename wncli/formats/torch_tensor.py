@@ -18,7 +18,7 @@ from wncli.formats.pickles.nodes import (
     brief,
     is_called,
 )
-from wncli.tensors import DType, Storage, TensorSpec, row_major
+from wncli.tensors import DType, Storage, TensorSpec, count_elements, row_major
 
 _TYPED = {dtype.torch_storage: dtype for dtype in DType if dtype.torch_storage}
 _NAMED = {dtype.torch: dtype for dtype in DType if dtype.torch}
@@ -88,15 +88,17 @@ def read_tensor(
     if shape is None or strides is None or len(shape) != len(strides) or not _is_count(offset):
         raise FormatError(where, f"tensor {name!r} has an impossible shape", found=brief(call.args))
     identity, storage = storages[pid]
-    dtype = identity.dtype
-    if dtype is None:
-        dtype = _explicit_dtype(rest)
-        if dtype is None:
-            raise FormatError(where, f"tensor {name!r} has an unknown dtype", found=brief(rest))
+    explicit = is_called(call, "torch._utils", "_rebuild_tensor_v3")
+    dtype = _explicit_dtype(rest) if explicit else identity.dtype
+    if dtype is None or not dtype.itemsize:
+        raise FormatError(where, f"tensor {name!r} has an unknown dtype")
+    numel = count_elements(shape)
+    if numel is None or numel >= 1 << 63:
+        raise FormatError(where, f"tensor {name!r} claims more than any memory holds")
     spec = TensorSpec(name, dtype, shape, storage, offset, strides)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     held = storage.nbytes // dtype.itemsize
-    if spec.numel and last >= held:
+    if numel and last >= held:
         raise FormatError(
             where,
             f"tensor {name!r} reaches beyond its storage",

@@ -49,6 +49,8 @@ def read_torch_zip(source: Source) -> Checkpoint:
     """
     archive = _Archive(source)
     _refuse_lookalikes(archive)
+    if archive.unstored:
+        raise archive.unstored
     byteorder = archive.read("byteorder") if archive.has("byteorder") else b"little"
     if byteorder != b"little":
         raise FormatError(
@@ -112,6 +114,8 @@ class _Archive:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.members: dict[str, Member] = {}
+        #: What is wrong with a member that is compressed, as other kinds of archive may have them.
+        self.unstored: FormatError | None = None
         count, size, offset = self._end_record()
         raw = source.read_at(offset, size, "the zip's central directory")
         place = 0
@@ -199,7 +203,7 @@ class _Archive:
         extra = raw[place + name_size : place + name_size + extra_size]
         nbytes, packed, header = self._zip64(name, extra, nbytes, packed, header)
         if method != _STORED or packed != nbytes or flags & _ENCRYPTED:
-            raise self.broken(
+            self.unstored = self.broken(
                 f"member {name!r} is compressed or encrypted",
                 "stored members, as torch.save writes",
                 f"method {method}, {packed} of {nbytes} bytes",

@@ -17,10 +17,15 @@ _DESCRIPTOR64 = struct.Struct("<4sL2Q")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _END = struct.Struct("<4s4H2LH")
-#: Sizes follow the data, names are UTF-8.
-_FLAGS = 0x808
+_UTF8_NAMES = 0x800
+_SIZES_FOLLOW = 0x8
 _BIG = 0xFFFFFFFF
 _ALIGNMENT = 64
+
+
+def _flags(nbytes: int) -> int:
+    """An empty member has nothing behind its data, as in `torch.save`'s files."""
+    return _UTF8_NAMES | (_SIZES_FOLLOW if nbytes else 0)
 
 
 def content_nbytes(content: Content) -> int:
@@ -88,13 +93,14 @@ class _Archive:
         padding = -start % _ALIGNMENT
         extra = zip64 + b"FB" + struct.pack("<H", padding) + b"Z" * padding
         local = _LOCAL.pack(
-            b"PK\x03\x04", 0, _FLAGS, 0, 0, 0, 0, shown, shown, len(raw), len(extra)
+            b"PK\x03\x04", 0, _flags(nbytes), 0, 0, 0, 0, shown, shown, len(raw), len(extra)
         )
         self.fixed.append((header, local + raw + extra))
         data = start + padding
-        descriptor = _DESCRIPTOR64 if zip64 else _DESCRIPTOR
         self.members.append((raw, header, data + nbytes, nbytes, crc))
-        self.place = data + nbytes + descriptor.size
+        self.place = data + nbytes
+        if nbytes:
+            self.place += (_DESCRIPTOR64 if zip64 else _DESCRIPTOR).size
         return data
 
     @staticmethod
@@ -114,11 +120,12 @@ class _Archive:
             crc = next(remaining) if known is None else known
             big = nbytes >= _BIG
             descriptor = _DESCRIPTOR64 if big else _DESCRIPTOR
-            written.append((end, descriptor.pack(b"PK\x07\x08", crc, nbytes, nbytes)))
+            if nbytes:
+                written.append((end, descriptor.pack(b"PK\x07\x08", crc, nbytes, nbytes)))
             named = self.entry_name_and_extra(member)
             shown = _BIG if big else nbytes
             directory += _CENTRAL.pack(
-                b"PK\x01\x02", 0, 45 if len(named) > len(name) else 0, _FLAGS, 0, 0, 0, crc,
+                b"PK\x01\x02", 0, 45 if len(named) > len(name) else 0, _flags(nbytes), 0, 0, 0, crc,
                 shown, shown, len(name), len(named) - len(name), 0, 0, 0, 0, min(header, _BIG),
             )  # fmt: skip
             directory += named

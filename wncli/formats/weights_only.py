@@ -56,7 +56,6 @@ _ACCEPTED = frozenset(
     | {f"torch.{place}{name}Tensor" for place in ("", "cuda.") for name in (*_TENSORS, "Bool")}
     | {f"torch.{place}{name}Tensor" for place in ("sparse.", "cuda.sparse.") for name in _TENSORS}
     | {f"torch.{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)}
-    | {f"torch.bits{shape}" for shape in ("8", "16", "1x8", "2x4", "4x2")}
 )
 
 
