@@ -20,6 +20,7 @@ from typing import Literal, TypeVar, get_args
 from checkpoints import (
     SUFFIXES,
     Checkpoint,
+    DisagreementError,
     DTypeName,
     Format,
     check_agreement,
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 versions(),
                 f"medians of {options.runs} alternating runs after one that is not counted",
             ]
-    except ProcessFailedError as error:
+    except (ProcessFailedError, DisagreementError) as error:
         say(str(error))
         return 1
     print_table(facts, results)
@@ -198,7 +199,7 @@ def print_table(facts: Sequence[str], results: Sequence[Result]) -> None:
         for row in result.rows:
             table.add_row(*row)
         table.add_section()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     for fact in facts:
         console.print(fact, highlight=False)
     console.print(table)
