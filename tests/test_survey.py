@@ -103,7 +103,7 @@ def test_pairs_come_in_the_order_of_the_checkpoint_whichever_half_is_first() -> 
         "b.weight_v": (2, 3), "a.weight_g": (2, 1), "b.weight_g": (2, 1), "a.weight_v": (2, 3),
     })  # fmt: skip
     assert [pair.weight for pair in found.pairs] == ["b.weight", "a.weight"]
-    assert found.halves == {"a.weight_g", "a.weight_v", "b.weight_g", "b.weight_v"}
+    assert found.halves() == {"a.weight_g", "a.weight_v", "b.weight_g", "b.weight_v"}
 
 
 def test_two_layers_may_have_different_spellings() -> None:
@@ -125,7 +125,7 @@ def test_a_weight_beside_its_own_g_and_v_is_stale() -> None:
 
 def test_a_weight_that_stands_alone_is_no_pair_and_no_look_alike() -> None:
     found = look({"c.weight": (2, 3), "c.bias": (2,), "c.g": (2, 1), "c.v": (2, 3)})
-    assert (found.pairs, found.look_alikes, found.halves) == ((), (), frozenset())
+    assert (found.pairs, found.look_alikes, found.halves()) == ((), (), frozenset())
 
 
 @pytest.mark.parametrize(("g", "v"), product(FLOATING, FLOATING))
@@ -319,7 +319,7 @@ def test_a_parametrization_of_another_weight_leaves_the_pair_alone() -> None:
 )
 def test_parameters_that_happen_to_end_in_g_or_v_are_nothing(shapes: Shapes) -> None:
     found = look(shapes)
-    assert (found.pairs, found.look_alikes, found.halves) == ((), (), frozenset())
+    assert (found.pairs, found.look_alikes, found.halves()) == ((), (), frozenset())
 
 
 # -- names in hostile files ---------------------------------------------------------------------
@@ -343,4 +343,4 @@ def test_any_name_that_a_file_can_have_is_surveyed(names: tuple[str, ...]) -> No
     found = look(dict(zip(names, shapes, strict=False)))
     for pair in found.pairs:
         assert {pair.g.name, pair.v.name} <= set(names)
-    assert found.halves <= set(names)
+    assert found.halves() <= set(names)

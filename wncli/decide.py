@@ -110,7 +110,7 @@ def plan_apply(
     surveys = _surveys(checkpoint, request)
     specs: dict[Candidate, TensorSpec] = {}
     for found in surveys:
-        taken = found.halves | {pair.weight for pair in found.pairs}
+        taken = found.halves() | {pair.weight for pair in found.pairs}
         for spec in found.state_dict.tensors:
             if spec.name not in taken:
                 specs[_candidate(found.state_dict.root, spec)] = spec
@@ -201,8 +201,9 @@ def _chosen_pairs(surveys: Sequence[Survey], request: Request) -> list[tuple[str
     }
     others = _look_alike_reasons(surveys)
     for found in surveys:
+        halves = found.halves()
         for spec in found.state_dict.tensors:
-            if spec.name not in found.halves:
+            if spec.name not in halves:
                 others.setdefault(spec.name, "is not normalized")
     chosen = choose_pairs(list(pairs), request.layers, request.exclude, others)
     return [(item.root, pairs[item]) for item in chosen]

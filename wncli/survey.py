@@ -60,7 +60,6 @@ class Survey:
     pairs: tuple[Pair, ...]
     look_alikes: tuple[LookAlike, ...]
 
-    @property
     def halves(self) -> frozenset[str]:
         """The names of everything that belongs to a pair or looks like it."""
         paired = {spec.name for pair in self.pairs for spec in (pair.g, pair.v)}
