@@ -44,7 +44,7 @@ _thread = threading.local()
 
 
 def _scratch(size: int) -> Float64:
-    """Room for `size` numbers, the same for each call of a thread: new pages cost more than sums."""
+    """Room for `size` numbers, the same for each call of a thread: new pages cost time."""
     found: Float64 | None = getattr(_thread, "scratch", None)
     if found is None or found.size < size:
         found = _thread.scratch = np.empty(size)
