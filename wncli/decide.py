@@ -11,7 +11,7 @@ from wncli.dims import resolve_dim
 from wncli.errors import UsageError, WeightNormError, WnError
 from wncli.naming import Naming, pair_names, split
 from wncli.notes import Note
-from wncli.plan import Action, Compose, Copy, Decompose, Part, Plan
+from wncli.plan import Action, Compose, Copy, Decompose, Part, Plan, is_dropped
 from wncli.selection import (
     Candidate,
     Rule,
@@ -89,7 +89,6 @@ def plan_remove(checkpoint: Checkpoint, request: Request) -> Plan:
     for _, pair in chosen:
         refuse_expansion(checkpoint, pair.v)
     actions = {(root, pair.weight): Compose(pair) for root, pair in chosen}
-    notes += _optimizer_notes(checkpoint, request) if chosen else []
     parts = _parts(surveys, actions)
     return Plan("remove", checkpoint, parts, request.only, request.drop, tuple(notes))
 
@@ -139,7 +138,6 @@ def plan_apply(
         actions[item.root, item.weight] = action
     notes = [] if request.layers or not actions else [_default_note(len(actions))]
     notes += [_look_alike_note(s, alike) for s in surveys for alike in s.look_alikes]
-    notes += _optimizer_notes(checkpoint, request) if chosen else []
     parts = _parts(surveys, actions)
     return Plan("apply", checkpoint, parts, request.only, request.drop, tuple(notes))
 
@@ -154,10 +152,10 @@ def _surveys(checkpoint: Checkpoint, request: Request) -> list[Survey]:
         state_dicts = tuple(sd for sd in state_dicts if sd.root == request.only)
     kept = []
     for state_dict in state_dicts:
-        prefix = f"{state_dict.root}." if state_dict.root else ""
-        if state_dict.root in request.drop and state_dict.root:
+        root = state_dict.root
+        if is_dropped(root, request.drop):
             continue
-        tensors = tuple(s for s in state_dict.tensors if prefix + s.name not in request.drop)
+        tensors = tuple(s for s in state_dict.tensors if _at(root, s.name) not in request.drop)
         kept.append(survey(replace(state_dict, tensors=tensors)))
     _check_drops(checkpoint, request.drop)
     names = [s.name for found in kept for s in found.state_dict.tensors]
@@ -313,23 +311,6 @@ def _default_note(count: int) -> Note:
         "default-selection",
         f"without -l, every floating weight of two or more dimensions was taken ({count})",
     )
-
-
-def _optimizer_notes(checkpoint: Checkpoint, request: Request) -> list[Note]:
-    if request.only is not None:
-        return []
-    return [
-        Note(
-            "optimizer",
-            f"the optimizer state {entry.path!r} is kept, but no longer fits the changed"
-            f" parameters; --drop {entry.path} leaves it out",
-            entry.path,
-            is_warning=True,
-        )
-        for entry in checkpoint.entries
-        if entry.kind == "optimizer"
-        and not any(entry.path == d or entry.path.startswith(f"{d}.") for d in request.drop)
-    ]
 
 
 def _at(root: str, name: str) -> str:

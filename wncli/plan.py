@@ -93,3 +93,8 @@ class Plan:
             for action in part.actions
             if not isinstance(action, Copy)
         )
+
+
+def is_dropped(path: str, drop: frozenset[str]) -> bool:
+    """Whether the entry at `path` goes with one of the dropped ones: it is one, or inside one."""
+    return any(path == entry or path.startswith(f"{entry}.") for entry in drop)

@@ -11,7 +11,7 @@ from wncli.checkpoint import refuse_expansion
 from wncli.errors import FormatError, UsageError
 from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot
 from wncli.notes import Note
-from wncli.plan import Compose, Copy, Decompose, Part, Plan
+from wncli.plan import Compose, Copy, Decompose, Part, Plan, is_dropped
 from wncli.tensors import DType, row_major
 
 #: dtype alignment descending, as `tensor.rs` ranks them.
@@ -156,7 +156,7 @@ def _losses(plan: Plan, part: Part, tied: Mapping[str, str]) -> list[Note]:
     lost = [entry.path for entry in plan.checkpoint.entries]
     lost += [sd.root for sd in plan.checkpoint.state_dicts if sd.root != root]
     lost += [f"{root}.{name}" if root else name for name in part.state_dict.others]
-    lost = [path for path in lost if path not in plan.drop]
+    lost = [path for path in lost if not is_dropped(path, plan.drop)]
     if lost:
         notes.append(
             Note(

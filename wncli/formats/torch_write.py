@@ -21,7 +21,7 @@ from wncli.formats.torch_tensor import NewStorage, make_tensor, storage_pid
 from wncli.formats.torch_tree import TorchTree
 from wncli.layout import Content, Elements, Magnitude, Product, Whole
 from wncli.notes import Note
-from wncli.plan import Action, Compose, Copy, Decompose, Plan
+from wncli.plan import Action, Compose, Copy, Decompose, Plan, is_dropped
 from wncli.tensors import Storage, TensorSpec, row_major
 
 _DEFAULT_PROTOCOL = 2
@@ -80,10 +80,27 @@ def _from_tree(plan: Plan, tree: TorchTree) -> TorchContent:
     edits = _without_dropped(plan, tree)
     for part in plan.parts:
         node = tree.mappings[part.state_dict.root]
-        entries = edits.get(node) or entries_of(node) or []
+        entries = edits[node] if node in edits else entries_of(node) or []
         edits[node] = build.state_dict(part.state_dict, part.actions, entries)
     root = tree.root if plan.only is None else tree.mappings[plan.only]
-    return build.finish(root, tree.protocol, edits, [])
+    return build.finish(root, tree.protocol, edits, _optimizer_notes(plan))
+
+
+def _optimizer_notes(plan: Plan) -> list[Note]:
+    """A warning for each optimizer that comes along though its parameters have changed."""
+    if plan.only is not None or not plan.changes:
+        return []
+    return [
+        Note(
+            "optimizer",
+            f"the optimizer state {entry.path!r} is kept, but no longer fits the changed"
+            f" parameters; --drop {entry.path} leaves it out",
+            entry.path,
+            is_warning=True,
+        )
+        for entry in plan.checkpoint.entries
+        if entry.kind == "optimizer" and not is_dropped(entry.path, plan.drop)
+    ]
 
 
 def _without_dropped(plan: Plan, tree: TorchTree) -> dict[Node, Entries]:
