@@ -538,3 +538,27 @@ def test_spectral_norms_are_left_alone(tmp_path: Path) -> None:
     written = remove(state | {"c.weight_g": g, "c.weight_v": v}, tmp_path)
     assert list(written) == [*state, "c.weight"]
     assert all(bits(written[name]) == bits(state[name]) for name in state)
+
+
+def test_dropping_an_entry_takes_the_state_dicts_below_it(tmp_path: Path) -> None:
+    state = {"a.weight_g": torch.ones(2, 1), "a.weight_v": torch.ones(2, 3)}
+    whole = {"model": {"generator": state, "discriminator": {"b.weight": torch.ones(2, 2)}}}
+    torch.save(whole | {"other": dict(state)}, tmp_path / "in.pt")
+    report = wncli.remove(tmp_path / "in.pt", tmp_path / "out.pt", drop=["model"])
+    assert [layer.root for layer in report.layers] == ["other"]
+    assert list(torch.load(tmp_path / "out.pt")) == ["other"]
+
+
+def test_dropping_the_only_item_of_a_mapping_leaves_it_empty(tmp_path: Path) -> None:
+    state = {"a.weight_g": torch.ones(2, 1), "a.weight_v": torch.ones(2, 3)}
+    torch.save({"model": state, "rest": {"b.weight": torch.ones(2, 2)}}, tmp_path / "in.pt")
+    wncli.remove(tmp_path / "in.pt", tmp_path / "out.pt", drop=["rest.b.weight"])
+    assert torch.load(tmp_path / "out.pt")["rest"] == {}
+
+
+def test_an_optimizer_that_safetensors_leaves_out_is_not_said_to_be_kept(tmp_path: Path) -> None:
+    state = {"a.weight_g": torch.ones(2, 1), "a.weight_v": torch.ones(2, 3)}
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2, 1)}}, "param_groups": [{"params": [0]}]}
+    torch.save({"model": state, "optimizer": optimizer}, tmp_path / "in.pt")
+    report = wncli.remove(tmp_path / "in.pt", tmp_path / "out.safetensors")
+    assert [note.code for note in report.notes] == ["left-out"]
