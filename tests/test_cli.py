@@ -337,7 +337,7 @@ def test_narrow_terminals_wrap_and_cut_off_nothing(command: str, tmp_path: Path)
     cells = wrapped_cells(rows)
     assert [row[0] for row in cells] == ["model", "ema"]
     for row in cells:
-        assert {"last_layer.weight", "float32"} <= set(row)
+        assert {"last_layer.weight", "64 x 24"} <= set(row)
 
 
 def wrapped_cells(rows: list[str]) -> list[list[str]]:

@@ -236,7 +236,7 @@ CASES: dict[str, Case] = {
         pairs(up=((4, 3), (4, 3))), "remove", ("up.weight", "[4, 3]", "fits no dim")
     ),
     "a vector that fits two dims": Case(
-        pairs(up=((4,), (4, 4))), "remove", ("up.weight", "[4]", "fits no dim")
+        pairs(up=((4,), (4, 4))), "remove", ("up.weight", "[4]", "fits several dims")
     ),
     "another parametrization of two tensors": Case(
         {

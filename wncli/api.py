@@ -91,6 +91,9 @@ def apply(  # noqa: PLR0913 - the command's options
         NothingToDo: no weight can be normalized; nothing has been written.
     """
     request = Request.parse(layers, exclude, only, drop, with_dims=True)
+    _check_choice("naming", naming, ("auto", "hook", "parametrized"))
+    if dim is not None and not (isinstance(dim, int) and not isinstance(dim, bool)):
+        raise UsageError("dim", "no dim", expected="an int or None", found=repr(dim))
     return _write(
         lambda opened: plan_apply(opened, request, dim, naming),
         Path(checkpoint), Path(output), format, progress, force=force, dry_run=dry_run,
@@ -147,6 +150,7 @@ def _write(  # noqa: PLR0913 - what the commands have in common
 ) -> Report:
     from wncli.output import check_output, replacing
 
+    _check_choice("format", chosen, (None, "torch", "safetensors"))
     with open_checkpoint(checkpoint) as (opened, source):
         output_format = chosen or _format_of(output, opened)
         check_output(output, force=force)
@@ -167,6 +171,12 @@ def _write(  # noqa: PLR0913 - what the commands have in common
             with replacing(output, layout.nbytes) as descriptor:
                 notes += _fill(layout, source, descriptor, progress)
         return make_report(plan, notes, str(output), output_format, dry_run=dry_run)
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        expected = ", ".join(repr(choice) for choice in choices)
+        raise UsageError(name, "no such choice", expected=expected, found=repr(value))
 
 
 def _nothing(plan: Plan) -> NothingToDo:

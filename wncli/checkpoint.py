@@ -33,7 +33,8 @@ class StateDict:
 class Entry:
     """Something in the checkpoint that is no state dict.
 
-    `kind` is `"optimizer"`, `"tensor"`, `"object"` or `"value"`; `summary` shows it to people.
+    `kind` is `"optimizer"`, `"tensor"`, `"module"`, `"object"` or `"value"`; `summary` shows it
+    to people.
     """
 
     path: str
@@ -58,6 +59,13 @@ class Checkpoint:
     metadata: Mapping[str, str] | None = None
     tree: TorchTree | None = None
     refused_names: tuple[str, ...] = ()
+
+
+def aliases(checkpoint: Checkpoint, state_dict: StateDict) -> set[str]:
+    """The names that safetensors metadata gives to tensors which are stored under another name."""
+    if checkpoint.metadata is None:
+        return set()
+    return {spec.name for spec in state_dict.tensors if spec.storage.key != spec.name}
 
 
 #: How far an expanded tensor (stride 0) may grow beyond the file that it comes from, in bytes.

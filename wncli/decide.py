@@ -50,11 +50,16 @@ class Request:
             UsageError: a rule cannot be read.
         """
         return cls(
-            parse_layers(layers, with_dims=with_dims),
-            parse_exclusions(exclude),
+            parse_layers(_several(layers), with_dims=with_dims),
+            parse_exclusions(_several(exclude)),
             only,
-            frozenset(drop),
+            frozenset(_several(drop)),
         )
+
+
+def _several(texts: Iterable[str]) -> Iterable[str]:
+    """One text by itself is meant as one rule, not as its letters."""
+    return (texts,) if isinstance(texts, str) else texts
 
 
 def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
@@ -65,7 +70,8 @@ def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
     """
     surveys = _surveys(checkpoint, request)
     chosen = _chosen_pairs(surveys, request)
-    notes = [_look_alike_note(s, alike) for s in surveys for alike in s.look_alikes]
+    notes = _module_notes(checkpoint)
+    notes += [_look_alike_note(s, alike) for s in surveys for alike in s.look_alikes]
     notes += [_stale_note(root, pair) for root, pair in chosen if pair.stale]
     parts = _parts(surveys, {(root, pair.weight): Compose(pair) for root, pair in chosen})
     return Plan("inspect", checkpoint, parts, request.only, request.drop, tuple(notes))
@@ -79,7 +85,7 @@ def plan_remove(checkpoint: Checkpoint, request: Request) -> Plan:
         WeightNormError: what is chosen only looks like a pair, or half of one is missing.
     """
     surveys = _surveys(checkpoint, request)
-    notes: list[Note] = []
+    notes = _module_notes(checkpoint)
     for found in surveys:
         for alike in found.look_alikes:
             if alike.is_broken and _wanted(alike.weight, request):
@@ -120,6 +126,10 @@ def plan_apply(
         for name in (pair.weight, pair.g.name, pair.v.name)
     }
     others |= _look_alike_reasons(surveys)
+    for item in specs:
+        if item.rank < 2:  # noqa: PLR2004 - a vector
+            reason = f"has {'one dimension' if item.rank else 'no dimensions'}"
+            others.setdefault(item.weight, f"{reason}; -l {item.weight} in full takes it")
     chosen = choose_weights(list(specs), request.layers, request.exclude, others)
     spelling = _spellings(surveys) if naming == "auto" else {}
     names = {(f.state_dict.root, s.name) for f in surveys for s in f.state_dict.tensors}
@@ -136,7 +146,8 @@ def plan_apply(
                     hint=f"-x {item.weight} leaves this layer alone",
                 )
         actions[item.root, item.weight] = action
-    notes = [] if request.layers or not actions else [_default_note(len(actions))]
+    notes = _module_notes(checkpoint)
+    notes += [] if request.layers or not actions else [_default_note(len(actions))]
     notes += [_look_alike_note(s, alike) for s in surveys for alike in s.look_alikes]
     parts = _parts(surveys, actions)
     return Plan("apply", checkpoint, parts, request.only, request.drop, tuple(notes))
@@ -149,6 +160,8 @@ def _surveys(checkpoint: Checkpoint, request: Request) -> list[Survey]:
     if request.only is not None:
         if request.only not in roots:
             raise _no_root(checkpoint, request.only)
+        if is_dropped(request.only, request.drop):
+            raise UsageError(f"--only {request.only}", "--drop leaves this state dict out")
         state_dicts = tuple(sd for sd in state_dicts if sd.root == request.only)
     kept = []
     for state_dict in state_dicts:
@@ -304,6 +317,20 @@ def _stale_note(root: str, pair: Pair) -> Note:
         _at(root, pair.weight),
         is_warning=True,
     )
+
+
+def _module_notes(checkpoint: Checkpoint) -> list[Note]:
+    return [
+        Note(
+            "module",
+            f"{entry.path} is a whole pickled module, which is not looked into; save its"
+            " state_dict() to have it read",
+            entry.path,
+            is_warning=True,
+        )
+        for entry in checkpoint.entries
+        if entry.kind == "module"
+    ]
 
 
 def _default_note(count: int) -> Note:

@@ -41,7 +41,9 @@ def check_output(output: Path, *, force: bool) -> None:
             where, "OUTPUT exists already", hint="--force replaces it, or choose another name"
         )
     folder = target_of(output).parent
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
+        raise FileError(where, f"{folder} is no directory")
+    if not folder.exists():
         raise FileError(where, "the directory does not exist", hint=f"mkdir -p {folder}")
 
 

@@ -43,7 +43,8 @@ class Rule:
         `*.bias`, `lstm.weight_hh*` and a module in full do; `*` and `decoder.*` don't.
         """
         if not _WILDCARDS.search(self.glob):
-            return self.matches(weight)
+            module, parameter = split(weight)
+            return self.glob == weight or (self.glob == module and parameter == "weight")
         last = self.glob.rpartition(".")[2]
         speaks = bool(_WILDCARDS.sub("", last))
         return speaks and self.matches_name(weight) and fnmatch.fnmatchcase(split(weight)[1], last)
@@ -166,12 +167,7 @@ def choose_weights(
     """
 
     def matched(rule: Rule) -> list[Candidate]:
-        found = [
-            item
-            for item in weights
-            if rule.matches_name(item.weight)
-            or (split(item.weight)[1] == "weight" and rule.matches_module(item.weight))
-        ]
+        found = [item for item in weights if rule.matches(item.weight)]
         named = [item for item in found if rule.names_parameter(item.weight)]
         wide = [item for item in found if item.rank > 1]
         meant = [item for item in wide if item.by_default or item in named]
@@ -222,6 +218,7 @@ def _no_match(
         if rule.matches(name):
             return UsageError(where, f"{name} {reason}", hint="wn inspect CHECKPOINT")
     known = list(dict.fromkeys(part for name in names for part in (name, split(name)[0]) if part))
+    known = [name for name in known if name != rule.glob]
     near = difflib.get_close_matches(rule.glob, known, n=3, cutoff=0.5)
     text = rule.glob.strip("*.").lower()
     near = near or [name for name in known if text and text in name.lower()][:3]

@@ -133,11 +133,13 @@ def _pair(weight: str, naming: Naming, tensors: dict[str, TensorSpec]) -> Pair |
     if naming == "hook" and not _is_weight_like(parameter) and (not dims or elementwise):
         return None  # two parameters of one module that happen to end in _g and _v
     if not dims:
+        several = len(g.shape) == 1 and v.shape.count(g.shape[0]) > 1
         return LookAlike(
             "misfit",
             weight,
             (g.name, v.name),
-            f"is no weight norm: {g.name} {list(g.shape)} fits no dim of {v.name} {list(v.shape)}",
+            f"is no weight norm: {g.name} {list(g.shape)} fits"
+            f" {'several dims' if several else 'no dim'} of {v.name} {list(v.shape)}",
         )
     if not {g.dtype, v.dtype} <= NORMALIZABLE:
         return LookAlike(

@@ -18,7 +18,8 @@ INTERRUPTED = 130
 def main() -> NoReturn:
     """Run `wn` with the process's arguments and leave with its exit code."""
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
+        for ending in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ending, _interrupt)
         _open_streams()
         code = _run(sys.argv[1:])
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,17 @@ from wncli.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as RichProgress
     from rich.table import Table
 
     from wncli.api import Progress
+    from wncli.notes import Note
     from wncli.report import Layer, Report
 
 #: Seconds before a progress bar is worth showing.
 _PATIENCE = 0.5
+#: On a terminal with fewer columns, tables keep to what tells the layers apart.
+_NARROW = 80
 #: Columns for output that no terminal bounds: nothing is cut off.
 _UNBOUNDED = 10_000
 
@@ -40,26 +45,36 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
     if not quiet:
         _show_to_people(report)
     elif report.command == "inspect":
-        for layer in report.layers:
-            print(printable(_weight(layer)))
+        for name in dict.fromkeys(map(_weight, report.layers)):
+            print(printable(name))
 
 
 def _show_to_people(report: Report) -> None:
     console = _console()
-    _show_headline(console, report)
-    if report.layers:
-        console.print(_layers_table(report))
-    elif report.command == "inspect":
-        console.print("\n  no weight norm\n")
-    if report.command == "inspect":
-        _show_contents(console, report)
-    _show_parameters(console, report)
-    for note in report.notes:
-        if not note.is_warning:
-            _print(console, "  ", ("note: ", "dim"), (printable(note.message), ""))
+    with console.capture() as captured:
+        _show_headline(console, report)
+        if report.layers:
+            console.print(_layers_table(report, narrow=console.width < _NARROW))
+        elif report.command == "inspect":
+            console.print("\n  no weight norm\n")
+        if report.command == "inspect":
+            _show_contents(console, report)
+        _show_parameters(console, report)
+        for note in report.notes:
+            if not note.is_warning:
+                _print(console, "  ", ("note: ", "dim"), (_note(report, note), ""))
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+    sys.stdout.flush()
     for note in report.notes:
         if note.is_warning:
-            show_refusal("warning", printable(note.message))
+            show_refusal("warning", _note(report, note))
+
+
+def _note(report: Report, note: Note) -> str:
+    """A note's message, with the place where several state dicts may have the same names."""
+    elsewhere = len(report.roots) > 1 and note.where and note.where not in note.message
+    return printable(f"{note.where}: {note.message}" if elsewhere else note.message)
 
 
 def show_refusal(kind: str, message: str) -> None:
@@ -86,34 +101,44 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress]:
 
 
 class _Bar:
+    """The progress of several threads, drawn by whichever comes first once it takes long."""
+
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.done = 0
-        self.shown: tuple[object, object] | None = None
+        self.lock = threading.Lock()
+        self.progress: RichProgress | None = None
+        self.over = False
 
     def advance(self, count: int, total: int) -> None:
-        self.done += count
-        if self.shown is None and time.monotonic() - self.start > _PATIENCE:
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
+        with self.lock:
+            self.done += count
+            if not (self.progress or self.over) and time.monotonic() - self.start > _PATIENCE:
+                self.progress = self.begin(total)
+            if self.progress and not self.over:
+                self.progress.update(self.progress.task_ids[0], completed=self.done)
 
-            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-            progress = Progress(*columns, console=_console(stderr=True), transient=True)
-            self.progress = progress
-            self.task = progress.add_task("writing", total=total)
-            progress.start()
-            self.shown = (progress, self.task)
-        if self.shown:
-            self.progress.update(self.task, completed=self.done)
+    @staticmethod
+    def begin(total: int) -> RichProgress:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        progress = Progress(*columns, console=_console(stderr=True), transient=True)
+        progress.add_task("writing", total=total)
+        progress.start()
+        return progress
 
     def stop(self) -> None:
-        if self.shown:
-            self.progress.stop()
+        with self.lock:
+            self.over = True
+            if self.progress:
+                self.progress.stop()
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -142,7 +167,7 @@ def _show_headline(console: Console, report: Report) -> None:
     _print(console, name, (" → ", "dim"), (output, "bold"), done)
 
 
-def _layers_table(report: Report) -> Table:
+def _layers_table(report: Report, *, narrow: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -153,7 +178,7 @@ def _layers_table(report: Report) -> Table:
         table.add_column("root", overflow="fold")
     table.add_column("layer", overflow="fold", ratio=None)
     table.add_column("dim", justify="right", no_wrap=True)
-    for name in ("shape", "dtype", "g and v"):
+    for name in ("shape",) if narrow else ("shape", "dtype", "g and v"):
         table.add_column(name, overflow="fold")
     for layer in report.layers:
         row = [
@@ -163,6 +188,7 @@ def _layers_table(report: Report) -> Table:
             layer.dtype,
             printable(_pair(layer)),
         ]
+        row = row[:3] if narrow else row
         cells = [printable(layer.root), *row] if several else row
         table.add_row(*(Text(cell) for cell in cells))
     return table

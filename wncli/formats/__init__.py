@@ -46,6 +46,8 @@ def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Source]]:
         ) from None
     except OSError as error:
         raise unreadable(str(path), error) from None
+    except ValueError:
+        raise FileError(str(path), "no file can have this name") from None
     with file:
         source = Source(path, file)
         yield _read(source), source
@@ -60,7 +62,7 @@ def _read(source: Source) -> Checkpoint:
     if start.startswith(b"\x80"):
         from wncli.formats.torch_legacy import MAGIC, read_torch_legacy
 
-        if start.startswith(MAGIC):
+        if MAGIC in start[:32]:  # behind the protocol, and from 4 on a frame
             return read_torch_legacy(source)
     from wncli.formats.safetensors import looks_like_safetensors, read_safetensors
 
@@ -84,7 +86,10 @@ def _not_a_checkpoint(source: Source, start: bytes) -> FormatError:
                 found, hint = name, remedy
                 break
         else:
-            if start.isascii() and b"\0" not in start:
+            if source.path.name.endswith(".index.json"):
+                found = "the index of a sharded checkpoint, which cannot be read yet"
+                hint = "give one of the files that it lists"
+            elif start.isascii() and b"\0" not in start:
                 found = "a text file"
     return FormatError(
         source.where, "this is no checkpoint", expected=_READABLE, found=found, hint=hint

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from wncli.checkpoint import Checkpoint, StateDict
@@ -50,6 +52,7 @@ def read_safetensors(source: Source) -> Checkpoint:
     data = _LENGTH.size + length
     tensors = [_tensor(source, name, entry, data) for name, entry in header.items()]
     _check_cover(source, tensors, data)
+    tensors += _tied(tensors, metadata)
     state_dicts = (StateDict("", tuple(tensors)),) if tensors else ()
     return Checkpoint(source.path, "safetensors", source.nbytes, state_dicts, metadata=metadata)
 
@@ -133,6 +136,19 @@ def _are_counts(values: Any) -> bool:  # noqa: ANN401
     return isinstance(values, list) and all(
         type(value) is int and 0 <= value < 1 << 64 for value in values
     )
+
+
+def _tied(tensors: list[TensorSpec], metadata: Mapping[str, str] | None) -> list[TensorSpec]:
+    """The tensors that the metadata says are others by another name.
+
+    Source: safetensors `save_model` (`bindings/python/py_src/safetensors/torch.py`).
+    """
+    known = {spec.name: spec for spec in tensors}
+    return [
+        replace(known[kept], name=name)
+        for name, kept in (metadata or {}).items()
+        if kept in known and name not in known and name != "format"
+    ]
 
 
 def _check_cover(source: Source, tensors: list[TensorSpec], data: int) -> None:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from wncli.checkpoint import refuse_expansion
+from wncli.checkpoint import aliases, refuse_expansion
 from wncli.errors import FormatError, UsageError
 from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot
 from wncli.notes import Note
@@ -25,6 +25,8 @@ class _Tensor:
     shape: tuple[int, ...]
     content: Content
     tie: object
+    #: It stood in the input's metadata only, as another name of a stored tensor.
+    is_alias: bool
 
     @property
     def nbytes(self) -> int:
@@ -53,7 +55,9 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
         metadata.setdefault("format", "pt")
     kept: dict[object, _Tensor] = {}
     tied: dict[str, str] = {}
-    for tensor in sorted(_tensors(part), key=lambda tensor: tensor.name):
+    recorded = aliases(plan.checkpoint, part.state_dict)
+    named = sorted(_tensors(part, recorded), key=lambda tensor: (tensor.is_alias, tensor.name))
+    for tensor in named:
         first = kept.setdefault(tensor.tie, tensor)
         if first is not tensor:
             tied[tensor.name] = first.name
@@ -67,6 +71,7 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
                 hint="--format torch keeps it",
             )
     tensors = sorted(kept.values(), key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
+    metadata = {k: v for k, v in metadata.items() if k not in recorded or tied.get(k) == v}
     layout = _lay_out(tensors, metadata | tied or None)
     return layout, tuple(_losses(plan, part, tied))
 
@@ -98,23 +103,26 @@ def _only_part(plan: Plan) -> Part:
     )
 
 
-def _tensors(part: Part) -> list[_Tensor]:
+def _tensors(part: Part, recorded: set[str]) -> list[_Tensor]:
+    """What the actions leave; `recorded` are the names that the input had in its metadata only."""
     found: list[_Tensor] = []
     for action in part.actions:
+        alias = any(spec.name in recorded for spec in action.sources)
         match action:
             case Copy(spec):
-                tie: object = spec.view if spec.numel else spec.name
-                found.append(_Tensor(spec.name, spec.dtype, spec.shape, Elements(spec), tie))
+                tie: object = spec.view if spec.numel or recorded else spec.name
+                found.append(_Tensor(spec.name, spec.dtype, spec.shape, Elements(spec), tie, alias))
             case Decompose(weight, dim, _, g, v):
                 # The place of v's slot is not known yet: `_lay_out` puts it in.
                 magnitude = Magnitude(action, -1, 0, row_major(weight.shape))
                 tie = ("g", weight.view, dim)
-                found.append(_Tensor(g, weight.dtype, action.g_shape, magnitude, tie))
+                found.append(_Tensor(g, weight.dtype, action.g_shape, magnitude, tie, alias))
                 tie = ("v", weight.view, dim)
-                found.append(_Tensor(v, weight.dtype, weight.shape, Elements(weight), tie))
+                found.append(_Tensor(v, weight.dtype, weight.shape, Elements(weight), tie, alias))
             case Compose(pair):
                 tie = (pair.g.view, pair.v.view)
-                found.append(_Tensor(pair.weight, pair.dtype, pair.v.shape, Product(pair), tie))
+                product = Product(pair)
+                found.append(_Tensor(pair.weight, pair.dtype, pair.v.shape, product, tie, alias))
     return found
 
 

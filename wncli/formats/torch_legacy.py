@@ -18,8 +18,8 @@ from wncli.formats.torch_tree import walk
 from wncli.tensors import Storage
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-#: PROTO 2, then LONG1 of ten bytes: the magic number, as protocol 2 pickles it.
-MAGIC = b"\x80\x02\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little", signed=True)
+#: LONG1 of ten bytes: the magic number, as every protocol from 2 on pickles it.
+MAGIC = b"\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little", signed=True)
 _PROTOCOL_VERSION = 1001
 _COUNT = struct.Struct("<q")
 

@@ -109,7 +109,8 @@ class _Finder:
 
     def list_entries(self, root: Node, inner: set[str]) -> None:
         """What stands beside the state dicts: the other members of whatever holds one."""
-        if _members(root) is None:
+        members = _members(root)
+        if members is None or _is_optimizer(members):
             self.entries.append(self.entry("(top)", root))
         for path, node in self.containers.items():
             if path in self.mappings or (path and path not in inner):
@@ -123,16 +124,31 @@ class _Finder:
         spec = read_tensor(value, self.references, path, self.where)
         if spec:
             return Entry(path, "tensor", f"{spec.dtype.label} tensor {list(spec.shape)}")
-        members = _members(value)
-        if members is not None and _is_optimizer(members):
-            state = entries_of(members["state"]) or []
-            return Entry(path, "optimizer", f"optimizer, state of {len(state)} parameters")
+        optimizers = _optimizers(value)
+        if optimizers:
+            count = sum(len(entries_of(state) or []) for state in optimizers)
+            what = "optimizer" if len(optimizers) == 1 else f"{len(optimizers)} optimizers"
+            plural = "s" if count != 1 else ""
+            return Entry(path, "optimizer", f"{what}, state of {count} parameter{plural}")
         if isinstance(value, Call):
             name = str(value.function) if isinstance(value.function, Global) else "object"
             built = [e.state for e in value.effects if isinstance(e, Built)]
             items = entries_of(value) or (entries_of(built[0]) if built else None)
+            if {"_parameters", "_modules"} <= {k for k, _ in items or [] if isinstance(k, str)}:
+                return Entry(path, "module", f"{name}, a whole module, which is not looked into")
             return Entry(path, "object", f"{name}, {_items(items)}" if items else name)
         return Entry(path, "value", _summary(value))
+
+
+def _optimizers(node: Node, depth: int = 2) -> list[Node]:
+    """The states of the optimizers that `node` is, or consists of, as a dict or list of them."""
+    members = _members(node)
+    if not members or depth == 0:
+        return []
+    if _is_optimizer(members):
+        return [members["state"]]
+    found = [_optimizers(member, depth - 1) for member in members.values()]
+    return [state for states in found for state in states] if all(found) else []
 
 
 def _members(node: Node) -> dict[str, Node] | None:

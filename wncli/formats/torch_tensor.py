@@ -16,6 +16,7 @@ from wncli.formats.pickles.nodes import (
     Node,
     PersistentId,
     brief,
+    entries_of,
     is_called,
 )
 from wncli.tensors import DType, Storage, TensorSpec, count_elements, row_major
@@ -61,6 +62,13 @@ def read_storage_id(node: PersistentId, where: str) -> StorageId:
                         return StorageId(key, dtype, location, numel)
                     case [(str() as name, int() as start, int() as size)] if _is_count(start, size):
                         return StorageId(key, dtype, location, numel, (name, start, size))
+        case ("module", *_):
+            raise FormatError(
+                where,
+                "the file holds whole pickled modules, with their source code",
+                expected="a state dict",
+                hint="load it with torch.load where its code is, and save module.state_dict()",
+            )
     raise FormatError(
         where,
         "the pickle refers to something outside it that is no tensor storage",
@@ -74,11 +82,14 @@ def read_tensor(
 ) -> TensorSpec | None:
     """The tensor that this node rebuilds, or None where it is something else.
 
+    A tensor that is still to be conjugated or negated is something else: its bytes are not its
+    numbers.
+
     Raises:
         FormatError: the sizes are impossible, or reach beyond the storage.
     """
     call = _plain_rebuild(node)
-    if call is None:
+    if call is None or _is_lazy(call):
         return None
     match call.args:
         case (PersistentId() as pid, int() as offset, size, stride, *rest):
@@ -117,6 +128,16 @@ def _plain_rebuild(node: Node) -> Call | None:
             node = Call("REDUCE", node.args[0], node.args[2])
     names = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
     return node if is_called(node, "torch._utils", *names) else None
+
+
+def _is_lazy(call: Call) -> bool:
+    """Whether the numbers in the storage are not yet the tensor's: `conj()`, or its `imag`."""
+    return any(
+        key in ("conj", "neg") and value is not False
+        for part in call.args[6:]
+        for key, value in entries_of(part) or []
+        if isinstance(key, str)
+    )
 
 
 def _explicit_dtype(rest: list[Node]) -> DType | None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from wncli.checkpoint import StateDict
+from wncli.checkpoint import StateDict, aliases
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
     Call,
@@ -61,7 +61,9 @@ def _from_tensors(plan: Plan) -> TorchContent:
             entries += build.tensors(action, {})
     root = Call("REDUCE", Global("collections", "OrderedDict"), (), effects=[SetItems(entries)])
     notes = []
-    lost = {k: v for k, v in (plan.checkpoint.metadata or {}).items() if (k, v) != ("format", "pt")}
+    ties = {name for part in plan.parts for name in aliases(plan.checkpoint, part.state_dict)}
+    metadata = plan.checkpoint.metadata or {}
+    lost = [k for k, v in metadata.items() if k not in ties and (k, v) != ("format", "pt")]
     if lost:
         notes.append(
             Note(
@@ -207,7 +209,13 @@ class _Build:
                 f"PyTorch has no {spec.dtype.label}",
                 hint="--format safetensors keeps it",
             )
-        return self.new(tie or ("copy", spec.name), Elements(spec), spec, spec.shape, like=like)
+        return self.new(
+            tie or ("copy", spec.view if spec.numel else spec.name),
+            Elements(spec),
+            spec,
+            spec.shape,
+            like=like,
+        )
 
     def new(  # noqa: PLR0913 - what a tensor is made of
         self,

@@ -100,12 +100,16 @@ def _refuse_lookalikes(archive: _Archive) -> None:
             hint="load the object with torch.package and save its state_dict()",
         )
     if not archive.has("data.pkl"):
-        raise FormatError(
-            where,
-            "this zip is no torch checkpoint",
-            expected="a member data.pkl, as torch.save writes",
-            found=", ".join(list(archive.members)[:5]) or "an empty archive",
-        )
+        raise _no_checkpoint(archive.source, list(archive.members))
+
+
+def _no_checkpoint(source: Source, members: list[str]) -> FormatError:
+    return FormatError(
+        source.where,
+        "this zip is no torch checkpoint",
+        expected="a folder with a member data.pkl, as torch.save writes",
+        found=", ".join(members[:5]) or "an empty archive",
+    )
 
 
 class _Archive:
@@ -123,7 +127,9 @@ class _Archive:
         for _ in range(count):
             name, member, place = self._entry(raw, place)
             top, slash, inner = name.partition("/")
-            if folder is None and slash:
+            if folder is None:
+                if not slash:
+                    raise _no_checkpoint(source, [name])
                 folder = top
             if not slash or top != folder:
                 raise self.broken(
