@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -90,8 +91,12 @@ class Result:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write it as Markdown where that is asked for."""
+    """Measure, print the table, write it as Markdown where that is asked for.
+
+    Ended by a signal, it still takes its temporary folder away.
+    """
     options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         with working_folder(options.work) as folder:
             results = list(measure(options, folder))

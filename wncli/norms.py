@@ -37,6 +37,9 @@ _SUMMATION_SLACK = 2.0**-40
 #: Shorter rows are summed together: a call per row would cost more than it saves.
 _SHORT_ROW = 8
 
+#: Longer dot products make OpenBLAS start threads of its own, which then wait by spinning.
+_LONGEST_DOT = 8192
+
 _SMALLEST_EXPONENT = -1074
 
 
@@ -145,7 +148,9 @@ class NormSum:
             if self.wide:
                 self._add_wide(values, where)
             elif part.shape[2] >= _SHORT_ROW:
-                self._high[where] += np.vecdot(values, values).sum(axis=0)
+                for start in range(0, part.shape[2], _LONGEST_DOT):
+                    run = values[:, :, start : start + _LONGEST_DOT]
+                    self._high[where] += np.vecdot(run, run).sum(axis=0)
             else:
                 self._high[where] += np.square(values, out=values).sum(axis=(0, 2))
 

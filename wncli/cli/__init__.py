@@ -21,6 +21,8 @@ def main() -> NoReturn:
         for ending in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(ending, _interrupt)
         _open_streams()
+        # The work has its own threads; those of OpenBLAS would only be started and wait.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         code = _run(sys.argv[1:])
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # typer and rich make the one into the other

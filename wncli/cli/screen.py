@@ -14,7 +14,6 @@ from wncli.errors import printable
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
-    from rich.table import Table
 
     from wncli.api import Progress
     from wncli.notes import Note
@@ -54,7 +53,7 @@ def _show_to_people(report: Report) -> None:
     with console.capture() as captured:
         _show_headline(console, report)
         if report.layers:
-            console.print(_layers_table(report, narrow=console.width < _NARROW))
+            _show_layers(console, report)
         elif report.command == "inspect":
             console.print("\n  no weight norm\n")
         if report.command == "inspect":
@@ -167,31 +166,56 @@ def _show_headline(console: Console, report: Report) -> None:
     _print(console, name, (" → ", "dim"), (output, "bold"), done)
 
 
-def _layers_table(report: Report, *, narrow: bool) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=True, header_style="dim")
+def _layer_cells(report: Report) -> list[tuple[str, ...]]:
+    """The table of layers, its header first; the root only where there are several."""
     several = len({layer.root for layer in report.layers}) > 1
-    if several:
-        table.add_column("root", overflow="fold")
-    table.add_column("layer", overflow="fold", ratio=None)
-    table.add_column("dim", justify="right", no_wrap=True)
-    for name in ("shape",) if narrow else ("shape", "dtype", "g and v"):
-        table.add_column(name, overflow="fold")
-    for layer in report.layers:
-        row = [
+    rows: list[tuple[str, ...]] = [("root", "layer", "dim", "shape", "dtype", "g and v")]
+    rows += [
+        (
+            printable(layer.root),
             printable(_weight(layer)),
             "none" if layer.dim is None else str(layer.dim),
             " x ".join(map(str, layer.shape)),
             layer.dtype,
             printable(_pair(layer)),
-        ]
-        row = row[:3] if narrow else row
-        cells = [printable(layer.root), *row] if several else row
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+        )
+        for layer in report.layers
+    ]
+    return rows if several else [row[1:] for row in rows]
+
+
+def _show_layers(console: Console, report: Report) -> None:
+    header, *rows = _layer_cells(report)
+    if console.width == _UNBOUNDED:
+        for line in _aligned(header, rows):
+            console.out(line, highlight=False)
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    kept = len(header) - (2 if console.width < _NARROW else 0)
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="dim")
+    for name in header[:kept]:
+        table.add_column(name, overflow="fold", justify="right" if name == "dim" else "left")
+    for row in rows:
+        table.add_row(*map(Text, row[:kept]))
+    console.print(table)
+
+
+def _aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """The lines of a table that no width bounds; thousands of rows take no time."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    dim = header.index("dim")
+    lines = [
+        " " + "   ".join(
+            cell.rjust(width) if place == dim else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (header, *rows)
+    ]  # fmt: skip
+    rule = " " + "─" * (sum(widths) + 3 * (len(widths) - 1))
+    return ["", lines[0], rule, *lines[1:], ""]
 
 
 def _show_contents(console: Console, report: Report) -> None:
