@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ def main() -> NoReturn:
         for ending in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(ending, _interrupt)
         _open_streams()
+        gc.disable()  # a short run makes no garbage worth looking for among the nodes of a pickle
         # The work has its own threads; those of OpenBLAS would only be started and wait.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         code = _run(sys.argv[1:])
