@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from wncli.dims import slices
 from wncli.formats.files import Source
-from wncli.norms import boxes
+from wncli.norms import boxes, room
 from wncli.tensors import DType, TensorSpec
 
 #: Bytes of a block: large enough that a system call costs nothing, small enough for a core's cache.
@@ -67,9 +67,10 @@ class TensorBlocks:
         element: the NumPy dtype to read it as, of the size of `spec.dtype`.
         dim: the dim whose slices the blocks are seen in; None for the whole tensor.
         row_major: traverse in row-major order even where memory has another.
+        use: what the blocks are for; those for one use share their memory in a thread.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a tensor and how to go through it
         self,
         source: Source,
         spec: TensorSpec,
@@ -77,11 +78,12 @@ class TensorBlocks:
         dim: int | None = None,
         *,
         row_major: bool = False,
+        use: str = "block",
     ) -> None:
         self.source = source
         self.spec = spec
         self.element = element
-        self._buffer = np.empty(0, element)
+        self.use = use
         order = spec.memory_order
         if row_major and not spec.is_contiguous:
             order = None
@@ -132,13 +134,11 @@ class TensorBlocks:
         return 1 + sum((size - 1) * step for size, step in pairs)
 
     def read(self, block: Block) -> Array:
-        """The block's elements, in an array of its shape that the next call writes over."""
+        """The block's elements, in an array of its shape that the next read writes over."""
         name = f"tensor {self.spec.name!r}"
         start = (self.spec.offset + block.offset) * self.element.itemsize
         count = block.extent or math.prod(block.shape)
-        if count > self._buffer.size:
-            self._buffer = np.empty(count, self.element)
-        data = self._buffer[:count]
+        data = room(self.use, count, self.element)
         self.source.read_into(self.spec.storage.offset + start, bytes_of(data), name)
         if block.extent:
             strides = [step * self.element.itemsize for step in self.strides[block.axes :]]

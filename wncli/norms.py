@@ -41,17 +41,23 @@ _SHORT_ROW = 8
 _LONGEST_DOT = 8192
 
 _SMALLEST_EXPONENT = -1074
+_FLOAT64 = np.dtype(np.float64)
 
 
 _thread = threading.local()
 
 
-def _scratch(size: int) -> Float64:
-    """Room for `size` numbers, the same for each call of a thread: new pages cost time."""
-    found: Float64 | None = getattr(_thread, "scratch", None)
-    if found is None or found.size < size:
-        found = _thread.scratch = np.empty(size)
-    return found
+def room(use: str, size: int, dtype: np.dtype[Any]) -> Array:
+    """An array for `size` numbers, over the same memory for each use in a thread.
+
+    New pages cost more than many a step of the arithmetic.
+    """
+    nbytes = size * dtype.itemsize
+    found: Array | None = getattr(_thread, use, None)
+    if found is None or found.size < nbytes:
+        found = np.empty(nbytes, np.uint8)
+        setattr(_thread, use, found)
+    return found[:nbytes].view(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,7 @@ class NormSum:
     @np.errstate(all="ignore")
     def add(self, block: Array, first: int = 0) -> None:
         """Take in a block of shape `(outer, channels, inner)` whose channels begin at `first`."""
-        scratch = _scratch(min(block.size, _STEP))
+        scratch = room("scratch", min(block.size, _STEP), _FLOAT64)
         for box in boxes(block.shape, _STEP):
             part = block[box.outer, box.channels, box.inner]
             values = scratch[: part.size].reshape(part.shape)
@@ -202,7 +208,7 @@ class Factors:
     @np.errstate(all="ignore")
     def scale(self, block: Array, out: Array, first: int = 0) -> None:
         """Write `block` times its channels' factors into `out`, both `(outer, channels, inner)`."""
-        scratch = _scratch(min(block.size, _STEP))
+        scratch = room("scratch", min(block.size, _STEP), _FLOAT64)
         for box in boxes(block.shape, _STEP):
             part = block[box.outer, box.channels, box.inner]
             values = scratch[: part.size].reshape(part.shape)

@@ -10,7 +10,7 @@ import numpy as np
 
 from wncli.blocks import Array, Block, TensorBlocks, numpy_dtype
 from wncli.errors import WeightNormError
-from wncli.norms import Factors, NormSum, factors
+from wncli.norms import Factors, NormSum, factors, room
 from wncli.notes import Note
 from wncli.tensors import DType
 from wncli.weight_norm import unit_like
@@ -93,7 +93,6 @@ def fold_pair(
         scaling = _scaling(source, pair, g, _norm_sum(blocks, wide=wide), 0)
     stale = _StaleCheck(source, pair, blocks) if pair.stale else None
     odd: set[int] = set()
-    buffer = np.empty(0, w_dtype)
     for block in blocks:
         v = blocks.read(block)
         first, last = block.channel, block.channel + block.shape[1]
@@ -107,8 +106,7 @@ def fold_pair(
         odd.update(map(int, np.flatnonzero(factor.non_finite[span]) + first))
         w = v
         if w_dtype != v_dtype or not factor.unchanged[span].all():
-            buffer = buffer if buffer.size >= v.size else np.empty(v.size, w_dtype)
-            w = buffer[: v.size].reshape(block.shape)
+            w = room("product", v.size, w_dtype).reshape(block.shape)
             factor.scale(v, w, first - base)
         if stale:
             stale.compare(block, w)
@@ -167,7 +165,9 @@ class _StaleCheck:
         if stale and blocks.dense and stale.dtype is pair.dtype:
             same = (stale.shape, stale.strides) == (pair.v.shape, pair.v.strides)
             if same:
-                self.old = TensorBlocks(source, stale, numpy_dtype(stale.dtype), pair.dim)
+                self.old = TensorBlocks(
+                    source, stale, numpy_dtype(stale.dtype), pair.dim, use="stale"
+                )
 
     def compare(self, block: Block, w: Array) -> None:
         if self.old is None:

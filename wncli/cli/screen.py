@@ -30,7 +30,6 @@ _LOOKS = {
     "error": "bold red",
     "warning": "bold yellow",
     "nothing to do": "bold",
-    "interrupted": "bold",
 }
 
 
