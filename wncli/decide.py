@@ -9,7 +9,7 @@ from typing import Literal
 from wncli.checkpoint import Checkpoint, refuse_expansion
 from wncli.dims import resolve_dim
 from wncli.errors import UsageError, WeightNormError, WnError
-from wncli.naming import Naming, pair_names, split
+from wncli.naming import Naming, join, pair_names, split
 from wncli.notes import Note
 from wncli.plan import Action, Compose, Copy, Decompose, Part, Plan, is_dropped
 from wncli.selection import (
@@ -168,7 +168,7 @@ def _surveys(checkpoint: Checkpoint, request: Request) -> list[Survey]:
         root = state_dict.root
         if is_dropped(root, request.drop):
             continue
-        tensors = tuple(s for s in state_dict.tensors if _at(root, s.name) not in request.drop)
+        tensors = tuple(s for s in state_dict.tensors if join(root, s.name) not in request.drop)
         kept.append(survey(replace(state_dict, tensors=tensors)))
     _check_drops(checkpoint, request.drop)
     names = [s.name for found in kept for s in found.state_dict.tensors]
@@ -305,7 +305,7 @@ def _look_alike_note(found: Survey, alike: LookAlike) -> Note:
     return Note(
         alike.code,
         f"{alike.weight} {alike.message}",
-        _at(found.state_dict.root, alike.weight),
+        join(found.state_dict.root, alike.weight),
         is_warning=alike.is_broken,
     )
 
@@ -314,7 +314,7 @@ def _stale_note(root: str, pair: Pair) -> Note:
     return Note(
         "stale-weight",
         f"{pair.weight} stands beside its own g and v, which are what counts",
-        _at(root, pair.weight),
+        join(root, pair.weight),
         is_warning=True,
     )
 
@@ -338,7 +338,3 @@ def _default_note(count: int) -> Note:
         "default-selection",
         f"without -l, every floating weight of two or more dimensions was taken ({count})",
     )
-
-
-def _at(root: str, name: str) -> str:
-    return f"{root}.{name}" if root else name

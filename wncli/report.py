@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -174,10 +175,7 @@ def _add(counts: dict[object, int], action: Action) -> None:
         case Copy(tensor):
             counts[tensor.view] = tensor.numel
         case Decompose(weight, dim):
-            size = 1
-            for length in action.g_shape:
-                size *= length
-            counts["g", weight.view, dim] = size
+            counts["g", weight.view, dim] = math.prod(action.g_shape)
             counts["v", weight.view, dim] = weight.numel
         case Compose(pair):
             counts[pair.g.view, pair.v.view] = pair.v.numel

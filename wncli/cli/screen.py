@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from wncli.errors import printable
+from wncli.naming import join
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -261,4 +262,4 @@ def _pair(layer: Layer) -> str:
 
 
 def _weight(layer: Layer) -> str:
-    return f"{layer.module}.{layer.parameter}" if layer.module else layer.parameter
+    return join(layer.module, layer.parameter)

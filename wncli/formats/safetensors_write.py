@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from wncli.checkpoint import aliases, refuse_expansion
 from wncli.errors import FormatError, UsageError
 from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot
+from wncli.naming import join
 from wncli.notes import Note
 from wncli.plan import Compose, Copy, Decompose, Part, Plan, is_dropped
 from wncli.tensors import DType, row_major
@@ -30,10 +32,7 @@ class _Tensor:
 
     @property
     def nbytes(self) -> int:
-        size = self.dtype.bits
-        for length in self.shape:
-            size *= length
-        return size // 8
+        return math.prod(self.shape) * self.dtype.bits // 8
 
 
 def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
@@ -163,7 +162,7 @@ def _losses(plan: Plan, part: Part, tied: Mapping[str, str]) -> list[Note]:
     root = part.state_dict.root
     lost = [entry.path for entry in plan.checkpoint.entries]
     lost += [sd.root for sd in plan.checkpoint.state_dicts if sd.root != root]
-    lost += [f"{root}.{name}" if root else name for name in part.state_dict.others]
+    lost += [join(root, name) for name in part.state_dict.others]
     lost = [path for path in lost if not is_dropped(path, plan.drop)]
     if lost:
         notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -36,10 +37,7 @@ def content_nbytes(content: Content) -> int:
         case Elements(tensor):
             return tensor.nbytes
         case Magnitude(action):
-            size = action.weight.dtype.itemsize
-            for length in action.g_shape:
-                size *= length
-            return size
+            return math.prod(action.g_shape) * action.weight.dtype.itemsize
         case Product(pair):
             return pair.v.numel * pair.dtype.itemsize
 
