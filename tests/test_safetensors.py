@@ -70,7 +70,7 @@ def reference_refuses(content: bytes) -> bool:
 
 def copied(source: Path, target: Path) -> bytes:
     """What is written when every tensor of `source` is copied into a new safetensors file."""
-    with open_checkpoint(source) as (checkpoint, file):
+    with open_checkpoint(source) as (checkpoint, files):
         parts = tuple(
             Part(state_dict, tuple(Copy(spec) for spec in state_dict.tensors))
             for state_dict in checkpoint.state_dicts
@@ -78,7 +78,7 @@ def copied(source: Path, target: Path) -> bytes:
         plan = Plan("remove", checkpoint, parts, None, frozenset(), ())
         layout, _ = lay_out_safetensors(plan)
         with replacing(target, layout.nbytes) as descriptor:
-            fill(layout, file, descriptor, lambda _: None)
+            fill(layout, files, descriptor, lambda _: None)
     return target.read_bytes()
 
 

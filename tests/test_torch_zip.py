@@ -87,11 +87,11 @@ def everything_kept(checkpoint: Checkpoint) -> Plan:
 
 def copied(source: Path, target: Path, folder: str | None = None) -> Path:
     """Write all of `source` into a new torch zip."""
-    with open_checkpoint(source) as (checkpoint, file):
+    with open_checkpoint(source) as (checkpoint, files):
         content = torch_content(everything_kept(checkpoint))
         layout = lay_out_torch_zip(content, folder or target.stem)
         with replacing(target, layout.nbytes) as descriptor:
-            fill(layout, file, descriptor, lambda _: None)
+            fill(layout, files, descriptor, lambda _: None)
     return target
 
 

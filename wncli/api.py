@@ -16,7 +16,7 @@ from wncli.plan import Plan
 from wncli.report import NothingToDo, Report, make_report
 
 if TYPE_CHECKING:
-    from wncli.formats.files import Source
+    from wncli.formats.files import Sources
     from wncli.layout import Layout
     from wncli.notes import Note
 
@@ -151,14 +151,14 @@ def _write(  # noqa: PLR0913 - what the commands have in common
     from wncli.output import check_output, replacing
 
     _check_choice("format", chosen, (None, "torch", "safetensors"))
-    with open_checkpoint(checkpoint) as (opened, source):
+    with open_checkpoint(checkpoint) as (opened, sources):
         output_format = chosen or _format_of(output, opened)
         check_output(output, force=force)
         plan = make_plan(opened)
         if not plan.parts and opened.entries:
             found = ", ".join(f"{entry.path}: {entry.summary}" for entry in opened.entries[:3])
             raise FormatError(
-                source.where,
+                str(opened.path),
                 "no state dict was found",
                 expected="a mapping of names to tensors",
                 found=found,
@@ -169,7 +169,7 @@ def _write(  # noqa: PLR0913 - what the commands have in common
         layout, notes = _lay_out(plan, output_format, output)
         if not dry_run:
             with replacing(output, layout.nbytes) as descriptor:
-                notes += _fill(layout, source, descriptor, progress)
+                notes += _fill(layout, sources, descriptor, progress)
         return make_report(plan, notes, str(output), output_format, dry_run=dry_run)
 
 
@@ -221,7 +221,7 @@ def _lay_out(
 
 
 def _fill(
-    layout: Layout, source: Source, descriptor: int, progress: Progress | None
+    layout: Layout, sources: Sources, descriptor: int, progress: Progress | None
 ) -> tuple[Note, ...]:
     from wncli.fill import fill
 
@@ -229,4 +229,4 @@ def _fill(
         if progress:
             progress(count, layout.nbytes)
 
-    return fill(layout, source, descriptor, report)
+    return fill(layout, sources, descriptor, report)

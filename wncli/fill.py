@@ -12,6 +12,7 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
@@ -23,8 +24,8 @@ from wncli.notes import Note
 from wncli.streams import fold_pair, split_weight
 
 if TYPE_CHECKING:
-    from wncli.formats.files import Source
-    from wncli.tensors import TensorSpec
+    from wncli.formats.files import Source, Sources
+    from wncli.tensors import Storage, TensorSpec
 
 #: Called with a number of bytes that have just been written.
 Progress = Callable[[int], None]
@@ -34,11 +35,26 @@ _STEP = 16 << 20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """Bytes of an input file that go to the output as they are."""
+
+    file: int
+    offset: int
+    target: int
+    nbytes: int
+
+    def leads_to(self, other: _Copying) -> bool:
+        """Whether `other` goes on where this ends, in both files."""
+        ends = self.file, self.offset + self.nbytes, self.target + self.nbytes
+        return ends == (other.file, other.offset, other.target)
+
+
 class _Stopped(Exception):  # noqa: N818 - ends a thread after another has failed
     """Another part of the run has failed."""
 
 
-def fill(layout: Layout, source: Source, descriptor: int, progress: Progress) -> tuple[Note, ...]:
+def fill(layout: Layout, sources: Sources, descriptor: int, progress: Progress) -> tuple[Note, ...]:
     """Write all of `layout` to `descriptor`.
 
     Returns:
@@ -48,13 +64,15 @@ def fill(layout: Layout, source: Source, descriptor: int, progress: Progress) ->
         WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
         FormatError: the input ends early.
     """
-    return _Filling(layout, source, descriptor, progress).run()
+    return _Filling(layout, sources, descriptor, progress).run()
 
 
 class _Filling:
-    def __init__(self, layout: Layout, source: Source, descriptor: int, progress: Progress) -> None:
+    def __init__(
+        self, layout: Layout, sources: Sources, descriptor: int, progress: Progress
+    ) -> None:
         self.layout = layout
-        self.source = source
+        self.sources = sources
         self.descriptor = descriptor
         self.progress = progress
         self.checksums = [0] * len(layout.slots)
@@ -89,36 +107,37 @@ class _Filling:
 
     def tasks(self) -> list[Callable[[], None]]:
         tasks: list[Callable[[], None]] = []
-        copies: list[tuple[int, int, int]] = []
+        copies: list[_Copying] = []
         for index, slot in enumerate(self.layout.slots):
             run = self.plain_run(slot)
             if run is None:
                 tasks.append(partial(self.compute, index, slot))
                 continue
-            offset, checksum = run
+            storage, offset, checksum = run
             if self.layout.seal and checksum is None:
-                tasks.append(partial(self.copy_summed, index, offset, slot))
+                source = self.sources[storage.file]
+                tasks.append(partial(self.copy_summed, index, source, offset, slot))
                 continue
             self.checksums[index] = checksum or 0
-            last = copies[-1] if copies else (0, 0, 0)
-            if copies and last[0] + last[2] == offset and last[1] + last[2] == slot.offset:
-                copies[-1] = (last[0], last[1], last[2] + slot.nbytes)
+            copying = _Copying(storage.file, offset, slot.offset, slot.nbytes)
+            if copies and copies[-1].leads_to(copying):
+                copies[-1] = replace(copies[-1], nbytes=copies[-1].nbytes + slot.nbytes)
             else:
-                copies.append((offset, slot.offset, slot.nbytes))
-        tasks += [partial(self.copy, *copy) for copy in copies]
+                copies.append(copying)
+        tasks += [partial(self.copy, copying) for copying in copies]
         return tasks
 
     @staticmethod
-    def plain_run(slot: Slot) -> tuple[int, int | None] | None:
-        """Where the run of the input is that fills the slot as it is, and its known checksum."""
+    def plain_run(slot: Slot) -> tuple[Storage, int, int | None] | None:
+        """The storage and place of the run that fills the slot as it is, and its known checksum."""
         match slot.content:
             case Whole(storage):
-                return storage.offset, storage.crc
+                return storage, storage.offset, storage.crc
             case Elements(tensor) if tensor.is_contiguous:
                 storage = tensor.storage
                 place = storage.offset + tensor.offset * tensor.dtype.itemsize
                 known = storage.crc if tensor.nbytes == storage.nbytes else None
-                return place, known
+                return storage, place, known
         return None
 
     def compute(self, index: int, slot: Slot) -> None:
@@ -152,8 +171,10 @@ class _Filling:
             self.checksums[index] = zlib.crc32(data, self.checksums[index])
         self.progress(len(data))
 
-    def copy(self, offset: int, target: int, count: int) -> None:
+    def copy(self, copying: _Copying) -> None:
         """Copy bytes inside the kernel where it can, through memory where it cannot."""
+        source = self.sources[copying.file]
+        offset, target, count = copying.offset, copying.target, copying.nbytes
         done = 0
         while done < count:
             if self.stopping:
@@ -161,7 +182,7 @@ class _Filling:
             step = min(_STEP, count - done)
             try:
                 moved = os.copy_file_range(
-                    self.source.file.fileno(), self.descriptor, step, offset + done, target + done
+                    source.file.fileno(), self.descriptor, step, offset + done, target + done
                 )
             except AttributeError:
                 moved = -1
@@ -170,24 +191,25 @@ class _Filling:
                     raise
                 moved = -1
             if moved == 0:
-                raise self.source.truncated("the tensors", offset + count)
+                raise source.truncated("the tensors", offset + count)
             if moved < 0:
                 moved = min(BLOCK, step)
-                data = self.source.read_at(offset + done, moved, "the tensors")
+                data = source.read_at(offset + done, moved, "the tensors")
                 self.write(target + done, memoryview(data))
             done += moved
             self.progress(moved)
 
-    def copy_summed(self, index: int, offset: int, slot: Slot) -> None:
+    def copy_summed(self, index: int, source: Source, offset: int, slot: Slot) -> None:
         buffer = np.empty(min(BLOCK, slot.nbytes), np.uint8)
         for place in range(0, slot.nbytes, BLOCK):
             block = buffer[: min(BLOCK, slot.nbytes - place)]
-            self.source.read_into(offset + place, bytes_of(block), "the tensors")
+            source.read_into(offset + place, bytes_of(block), "the tensors")
             self.write_array(index, slot.offset + place, block)
 
     def copy_elements(self, index: int, slot: Slot, tensor: TensorSpec) -> None:
         element = np.dtype(f"V{tensor.dtype.itemsize}")
-        blocks = TensorBlocks(self.source, tensor, element, row_major=True)
+        source = self.sources[tensor.storage.file]
+        blocks = TensorBlocks(source, tensor, element, row_major=True)
         for block in blocks:
             place = slot.offset + block.start * element.itemsize
             self.write_array(index, place, blocks.read(block))
@@ -195,7 +217,7 @@ class _Filling:
     # -- arithmetic -----------------------------------------------------------------------------
 
     def magnitude(self, index: int, slot: Slot, content: Magnitude) -> None:
-        split = split_weight(self.source, content.action)
+        split = split_weight(self.sources, content.action)
         self.notes += [(index, note) for note in split.notes]
         itemsize = content.action.weight.dtype.itemsize
         dim = content.action.dim
@@ -207,7 +229,7 @@ class _Filling:
     def product(self, index: int, slot: Slot, content: Product) -> None:
         notes: list[Note] = []
         itemsize = content.pair.dtype.itemsize
-        runs = fold_pair(self.source, content.pair, notes, row_major_order=content.row_major)
+        runs = fold_pair(self.sources, content.pair, notes, row_major_order=content.row_major)
         for start, w in runs:
             self.write_array(index, slot.offset + start * itemsize, w)
         self.notes += [(index, note) for note in notes]

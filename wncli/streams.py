@@ -16,7 +16,7 @@ from wncli.tensors import DType
 from wncli.weight_norm import unit_like
 
 if TYPE_CHECKING:
-    from wncli.formats.files import Source
+    from wncli.formats.files import Sources
     from wncli.plan import Decompose
     from wncli.survey import Pair
     from wncli.tensors import TensorSpec
@@ -40,13 +40,14 @@ class Split:
     notes: tuple[Note, ...]
 
 
-def split_weight(source: Source, action: Decompose) -> Split:
+def split_weight(sources: Sources, action: Decompose) -> Split:
     """Compute the magnitude of a weight.
 
     Raises:
         WeightNormError: a norm is beyond what the weight's dtype can hold.
     """
     weight = action.weight
+    source = sources[weight.storage.file]
     where = f"{source.where}: {weight.name}"
     dtype = numpy_dtype(weight.dtype)
     blocks = TensorBlocks(source, weight, dtype, action.dim)
@@ -68,12 +69,12 @@ def split_weight(source: Source, action: Decompose) -> Split:
             " zero: written as g = 0 and a unit direction, which give 0 again"
         )
         notes.append(Note("zero-slices", message, where, is_warning=True))
-    units = tuple((int(c), _unit(source, weight, action.dim, int(c))) for c in zero)
+    units = tuple((int(c), _unit(sources, weight, action.dim, int(c))) for c in zero)
     return Split(g, units, tuple(notes))
 
 
 def fold_pair(
-    source: Source, pair: Pair, notes: list[Note], *, row_major_order: bool
+    sources: Sources, pair: Pair, notes: list[Note], *, row_major_order: bool
 ) -> Iterator[tuple[int, Array]]:
     """The product of a pair as runs of elements, each with the place of its first.
 
@@ -83,15 +84,16 @@ def fold_pair(
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
     """
+    source = sources[pair.v.storage.file]
     where = f"{source.where}: {pair.weight}"
     v_dtype, w_dtype = numpy_dtype(pair.v.dtype), numpy_dtype(pair.dtype)
     wide = DType.F64 in (pair.g.dtype, pair.v.dtype)
-    g = _read_all(source, pair.g)
+    g = _read_all(sources, pair.g)
     blocks = TensorBlocks(source, pair.v, v_dtype, pair.dim, row_major=row_major_order)
     scaling = None
     if not blocks.hold_whole_slices:
-        scaling = _scaling(source, pair, g, _norm_sum(blocks, wide=wide), 0)
-    stale = _StaleCheck(source, pair, blocks) if pair.stale else None
+        scaling = _scaling(where, pair, g, _norm_sum(blocks, wide=wide), 0)
+    stale = _StaleCheck(sources, pair, blocks) if pair.stale else None
     odd: set[int] = set()
     for block in blocks:
         v = blocks.read(block)
@@ -99,7 +101,7 @@ def fold_pair(
         if blocks.hold_whole_slices:
             total = NormSum(block.shape[1], wide=wide)
             total.add(v)
-            factor, base = _scaling(source, pair, g[first:last], total, first), first
+            factor, base = _scaling(where, pair, g[first:last], total, first), first
         elif scaling:
             factor, base = scaling, 0
         span = slice(first - base, last - base)
@@ -123,13 +125,13 @@ def _norm_sum(blocks: TensorBlocks, *, wide: bool) -> NormSum:
     return total
 
 
-def _scaling(source: Source, pair: Pair, g: Array, total: NormSum, first: int) -> Factors:
+def _scaling(where: str, pair: Pair, g: Array, total: NormSum, first: int) -> Factors:
     same_dtype = pair.g.dtype is pair.v.dtype
     found = factors(g, total.norms(), may_match=same_dtype, empty=not pair.v.numel)
     undefined = np.flatnonzero(found.undefined)
     if undefined.size:
         raise WeightNormError(
-            f"{source.where}: {pair.weight}",
+            where,
             f"{_slices(undefined + first, pair.g.numel)} of {pair.v.name} is all zero and has no"
             " direction, but its g is not 0",
             expected="g = 0 there, or a v that is not all zero",
@@ -139,25 +141,25 @@ def _scaling(source: Source, pair: Pair, g: Array, total: NormSum, first: int) -
     return found
 
 
-def _read_all(source: Source, spec: TensorSpec) -> Array:
+def _read_all(sources: Sources, spec: TensorSpec) -> Array:
     dtype = numpy_dtype(spec.dtype)
-    blocks = TensorBlocks(source, spec, dtype, row_major=True)
+    blocks = TensorBlocks(sources[spec.storage.file], spec, dtype, row_major=True)
     parts = [blocks.read(block).flatten() for block in blocks]
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
-def _unit(source: Source, weight: TensorSpec, dim: int | None, channel: int) -> bytes:
+def _unit(sources: Sources, weight: TensorSpec, dim: int | None, channel: int) -> bytes:
     dtype = numpy_dtype(weight.dtype)
     step = 0 if dim is None else weight.strides[dim] * channel
     place = weight.storage.offset + (weight.offset + step) * dtype.itemsize
-    found = source.read_at(place, dtype.itemsize, f"tensor {weight.name!r}")
+    found = sources[weight.storage.file].read_at(place, dtype.itemsize, f"tensor {weight.name!r}")
     return unit_like(np.frombuffer(found, dtype)).tobytes()
 
 
 class _StaleCheck:
     """Holds the weight that stands beside its g and v against their product."""
 
-    def __init__(self, source: Source, pair: Pair, blocks: TensorBlocks) -> None:
+    def __init__(self, sources: Sources, pair: Pair, blocks: TensorBlocks) -> None:
         self.pair = pair
         self.largest = self.worst = 0.0
         self.old: TensorBlocks | None = None
@@ -165,9 +167,9 @@ class _StaleCheck:
         if stale and blocks.dense and stale.dtype is pair.dtype:
             same = (stale.shape, stale.strides) == (pair.v.shape, pair.v.strides)
             if same:
-                self.old = TensorBlocks(
-                    source, stale, numpy_dtype(stale.dtype), pair.dim, use="stale"
-                )
+                source = sources[stale.storage.file]
+                dtype = numpy_dtype(stale.dtype)
+                self.old = TensorBlocks(source, stale, dtype, pair.dim, use="stale")
 
     def compare(self, block: Block, w: Array) -> None:
         if self.old is None:

@@ -95,7 +95,8 @@ class Storage:
     """A run of bytes in a file that one or more tensors are views of.
 
     `offset` and `nbytes` are the place in the file, in bytes. `crc` is the checksum that the file
-    itself records for these bytes, `key` and `location` are torch's (`"0"`, `"cuda:0"`).
+    itself records for these bytes, `key` and `location` are torch's (`"0"`, `"cuda:0"`). `file` is
+    the number of the file among those that make up the checkpoint.
     """
 
     key: str
@@ -103,6 +104,12 @@ class Storage:
     nbytes: int
     crc: int | None = None
     location: str = "cpu"
+    file: int = 0
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """What tells this storage from all others of the checkpoint."""
+        return self.file, self.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +156,9 @@ class TensorSpec:
         return True
 
     @property
-    def view(self) -> tuple[str, int, tuple[int, ...], tuple[int, ...], DType]:
+    def view(self) -> tuple[object, ...]:
         """What tied tensors have in common: the same elements of the same storage."""
-        return (self.storage.key, self.offset, self.shape, self.strides, self.dtype)
+        return (self.storage.identity, self.offset, self.shape, self.strides, self.dtype)
 
 
 def count_elements(shape: tuple[int, ...]) -> int | None:

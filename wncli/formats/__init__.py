@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import FileError, FormatError
-from wncli.formats.files import Source, unreadable
+from wncli.formats.files import Source, Sources, unreadable
 
 _READABLE = "a safetensors file, or one that torch.save wrote"
 _KNOWN = {
@@ -24,8 +24,8 @@ _KNOWN = {
 
 
 @contextmanager
-def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Source]]:
-    """Open the checkpoint at `path`; the source stays open for reading tensor data.
+def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Sources]]:
+    """Open the checkpoint at `path`; the sources stay open for reading tensor data.
 
     Raises:
         FileError: there is no readable file.
@@ -50,7 +50,7 @@ def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Source]]:
         raise FileError(str(path), "no file can have this name") from None
     with file:
         source = Source(path, file)
-        yield _read(source), source
+        yield _read(source), (source,)
 
 
 def _read(source: Source) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -13,12 +14,13 @@ class Source:
     """An input file that is open for reading.
 
     `file` is for reading headers in turn; `read_at` and `read_into` read anywhere and from any
-    thread.
+    thread. `number` is its place among the files that make up a checkpoint.
     """
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
+    def __init__(self, path: Path, file: IO[bytes], number: int = 0) -> None:
         self.path = path
         self.file = file
+        self.number = number
         self.nbytes = os.fstat(file.fileno()).st_size
 
     @property
@@ -64,6 +66,10 @@ class Source:
             found=f"{os.fstat(self.file.fileno()).st_size:,} bytes",
             hint="copy or download it again: it is truncated",
         )
+
+
+#: The files of one checkpoint, each at the place that its number says.
+Sources = Sequence[Source]
 
 
 def unreadable(where: str, error: OSError) -> FileError:

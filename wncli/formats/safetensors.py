@@ -128,7 +128,7 @@ def _tensor(source: Source, name: str, entry: Any, data: int) -> TensorSpec:  # 
             f"{numel * dtype.bits / 8:g} bytes for {numel} elements of {entry['dtype']}",
             f"{end - begin} bytes",
         )
-    storage = Storage(name, data + begin, end - begin)
+    storage = Storage(name, data + begin, end - begin, file=source.number)
     return TensorSpec(name, dtype, tuple(shape), storage, 0, row_major(tuple(shape)))
 
 

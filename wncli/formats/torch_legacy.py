@@ -65,6 +65,7 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             numel * itemsize,
             None,
             identity.location,
+            source.number,
         )
 
     tree, state_dicts, entries, refused = read_tree(root, protocol, locate, source.where)
@@ -111,6 +112,8 @@ def _locate_all(source: Source, root: Node, keys: Node) -> dict[str, Storage]:
         if place + identity.nbytes > source.nbytes:
             raise source.truncated(f"storage {key!r}", place + identity.nbytes)
         # "=" tells a whole storage from a view, whatever the keys of both are.
-        found[key] = Storage(f"={key}", place, identity.nbytes, None, identity.location)
+        found[key] = Storage(
+            f"={key}", place, identity.nbytes, None, identity.location, source.number
+        )
         place += identity.nbytes
     return found

@@ -126,8 +126,8 @@ class _Build:
     tree: TorchTree | None
     contents: list[Content] = field(default_factory=list)
     made: dict[object, tuple[Node, int]] = field(default_factory=dict)
-    wholes: dict[str, int] = field(default_factory=dict)
-    private: set[str] = field(default_factory=set)
+    wholes: dict[object, int] = field(default_factory=dict)
+    private: set[object] = field(default_factory=set)
 
     def count_private(self, plan: Plan) -> None:
         """Find the storages that no tensor uses but weights that are split in one way.
@@ -135,14 +135,14 @@ class _Build:
         Giving an all-zero slice a direction writes into v, which must not reach other tensors.
         """
         assert self.tree is not None  # noqa: S101 - for the type checker
-        uses = Counter(storage.key for _, storage in self.tree.references.values())
-        splits: dict[str, set[object]] = {}
-        known: Counter[str] = Counter()
+        uses = Counter[object](storage.identity for _, storage in self.tree.references.values())
+        splits: dict[object, set[object]] = {}
+        known: Counter[tuple[int, str]] = Counter()
         for _, action in plan.changes:
             if isinstance(action, Decompose):
                 spec = action.weight
-                known[spec.storage.key] += 1
-                splits.setdefault(spec.storage.key, set()).add((spec.view, action.dim))
+                known[spec.storage.identity] += 1
+                splits.setdefault(spec.storage.identity, set()).add((spec.view, action.dim))
         self.private = {
             key for key, ways in splits.items() if len(ways) == 1 and uses[key] <= known[key]
         }
@@ -196,7 +196,7 @@ class _Build:
         self, weight: TensorSpec, dim: int | None, node: Node
     ) -> tuple[Node, tuple[int, int, tuple[int, ...]]]:
         """The node of v, and where v's elements will be: content, offset, strides."""
-        if node is not None and weight.storage.key in self.private:
+        if node is not None and weight.storage.identity in self.private:
             return node, (self.whole(weight.storage), weight.offset, weight.strides)
         direction, index = self.elements(weight, node, ("v", weight.view, dim))
         return direction, (index, 0, row_major(weight.shape))
@@ -238,10 +238,10 @@ class _Build:
 
     def whole(self, storage: Storage) -> int:
         """The number of the content that is this storage of the input."""
-        if storage.key not in self.wholes:
-            self.wholes[storage.key] = len(self.contents)
+        if storage.identity not in self.wholes:
+            self.wholes[storage.identity] = len(self.contents)
             self.contents.append(Whole(storage))
-        return self.wholes[storage.key]
+        return self.wholes[storage.identity]
 
     def finish(
         self, root: Node, protocol: int, edits: dict[Node, Entries], notes: list[Note]

@@ -169,7 +169,9 @@ class _Archive:
         offset = self._data_offset(member)
         if offset + member.nbytes > self.source.nbytes:
             raise self.source.truncated(f"storage data/{identity.key}", offset + member.nbytes)
-        return Storage(identity.key, offset, member.nbytes, member.crc, identity.location)
+        return Storage(
+            identity.key, offset, member.nbytes, member.crc, identity.location, self.source.number
+        )
 
     def _end_record(self) -> tuple[int, int, int]:
         """Number of members, and size and offset of the central directory."""
