@@ -13,7 +13,7 @@ from wncli.tensors import TensorSpec
 if TYPE_CHECKING:
     from wncli.formats.torch_tree import TorchTree
 
-Format = Literal["safetensors", "torch", "torch legacy"]
+Format = Literal["safetensors", "torch", "torch legacy", "TorchScript"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,14 @@ class StateDict:
     """The tensors of one model, in the order they are stored.
 
     `root` is where it stands in the checkpoint: `generator`, `model.ema`; empty for the top.
-    `others` names what stands among the tensors and is none.
+    `others` names what stands among the tensors and is none. `holder` is set where the tensors were
+    read off an object rather than a mapping, and says which: `models.WaveGlow, a whole module`.
     """
 
     root: str
     tensors: tuple[TensorSpec, ...]
     others: tuple[str, ...] = ()
+    holder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One opened file.
+    """One opened file, or the files of a sharded checkpoint taken together.
 
     `metadata` is the safetensors header's; `tree` is the torch file's whole pickled content;
     `refused_names` are the classes and functions that `torch.load(weights_only=True)` will not
-    take, and that a plain `torch.load` would import.
+    take, and that a plain `torch.load` would import. `shards` are the files of a sharded one, in
+    the order of their numbers (`Storage.file`), and `index` is the path of the file that lists them.
     """
 
     path: Path
@@ -59,6 +62,16 @@ class Checkpoint:
     metadata: Mapping[str, str] | None = None
     tree: TorchTree | None = None
     refused_names: tuple[str, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    index: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a sharded checkpoint: its name in the folder, and what opening it gave."""
+
+    name: str
+    checkpoint: Checkpoint
 
 
 def aliases(checkpoint: Checkpoint, state_dict: StateDict) -> set[str]:

@@ -126,8 +126,8 @@ class _Build:
     tree: TorchTree | None
     contents: list[Content] = field(default_factory=list)
     made: dict[object, tuple[Node, int]] = field(default_factory=dict)
-    wholes: dict[object, int] = field(default_factory=dict)
-    private: set[object] = field(default_factory=set)
+    wholes: dict[tuple[int, str], int] = field(default_factory=dict)
+    private: set[tuple[int, str]] = field(default_factory=set)
 
     def count_private(self, plan: Plan) -> None:
         """Find the storages that no tensor uses but weights that are split in one way.
@@ -135,8 +135,8 @@ class _Build:
         Giving an all-zero slice a direction writes into v, which must not reach other tensors.
         """
         assert self.tree is not None  # noqa: S101 - for the type checker
-        uses = Counter[object](storage.identity for _, storage in self.tree.references.values())
-        splits: dict[object, set[object]] = {}
+        uses = Counter(storage.identity for _, storage in self.tree.references.values())
+        splits: dict[tuple[int, str], set[object]] = {}
         known: Counter[tuple[int, str]] = Counter()
         for _, action in plan.changes:
             if isinstance(action, Decompose):
