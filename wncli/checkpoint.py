@@ -51,7 +51,7 @@ class Checkpoint:
     `metadata` is the safetensors header's; `tree` is the torch file's whole pickled content;
     `refused_names` are the classes and functions that `torch.load(weights_only=True)` will not
     take, and that a plain `torch.load` would import. `shards` are the files of a sharded one, in
-    the order of their numbers (`Storage.file`), and `index` is the path of the file that lists them.
+    the order of their numbers (`Storage.file`), and `index` is the path of what lists them.
     """
 
     path: Path
