@@ -24,15 +24,20 @@ PACKAGE = Path(wncli.__file__).parent
 LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"wncli.{name}" for name in names.split())
     for names in (
-        "errors notes naming dims tensors double_double norms weight_norm",
+        "errors notes naming dims tensors double_double norms weight_norm difference",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.reader formats.pickles.writer formats.weights_only formats.torch_tensor
-        formats.torch_tree formats.torch_roots formats.torch_zip formats.torch_legacy
-        formats.safetensors""",
-        "plan decide layout blocks streams",
-        "formats.safetensors_write formats.torch_write formats.torch_zip_write fill output report",
+        formats.torch_tree formats.torch_roots formats.torch_modules formats.torch_archive
+        formats.torch_zip formats.torch_legacy formats.torchscript
+        formats.safetensors formats.strict_json formats.folder formats.shard_files
+        formats.shard_index formats.sharded""",
+        """plan matching scope decide decide_like decide_compare sharding target layout blocks streams
+        effective""",
+        """formats.safetensors_write formats.torch_write formats.torch_zip_write fill output
+        output_folder outputs report comparison compare""",
         "api",
-        "cli cli.commands cli.screen",
+        """cli cli.commands cli.writing cli.reports cli.differences cli.results cli.progress
+        cli.terminal""",
     )
 )
 #: The package's own face, and what makes `python -m wncli` run.
@@ -175,9 +180,9 @@ def test_help_loads_no_numpy() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert set(wncli.__all__) == {
-        *("__version__", "apply", "inspect", "remove"),
+        *("__version__", "apply", "compare", "convert", "inspect", "remove"),
         *("compose", "decompose", "magnitude"),
-        *("Layer", "Note", "Parameters", "Report"),
+        *("Comparison", "Layer", "Note", "Parameters", "Report", "TensorDifference"),
         *("WnError", "FileError", "FormatError", "NothingToDo", "UsageError", "WeightNormError"),
     }
     assert len(wncli.__all__) == len(set(wncli.__all__))
@@ -195,7 +200,7 @@ def test_the_readme_names_every_command_and_option() -> None:
     readme = (ROOT / "README.md").read_text()
     group = typer.main.get_command(app)
     commands = getattr(group, "commands", {})
-    assert set(commands) == {"inspect", "apply", "remove"}
+    assert set(commands) == {"inspect", "apply", "remove", "convert", "compare"}
     missing = {f"wn {name}" for name in commands if f"wn {name}" not in readme}
     for command in (group, *commands.values()):
         for parameter in command.params:

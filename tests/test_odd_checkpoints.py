@@ -88,14 +88,6 @@ def test_several_optimizers_in_one_entry_are_warned_of(container: type, tmp_path
     assert [(note.code, note.where) for note in report.notes] == [("optimizer", "optimizers")]
 
 
-def test_a_whole_module_is_called_what_it_is(tmp_path: Path) -> None:
-    torch.save({"model": torch.nn.Linear(2, 2), "epoch": 3}, tmp_path / "in.pt")
-    report = wncli.inspect(tmp_path / "in.pt")
-    assert [(note.code, note.where) for note in report.notes] == [("module", "model")]
-    with pytest.raises(wncli.FormatError, match="no state dict"):
-        wncli.remove(tmp_path / "in.pt", tmp_path / "out.pt")
-
-
 def test_a_module_without_a_weight_lends_its_matrices(tmp_path: Path) -> None:
     lstm = {f"lstm.{name}": tensor for name, tensor in torch.nn.LSTM(3, 4).state_dict().items()}
     torch.save(lstm, tmp_path / "in.pt")

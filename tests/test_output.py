@@ -237,7 +237,7 @@ def test_a_device_or_pipe_as_output_is_refused(model: Path) -> None:
     assert stat.S_ISCHR(out.stat().st_mode)
 
 
-def test_a_pipe_or_directory_as_input_is_refused(model: Path) -> None:
+def test_a_pipe_or_a_directory_of_several_files_as_input_is_refused(model: Path) -> None:
     os.mkfifo(model.with_name("in.pt"))
     assert "no regular file" in refused(lambda: wncli.inspect(model.with_name("in.pt")))
     assert "directory" in refused(lambda: wncli.inspect(model.parent))

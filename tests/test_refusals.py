@@ -103,6 +103,12 @@ FILES: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "pickle": (lambda: b"\x80\x04}\x94.", ("no checkpoint", "plain pickle")),
     "other zip": (lambda: archive({"a/b.txt": b"x"}), ("no torch checkpoint", "data.pkl")),
     "torchscript": (scripted, ("TorchScript",)),
+    "scrambled zip": (lambda: b"XXXX" + saved(PLAIN)[4:], ("first bytes have been changed", "dd")),
+    "zip behind others": (
+        lambda: b"#!/bin/sh\n" + saved(PLAIN),
+        ("behind 10 bytes", "tail -c +11"),
+    ),
+    "zip cut in front": (lambda: saved(PLAIN)[100:], ("first 100 bytes are missing", "again")),
     "truncated zip header": (lambda: saved(PLAIN)[:20], ("truncated",)),
     "truncated zip": (lambda: saved(PLAIN)[:-200], ("truncated",)),
     "zip without its end": (lambda: saved(PLAIN)[:-1], ("damaged", "truncated")),
@@ -411,7 +417,7 @@ def test_a_missing_file_is_refused_with_names_that_come_near(
     hold_refused(ran, "genrator.pt", "no such file", "generator.pt")
 
 
-def test_a_folder_is_refused(wn_here: RunHere, tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_refused(wn_here: RunHere, tmp_path: Path) -> None:
     hold_refused(wn_here("inspect", tmp_path), str(tmp_path), "directory", "a checkpoint file")
 
 

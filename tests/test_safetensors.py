@@ -18,13 +18,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import wncli
 from wncli.checkpoint import Checkpoint
 from wncli.errors import FormatError, WnError
-from wncli.fill import fill
 from wncli.formats import open_checkpoint
-from wncli.formats.safetensors_write import lay_out_safetensors
-from wncli.output import replacing
-from wncli.plan import Copy, Part, Plan
 
 #: What `safetensors.torch` can write, and torch can make from bytes.
 DTYPES = (
@@ -70,15 +67,7 @@ def reference_refuses(content: bytes) -> bool:
 
 def copied(source: Path, target: Path) -> bytes:
     """What is written when every tensor of `source` is copied into a new safetensors file."""
-    with open_checkpoint(source) as (checkpoint, files):
-        parts = tuple(
-            Part(state_dict, tuple(Copy(spec) for spec in state_dict.tensors))
-            for state_dict in checkpoint.state_dicts
-        )
-        plan = Plan("remove", checkpoint, parts, None, frozenset(), ())
-        layout, _ = lay_out_safetensors(plan)
-        with replacing(target, layout.nbytes) as descriptor:
-            fill(layout, files, descriptor, lambda _: None)
+    wncli.convert(source, target, format="safetensors", force=True)
     return target.read_bytes()
 
 

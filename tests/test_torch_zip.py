@@ -23,15 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import wncli
-from wncli.checkpoint import Checkpoint
 from wncli.errors import FormatError, WnError
-from wncli.fill import fill
 from wncli.formats import open_checkpoint
-from wncli.formats.torch_write import TorchContent, torch_content
+from wncli.formats.torch_write import TorchContent
 from wncli.formats.torch_zip_write import lay_out_torch_zip
 from wncli.layout import Whole
-from wncli.output import replacing
-from wncli.plan import Copy, Part, Plan
 from wncli.tensors import Storage, TensorSpec
 
 DTYPES = (
@@ -77,21 +73,9 @@ def elements(path: Path, spec: TensorSpec) -> bytes:
     return walk(0, spec.offset)
 
 
-def everything_kept(checkpoint: Checkpoint) -> Plan:
-    parts = tuple(
-        Part(state_dict, tuple(Copy(spec) for spec in state_dict.tensors))
-        for state_dict in checkpoint.state_dicts
-    )
-    return Plan("remove", checkpoint, parts, None, frozenset(), ())
-
-
-def copied(source: Path, target: Path, folder: str | None = None) -> Path:
+def copied(source: Path, target: Path) -> Path:
     """Write all of `source` into a new torch zip."""
-    with open_checkpoint(source) as (checkpoint, files):
-        content = torch_content(everything_kept(checkpoint))
-        layout = lay_out_torch_zip(content, folder or target.stem)
-        with replacing(target, layout.nbytes) as descriptor:
-            fill(layout, files, descriptor, lambda _: None)
+    wncli.convert(source, target, format="torch", force=True)
     return target
 
 
@@ -341,8 +325,7 @@ def test_the_layout_is_torchs_own_byte_for_byte(
     torch.save(value, original)
     with zipfile.ZipFile(original) as archive:
         expected = archive.infolist()
-        folder = expected[0].filename.partition("/")[0]
-    written = copied(original, tmp_path / f"{stem}.pt", folder)
+    written = copied(original, tmp_path / f"{stem}.pt")
     with zipfile.ZipFile(written) as archive:
         found = archive.infolist()
     assert expected.pop().filename.endswith("/.data/serialization_id")
@@ -427,7 +410,7 @@ def test_members_beyond_4_gigabytes_are_laid_out_as_zip64(tmp_path: Path) -> Non
     Pickler(pickled, 2).dump({"a": range(1), "b": range(1, 2)})
     data = pickled.getvalue()
     contents = tuple(Whole(Storage(key, 0, nbytes)) for key in "01")
-    layout = lay_out_torch_zip(TorchContent(data, contents, ()), "big")
+    layout = lay_out_torch_zip(TorchContent(data, (), contents, ()), "big")
     assert layout.seal
     with (tmp_path / "big.pt").open("wb") as file:
         file.truncate(layout.nbytes)
@@ -659,16 +642,12 @@ def test_a_missing_byte_order_means_little_endian_as_in_older_files(saved: Path)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "a.pt"))
-    assert "TorchScript" in refusal(tmp_path / "a.pt")
-
-
-@pytest.mark.filterwarnings("ignore")
 def test_a_torch_package_is_named(tmp_path: Path) -> None:
     with torch.package.package_exporter.PackageExporter(str(tmp_path / "a.pt")) as exporter:
         exporter.save_pickle("model", "model.pkl", {"a": torch.ones(2)})
+        exporter.save_text("code", "notes.txt", "a folder that TorchScript archives have, too")
     assert "torch.package" in refusal(tmp_path / "a.pt")
+    assert "PackageImporter" in refusal(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("members", [{}, {"a/b": b"x"}, {"a/data/0": b"x", "a/version": b"3\n"}])

@@ -1,4 +1,4 @@
-"""Weight normalization in saved checkpoints: list, apply, remove it, without the model's code.
+"""Weight normalization in saved checkpoints, listed, applied, removed without the model's code.
 
 The commands are functions that return a `Report`; the arithmetic works on NumPy arrays. What is
 not used is not imported: neither NumPy nor the terminal libraries come with `import wncli`.
@@ -18,12 +18,14 @@ from wncli.errors import (
 )
 
 if TYPE_CHECKING:
-    from wncli.api import apply, inspect, remove
+    from wncli.api import apply, compare, convert, inspect, remove
+    from wncli.comparison import Comparison, TensorDifference
     from wncli.notes import Note
     from wncli.report import Layer, NothingToDo, Parameters, Report
     from wncli.weight_norm import compose, decompose, magnitude
 
 __all__ = [
+    "Comparison",
     "FileError",
     "FormatError",
     "Layer",
@@ -31,12 +33,15 @@ __all__ = [
     "NothingToDo",
     "Parameters",
     "Report",
+    "TensorDifference",
     "UsageError",
     "WeightNormError",
     "WnError",
     "__version__",
     "apply",
+    "compare",
     "compose",
+    "convert",
     "decompose",
     "inspect",
     "magnitude",
@@ -47,11 +52,15 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "apply": "api",
+    "compare": "api",
+    "convert": "api",
     "inspect": "api",
     "remove": "api",
     "compose": "weight_norm",
     "decompose": "weight_norm",
     "magnitude": "weight_norm",
+    "Comparison": "comparison",
+    "TensorDifference": "comparison",
     "Layer": "report",
     "NothingToDo": "report",
     "Note": "notes",

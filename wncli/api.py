@@ -8,27 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wncli.checkpoint import Checkpoint
-from wncli.decide import Request, plan_apply, plan_inspect, plan_remove
+from wncli.decide import plan_apply, plan_convert, plan_inspect, plan_remove
+from wncli.decide_like import plan_like
 from wncli.errors import FormatError, UsageError
 from wncli.formats import open_checkpoint
 from wncli.naming import Naming
 from wncli.plan import Plan
 from wncli.report import NothingToDo, Report, make_report
+from wncli.scope import Request
+from wncli.sharding import OutputFormat, parse_size
 
 if TYPE_CHECKING:
-    from wncli.formats.files import Sources
-    from wncli.layout import Layout
-    from wncli.notes import Note
+    from wncli.comparison import Comparison
+    from wncli.target import Target
 
-OutputFormat = Literal["torch", "safetensors"]
 AnyPath = str | os.PathLike[str]
 #: Called with the bytes that have just been written and the bytes that there will be.
 Progress = Callable[[int, int], None]
-
-_SUFFIXES: dict[str, OutputFormat] = {
-    ".safetensors": "safetensors",
-    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar"), "torch"),
-}
 
 
 def inspect(
@@ -41,7 +37,8 @@ def inspect(
     """List the weight-normalized layers of a checkpoint, and what else is in it.
 
     Args:
-        checkpoint: a safetensors, torch or legacy torch file; its content says which.
+        checkpoint: a safetensors or torch file, whose content says which, or a folder or index of
+            shards.
         layers: globs over full names and module paths; all layers where there is none.
         exclude: globs of layers to leave out.
         only: the root of the one state dict to look at.
@@ -65,8 +62,10 @@ def apply(  # noqa: PLR0913 - the command's options
     only: str | None = None,
     drop: Iterable[str] = (),
     format: OutputFormat | None = None,  # noqa: A002 - as the option is called
+    max_shard_size: int | str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    make_folder: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Split weights into magnitude g and direction v.
@@ -82,8 +81,10 @@ def apply(  # noqa: PLR0913 - the command's options
         only: write the state dict at this root alone.
         drop: entries of the checkpoint to leave out.
         format: of the output; otherwise its suffix says.
+        max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
         force: replace an existing output.
         dry_run: write nothing.
+        make_folder: make the directory that the output is to stand in.
         progress: called while writing.
 
     Raises:
@@ -96,7 +97,8 @@ def apply(  # noqa: PLR0913 - the command's options
         raise UsageError("dim", "no dim", expected="an int or None", found=repr(dim))
     return _write(
         lambda opened: plan_apply(opened, request, dim, naming),
-        Path(checkpoint), Path(output), format, progress, force=force, dry_run=dry_run,
+        checkpoint, output, format, max_shard_size, progress,
+        force=force, dry_run=dry_run, make_folder=make_folder,
     )  # fmt: skip
 
 
@@ -109,8 +111,10 @@ def remove(  # noqa: PLR0913 - the command's options
     only: str | None = None,
     drop: Iterable[str] = (),
     format: OutputFormat | None = None,  # noqa: A002 - as the option is called
+    max_shard_size: int | str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    make_folder: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Fold magnitudes and directions back into plain weights.
@@ -123,8 +127,10 @@ def remove(  # noqa: PLR0913 - the command's options
         only: write the state dict at this root alone.
         drop: entries of the checkpoint to leave out.
         format: of the output; otherwise its suffix says.
+        max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
         force: replace an existing output.
         dry_run: write nothing.
+        make_folder: make the directory that the output is to stand in.
         progress: called while writing.
 
     Raises:
@@ -134,28 +140,144 @@ def remove(  # noqa: PLR0913 - the command's options
     request = Request.parse(layers, exclude, only, drop)
     return _write(
         lambda opened: plan_remove(opened, request),
-        Path(checkpoint), Path(output), format, progress, force=force, dry_run=dry_run,
+        checkpoint, output, format, max_shard_size, progress,
+        force=force, dry_run=dry_run, make_folder=make_folder,
     )  # fmt: skip
 
 
-def _write(  # noqa: PLR0913 - what the commands have in common
+def convert(  # noqa: PLR0913 - the command's options
+    checkpoint: AnyPath,
+    output: AnyPath,
+    *,
+    naming: Naming | None = None,
+    like: AnyPath | None = None,
+    partial: bool = False,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    only: str | None = None,
+    drop: Iterable[str] = (),
+    format: OutputFormat | None = None,  # noqa: A002 - as the option is called
+    max_shard_size: int | str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    make_folder: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Write the same weights in another format, spelling or structure.
+
+    Args:
+        checkpoint: the input.
+        output: what to write; may be the input, with `force`.
+        naming: the spelling that normalized layers are to have; g and v keep their bits.
+        like: a checkpoint whose structure to take: what is normalized there is decomposed here,
+            with its dim and spelling, what is plain there composed; names get its prefixes.
+        partial: with `like`, leave out what does not fit instead of refusing.
+        layers: with `naming`, globs over full names and module paths of layers to respell.
+        exclude: with `naming`, globs of layers to leave as they are.
+        only: write the state dict at this root alone.
+        drop: entries of the checkpoint to leave out.
+        format: of the output; otherwise its suffix says.
+        max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
+        force: replace an existing output.
+        dry_run: write nothing.
+        make_folder: make the directory that the output is to stand in.
+        progress: called while writing.
+
+    Raises:
+        WnError: refused; nothing has been written.
+        NothingToDo: a spelling was asked for, and there is no weight norm.
+    """
+    request = Request.parse(layers, exclude, only, drop)
+    _check_choice("naming", naming, (None, "hook", "parametrized"))
+    if like is None and partial:
+        raise UsageError("--partial", "there is nothing to fit", hint="--like REFERENCE")
+    if like is None:
+        return _write(
+            lambda opened: plan_convert(opened, request, naming),
+            checkpoint, output, format, max_shard_size, progress,
+        force=force, dry_run=dry_run, make_folder=make_folder,
+        )  # fmt: skip
+    if naming:
+        raise UsageError(
+            f"--naming {naming}", "--like takes the spelling of REFERENCE", hint="leave one out"
+        )
+    with open_checkpoint(Path(like)) as (reference, _):
+        return _write(
+            lambda opened: plan_like(opened, reference, request, partial=partial),
+            checkpoint, output, format, max_shard_size, progress,
+        force=force, dry_run=dry_run, make_folder=make_folder,
+        )  # fmt: skip
+
+
+def compare(  # noqa: PLR0913 - the command's options
+    a: AnyPath,
+    b: AnyPath,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    only: str | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Hold the effective weights of two checkpoints against each other, tensor by tensor.
+
+    Normalized weights are composed on the way, so that both spellings, folded weights, formats,
+    dtypes, roots and prefixes meet.
+
+    Args:
+        a: one checkpoint.
+        b: the other.
+        rtol: allowed difference as a share of B's number; with neither `rtol` nor `atol`, two units
+            of the last place of the coarser dtype are allowed.
+        atol: allowed absolute difference.
+        layers: globs over full names and module paths of the weights to compare.
+        exclude: globs of weights to leave out.
+        only: compare the state dict at this root, on each side that has it.
+        progress: called while comparing.
+
+    Raises:
+        WnError: a file cannot be read, or a rule or root matches nothing.
+    """
+    from wncli.compare import compare_weights
+    from wncli.decide_compare import plan_compare
+    from wncli.difference import Tolerance
+
+    request = Request.parse(layers, exclude, only)
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and not value >= 0:
+            raise UsageError(f"--{name}", "no tolerance", expected="0 or more", found=str(value))
+    with open_checkpoint(Path(a)) as (one, files), open_checkpoint(Path(b)) as (other, others):
+        plan = plan_compare(one, other, request)
+        return compare_weights(plan, files, others, Tolerance(rtol, atol), progress)
+
+
+def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
     make_plan: Callable[[Checkpoint], Plan],
-    checkpoint: Path,
-    output: Path,
+    checkpoint: AnyPath,
+    output: AnyPath,
     chosen: OutputFormat | None,
+    max_shard_size: int | str | None,
     progress: Progress | None,
     *,
     force: bool,
     dry_run: bool,
+    make_folder: bool,
 ) -> Report:
-    from wncli.output import check_output, replacing
+    from wncli.outputs import check, lay_out, make_parent, write
+    from wncli.target import decide_target
 
     _check_choice("format", chosen, (None, "torch", "safetensors"))
-    with open_checkpoint(checkpoint) as (opened, sources):
-        output_format = chosen or _format_of(output, opened)
-        check_output(output, force=force)
+    limit = parse_size(str(max_shard_size)) if max_shard_size is not None else None
+    path = Path(checkpoint)
+    with open_checkpoint(path) as (opened, sources):
+        from_folder = path.is_dir() or bool(opened.shards)
+        folder = path if path.is_dir() else path.parent
+        target = decide_target(os.fspath(output), opened, chosen, limit, from_folder=from_folder)
+        check(target, force=force, make_folder=make_folder)
         plan = make_plan(opened)
-        if not plan.parts and opened.entries:
+        repacks = plan.command == "convert" and opened.tree and target.format == "torch"
+        if not plan.parts and opened.entries and not repacks:
             found = ", ".join(f"{entry.path}: {entry.summary}" for entry in opened.entries[:3])
             raise FormatError(
                 str(opened.path),
@@ -164,13 +286,25 @@ def _write(  # noqa: PLR0913 - what the commands have in common
                 found=found,
                 hint="save the module's state_dict() with torch.save",
             )
-        if not plan.changes:
+        if not plan.changes and not _converts(plan, target):
             raise _nothing(plan)
-        layout, notes = _lay_out(plan, output_format, output)
+        outputs = lay_out(plan, target, folder if from_folder else None)
+        notes = outputs.notes
         if not dry_run:
-            with replacing(output, layout.nbytes) as descriptor:
-                notes += _fill(layout, sources, descriptor, progress)
-        return make_report(plan, notes, str(output), output_format, dry_run=dry_run)
+            if make_folder:
+                make_parent(target)
+            notes += write(outputs, sources, progress)
+        names = tuple(name for name, _ in outputs.files) if target.is_folder else ()
+        return make_report(plan, notes, str(target.path), target.format, names, dry_run=dry_run)
+
+
+def _converts(plan: Plan, target: Target) -> bool:
+    """Whether there is something to write though no layer changes."""
+    if plan.command != "convert":
+        return False
+    unnormalized = any(note.code == "no-weight-norm" for note in plan.notes)
+    same = plan.checkpoint.format == target.format and not target.is_folder
+    return not (unnormalized and same and not plan.alone and not plan.drop)
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -185,48 +319,7 @@ def _nothing(plan: Plan) -> NothingToDo:
         str(plan.checkpoint.path),
         "no weight to normalize was found (floating, of two or more dimensions, not yet normalized)"
         if apply
-        else "no weight norm to remove was found",
+        else f"no weight norm to {'remove' if plan.command == 'remove' else 'respell'} was found",
         hint="wn inspect shows what is in the file" + ("; -l names other parameters" * apply),
         report=make_report(plan, ()),
     )
-
-
-def _format_of(output: Path, checkpoint: Checkpoint) -> OutputFormat:
-    """What OUTPUT's suffix says; without a suffix, as HiFi-GAN's files, the input's kind."""
-    suffix = output.suffix.lower()
-    if suffix in _SUFFIXES:
-        return _SUFFIXES[suffix]
-    if not suffix:
-        return "safetensors" if checkpoint.format == "safetensors" else "torch"
-    raise UsageError(
-        str(output),
-        f"the suffix {output.suffix} does not say which format to write",
-        expected=", ".join(_SUFFIXES),
-        hint="--format torch or --format safetensors",
-    )
-
-
-def _lay_out(
-    plan: Plan, output_format: OutputFormat, output: Path
-) -> tuple[Layout, tuple[Note, ...]]:
-    if output_format == "safetensors":
-        from wncli.formats.safetensors_write import lay_out_safetensors
-
-        return lay_out_safetensors(plan)
-    from wncli.formats.torch_write import torch_content
-    from wncli.formats.torch_zip_write import lay_out_torch_zip
-
-    content = torch_content(plan)
-    return lay_out_torch_zip(content, output.stem or "archive"), content.notes
-
-
-def _fill(
-    layout: Layout, sources: Sources, descriptor: int, progress: Progress | None
-) -> tuple[Note, ...]:
-    from wncli.fill import fill
-
-    def report(count: int) -> None:
-        if progress:
-            progress(count, layout.nbytes)
-
-    return fill(layout, sources, descriptor, report)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wncli.errors import FormatError
+from wncli.notes import Note
 from wncli.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Checkpoint:
     `metadata` is the safetensors header's; `tree` is the torch file's whole pickled content;
     `refused_names` are the classes and functions that `torch.load(weights_only=True)` will not
     take, and that a plain `torch.load` would import. `shards` are the files of a sharded one, in
-    the order of their numbers (`Storage.file`), and `index` is the path of what lists them.
+    the order of their numbers (`Storage.file`), and `index` is the path of what lists them. `notes`
+    are what opening it found that its reader should know.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Checkpoint:
     refused_names: tuple[str, ...] = ()
     shards: tuple[Shard, ...] = ()
     index: Path | None = None
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, assert_never
 import numpy as np
 
 from wncli.blocks import BLOCK, Array, TensorBlocks, bytes_of
+from wncli.formats.files import Source
 from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
 from wncli.notes import Note
-from wncli.streams import fold_pair, split_weight
+from wncli.streams import Split, fold_pair, split_weight
+from wncli.tensors import Storage
 
 if TYPE_CHECKING:
-    from wncli.formats.files import Source, Sources
-    from wncli.tensors import Storage, TensorSpec
+    from wncli.formats.files import Sources
+    from wncli.tensors import TensorSpec
 
 #: Called with a number of bytes that have just been written.
 Progress = Callable[[int], None]
@@ -85,8 +87,8 @@ class _Filling:
             self.write(offset, memoryview(data))
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             try:
-                running = [pool.submit(task) for task in self.tasks()]
-                self.wait_for(running)
+                for tasks in self.tasks():
+                    self.wait_for([pool.submit(task) for task in tasks])
             except BaseException:
                 self.stopping = True
                 pool.shutdown(cancel_futures=True)
@@ -105,13 +107,16 @@ class _Filling:
             if failure and not isinstance(failure, _Stopped):
                 raise failure
 
-    def tasks(self) -> list[Callable[[], None]]:
+    def tasks(self) -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
+        """What can be done at once, and what can be done when that is there."""
         tasks: list[Callable[[], None]] = []
+        afterwards: list[Callable[[], None]] = []
         copies: list[_Copying] = []
         for index, slot in enumerate(self.layout.slots):
             run = self.plain_run(slot)
             if run is None:
-                tasks.append(partial(self.compute, index, slot))
+                waits = isinstance(slot.content, Magnitude) and slot.content.of_output
+                (afterwards if waits else tasks).append(partial(self.compute, index, slot))
                 continue
             storage, offset, checksum = run
             if self.layout.seal and checksum is None:
@@ -125,7 +130,7 @@ class _Filling:
             else:
                 copies.append(copying)
         tasks += [partial(self.copy, copying) for copying in copies]
-        return tasks
+        return tasks, afterwards
 
     @staticmethod
     def plain_run(slot: Slot) -> tuple[Storage, int, int | None] | None:
@@ -217,14 +222,28 @@ class _Filling:
     # -- arithmetic -----------------------------------------------------------------------------
 
     def magnitude(self, index: int, slot: Slot, content: Magnitude) -> None:
-        split = split_weight(self.sources, content.action)
+        weight, dim = content.weight, content.dim
+        itemsize = weight.dtype.itemsize
+        if content.of_output:
+            split = self.split_written(content)
+        else:
+            split = split_weight(self.sources, weight, dim)
         self.notes += [(index, note) for note in split.notes]
-        itemsize = content.action.weight.dtype.itemsize
-        dim = content.action.dim
         for channel, unit in split.units:
             step = 0 if dim is None else content.strides[dim] * channel
             self.patches.append((content.direction + (content.offset + step) * itemsize, unit))
         self.write_array(index, slot.offset, split.g)
+
+    def split_written(self, content: Magnitude) -> Split:
+        """The magnitude of a weight that stands in the output by now."""
+        weight = content.weight
+        with os.fdopen(os.dup(self.descriptor), "rb") as file:
+            written = Source(self.sources[weight.storage.file].path, file)
+            storage = Storage(weight.name, content.direction, written.nbytes - content.direction)
+            placed = replace(
+                weight, storage=storage, offset=content.offset, strides=content.strides
+            )
+            return split_weight((written,), placed, content.dim)
 
     def product(self, index: int, slot: Slot, content: Product) -> None:
         notes: list[Note] = []

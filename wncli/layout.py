@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from wncli.plan import Decompose
 from wncli.survey import Pair
 from wncli.tensors import Storage, TensorSpec
 
@@ -29,16 +28,20 @@ class Elements:
 
 @dataclass(frozen=True, slots=True)
 class Magnitude:
-    """The g of a weight.
+    """The g of `weight` along `dim`, `numel` elements.
 
     `direction` is the place of the slot that receives its v, `offset` and `strides` (elements) that
-    of v in there: where a slice is all zero, v is given a direction.
+    of v in there: where a slice is all zero, v is given a direction. With `of_output` the weight is
+    what has been written there, and `weight` only tells its name, dtype and shape.
     """
 
-    action: Decompose
+    weight: TensorSpec
+    dim: int | None
+    numel: int
     direction: int
     offset: int
     strides: tuple[int, ...]
+    of_output: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """An output file.
+    """An output file, and the `names` of the tensors that stand in it.
 
     `fixed` are the bytes that are known already; `seal` makes the last ones from the checksums
     of the slots, where the format records any.
     """
 
     nbytes: int
+    names: tuple[str, ...]
     slots: tuple[Slot, ...]
     fixed: tuple[Written, ...]
     seal: Callable[[Sequence[int]], list[Written]] | None = None

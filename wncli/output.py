@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wncli.errors import FileError, WnError
+from wncli.errors import FileError
 
 #: What the name of a temporary sibling ends with; no checkpoint's name does.
 PARTIAL_SUFFIX = ".wn-partial"
@@ -62,11 +62,11 @@ def replacing(output: Path, nbytes: int) -> Iterator[int]:
         FileError: no room, or no permission; nothing is left behind.
     """
     target = target_of(output)
-    partial = target.parent / _partial_name(target.name)
+    partial = target.parent / partial_name(target.name)
     try:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            _allocate(descriptor, nbytes)
+            allocate(descriptor, nbytes)
             yield descriptor
             if target.exists():
                 os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
@@ -77,23 +77,24 @@ def replacing(output: Path, nbytes: int) -> Iterator[int]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, WnError):
-            reason = os.strerror(error.errno or 0)
-            raise FileError(
-                str(output),
-                f"cannot be written ({reason})",
-                expected=f"room for {nbytes:,} bytes, and permission",
-            ) from None
+        if isinstance(error, OSError):
+            raise unwritable(output, error, f"room for {nbytes:,} bytes, and permission") from None
         raise
 
 
-def _partial_name(name: str) -> str:
+def unwritable(output: Path, error: OSError, expected: str = "room, and permission") -> FileError:
+    """The refusal of an output that the system does not let be written."""
+    reason = os.strerror(error.errno or 0)
+    return FileError(str(output), f"cannot be written ({reason})", expected=expected)
+
+
+def partial_name(name: str) -> str:
     """A name of its own beside `name`, which is cut where it would grow too long for the system."""
     kept = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
     return f".{kept}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
 
 
-def _allocate(descriptor: int, nbytes: int) -> None:
+def allocate(descriptor: int, nbytes: int) -> None:
     """Take the space at once, so that a full disk shows now and not half-way."""
     os.ftruncate(descriptor, nbytes)
     if nbytes and hasattr(os, "posix_fallocate"):

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from wncli.checkpoint import Checkpoint, StateDict
 from wncli.dims import magnitude_shape
-from wncli.naming import Naming
+from wncli.naming import Naming, join, pair_names
 from wncli.notes import Note
 from wncli.survey import Pair
 from wncli.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Halves:
+    """A pair of the output: the names of g and v, their spelling, and g's shape."""
+
+    g: str
+    v: str
+    naming: Naming
+    g_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, weight: str, shape: tuple[int, ...], dim: int | None, naming: Naming) -> Halves:
+        """Those that PyTorch makes for a weight of this full name and shape."""
+        g, v = pair_names(weight, naming)
+        return cls(g, v, naming, magnitude_shape(shape, dim))
+
+
+@dataclass(frozen=True, slots=True)
 class Copy:
-    """Keep a tensor as it is, under its name."""
+    """Keep a tensor as it is, under `name`."""
 
     tensor: TensorSpec
+    name: str
 
     @property
     def sources(self) -> tuple[TensorSpec, ...]:
@@ -27,65 +45,92 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Decompose:
-    """Split `weight` along `dim` into the tensors named `g` and `v`; v has the weight's bits."""
+    """Split `weight` along `dim` into `halves`; v has the weight's bits."""
 
     weight: TensorSpec
     dim: int | None
-    naming: Naming
-    g: str
-    v: str
+    halves: Halves
 
     @property
     def sources(self) -> tuple[TensorSpec, ...]:
         """The tensors of the input that this uses up."""
         return (self.weight,)
 
-    @property
-    def g_shape(self) -> tuple[int, ...]:
-        """The magnitude's shape."""
-        return magnitude_shape(self.weight.shape, self.dim)
-
 
 @dataclass(frozen=True, slots=True)
 class Compose:
-    """Fold a pair into the weight that it stands for; a stale weight in its place is replaced."""
+    """Fold a pair into a weight called `name`; a stale weight in its place is replaced."""
 
     pair: Pair
+    name: str
 
     @property
     def sources(self) -> tuple[TensorSpec, ...]:
         """The tensors of the input that this uses up."""
-        return tuple(spec for spec in (self.pair.g, self.pair.v, self.pair.stale) if spec)
+        return self.pair.tensors
 
 
-Action = Copy | Decompose | Compose
+@dataclass(frozen=True, slots=True)
+class Respell:
+    """Keep a pair, its halves under other names; their elements stay bit for bit."""
+
+    pair: Pair
+    halves: Halves
+
+    @property
+    def sources(self) -> tuple[TensorSpec, ...]:
+        """The tensors of the input that this uses up."""
+        return self.pair.tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Renormalize:
+    """Fold a pair, and split the product along another `dim`."""
+
+    pair: Pair
+    dim: int | None
+    halves: Halves
+
+    @property
+    def sources(self) -> tuple[TensorSpec, ...]:
+        """The tensors of the input that this uses up."""
+        return self.pair.tensors
+
+
+Change = Decompose | Compose | Respell | Renormalize
+Action = Copy | Change
+Command = Literal["inspect", "apply", "remove", "convert"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What becomes of one state dict: an action for each of its tensors, in their order."""
+    """What becomes of one state dict: an action for each tensor that is kept, in their order.
+
+    `root` is where the result stands in the output.
+    """
 
     state_dict: StateDict
     actions: tuple[Action, ...]
+    root: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What becomes of a checkpoint.
 
-    `only` is set where one state dict is to be written alone; `drop` are the paths of the entries
-    that are left out.
+    `alone` is set where the state dicts are written by themselves, without what else is in the
+    checkpoint; `drop` are the paths of the entries that are left out.
     """
 
-    command: Literal["inspect", "apply", "remove"]
+    command: Command
     checkpoint: Checkpoint
     parts: tuple[Part, ...]
-    only: str | None
+    alone: bool
     drop: frozenset[str]
     notes: tuple[Note, ...]
 
     @property
-    def changes(self) -> tuple[tuple[str, Decompose | Compose], ...]:
+    def changes(self) -> tuple[tuple[str, Change], ...]:
         """Each action that changes a layer, with the root it stands under."""
         return tuple(
             (part.state_dict.root, action)
@@ -93,6 +138,31 @@ class Plan:
             for action in part.actions
             if not isinstance(action, Copy)
         )
+
+
+def results_of(action: Action) -> tuple[tuple[str, int], ...]:
+    """The tensors that an action leaves: their names, and their sizes in bytes."""
+    match action:
+        case Copy(tensor, name):
+            return ((name, tensor.nbytes),)
+        case Compose(pair, name):
+            return ((name, pair.v.numel * pair.dtype.itemsize),)
+        case Respell(pair, halves):
+            return (halves.g, pair.g.nbytes), (halves.v, pair.v.nbytes)
+        case Decompose(weight, _, halves):
+            itemsize, nbytes = weight.dtype.itemsize, weight.nbytes
+        case Renormalize(pair, _, halves):
+            itemsize, nbytes = pair.dtype.itemsize, pair.v.numel * pair.dtype.itemsize
+    return (halves.g, math.prod(halves.g_shape) * itemsize), (halves.v, nbytes)
+
+
+def left_out(plan: Plan) -> list[str]:
+    """The paths of what stands beside the plan's state dicts, but for what `--drop` names."""
+    taken = {part.state_dict.root for part in plan.parts}
+    lost = [entry.path for entry in plan.checkpoint.entries]
+    lost += [sd.root for sd in plan.checkpoint.state_dicts if sd.root not in taken]
+    lost += [join(p.state_dict.root, name) for p in plan.parts for name in p.state_dict.others]
+    return [path for path in lost if not is_dropped(path, plan.drop)]
 
 
 def is_dropped(path: str, drop: frozenset[str]) -> bool:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 from wncli.errors import WnError
 from wncli.naming import Naming, split
 from wncli.notes import Note
-from wncli.plan import Action, Compose, Copy, Decompose, Plan
+from wncli.plan import Action, Change, Command, Compose, Copy, Decompose, Plan, Renormalize, Respell
 
 SCHEMA = "wn/1"
+
+LayerAction = Literal["none", "apply", "remove", "convert"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Layer:
     """A layer that is, was or will be normalized.
 
     `dim` is None for the norm of the whole tensor; `g` and `v` are the tensors' names; `shape` and
-    `dtype` are the weight's; `action` is `"none"`, `"apply"` or `"remove"`.
+    `dtype` are the weight's. `action` is `"none"`, `"apply"`, `"remove"`, or `"convert"` where the
+    layer is normalized before and after: then all but `dim` and `shape` tells of the output.
     """
 
     root: str
@@ -44,7 +47,7 @@ class Layer:
     dtype: str
     g: str
     v: str
-    action: Literal["none", "apply", "remove"]
+    action: LayerAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +73,17 @@ class Other:
 class Report:
     """The result of a command.
 
-    `output` is None for `inspect`; with `dry_run` nothing has been written. `unsafe` are the names
-    that a plain `torch.load` would import and `weights_only=True` refuses.
+    `output` is None for `inspect`, and `output_files` names what stands in it where it is a folder;
+    with `dry_run` nothing has been written. `unsafe` are the names that a plain `torch.load` would
+    import and `weights_only=True` refuses.
     """
 
-    command: Literal["inspect", "apply", "remove"]
+    command: Command
     checkpoint: str
     format: str
     output: str | None
     output_format: str | None
+    output_files: tuple[str, ...]
     dry_run: bool
     parameters: Parameters
     layers: tuple[Layer, ...]
@@ -105,11 +110,12 @@ class NothingToDo(WnError):  # noqa: N818 - an outcome with exit code 1, not an 
         self.report = report
 
 
-def make_report(
+def make_report(  # noqa: PLR0913 - what was done, and where
     plan: Plan,
     notes: tuple[Note, ...],
     output: str | None = None,
     output_format: str | None = None,
+    output_files: tuple[str, ...] = (),
     *,
     dry_run: bool = False,
 ) -> Report:
@@ -121,6 +127,7 @@ def make_report(
         checkpoint.format,
         output,
         output_format,
+        output_files,
         dry_run,
         _count(plan),
         tuple(_layer(plan, root, action) for root, action in plan.changes),
@@ -128,7 +135,7 @@ def make_report(
             Root(
                 part.state_dict.root,
                 len(part.state_dict.tensors),
-                _numel(Copy(spec) for spec in part.state_dict.tensors),
+                _numel(Copy(spec, spec.name) for spec in part.state_dict.tensors),
                 sum(isinstance(action, Compose) for action in part.actions),
             )
             for part in plan.parts
@@ -139,26 +146,31 @@ def make_report(
     )
 
 
-def _layer(plan: Plan, root: str, action: Decompose | Compose) -> Layer:
-    action_name: Literal["none", "apply", "remove"] = (
-        "none" if plan.command == "inspect" else plan.command
-    )
-    if isinstance(action, Compose):
-        pair = action.pair
-        module, parameter = split(pair.weight)
-        return Layer(
-            root, module, parameter, pair.dim, pair.naming, pair.v.shape, pair.dtype.label,
-            pair.g.name, pair.v.name, action_name,
-        )  # fmt: skip
-    module, parameter = split(action.weight.name)
-    return Layer(
-        root, module, parameter, action.dim, action.naming, action.weight.shape,
-        action.weight.dtype.label, action.g, action.v, action_name,
-    )  # fmt: skip
+def _layer(plan: Plan, root: str, change: Change) -> Layer:
+    match change:
+        case Compose(pair):
+            action: LayerAction = "none" if plan.command == "inspect" else "remove"
+            weight, dim, dtype = pair.weight, pair.dim, pair.dtype
+            naming, g, v = pair.naming, pair.g.name, pair.v.name
+        case Decompose(spec, dim, halves):
+            action = "apply"
+            weight, dtype = spec.name, spec.dtype
+            naming, g, v = halves.naming, halves.g, halves.v
+        case Respell(pair, halves):
+            action = "convert"
+            weight, dim, dtype = pair.weight, pair.dim, pair.dtype
+            naming, g, v = halves.naming, halves.g, halves.v
+        case Renormalize(pair, dim, halves):
+            action = "convert"
+            weight, dtype = pair.weight, pair.dtype
+            naming, g, v = halves.naming, halves.g, halves.v
+    module, parameter = split(weight)
+    shape = change.weight.shape if isinstance(change, Decompose) else change.pair.v.shape
+    return Layer(root, module, parameter, dim, naming, shape, dtype.label, g, v, action)
 
 
 def _count(plan: Plan) -> Parameters:
-    before = _numel(Copy(s) for part in plan.parts for s in part.state_dict.tensors)
+    before = _numel(Copy(s, s.name) for part in plan.parts for s in part.state_dict.tensors)
     return Parameters(before, _numel(action for part in plan.parts for action in part.actions))
 
 
@@ -174,8 +186,14 @@ def _add(counts: dict[object, int], action: Action) -> None:
     match action:
         case Copy(tensor):
             counts[tensor.view] = tensor.numel
-        case Decompose(weight, dim):
-            counts["g", weight.view, dim] = math.prod(action.g_shape)
+        case Respell(pair):
+            counts[pair.g.view] = pair.g.numel
+            counts[pair.v.view] = pair.v.numel
+        case Decompose(weight, dim, halves):
+            counts["g", weight.view, dim] = math.prod(halves.g_shape)
             counts["v", weight.view, dim] = weight.numel
         case Compose(pair):
+            counts[pair.g.view, pair.v.view] = pair.v.numel
+        case Renormalize(pair, dim, halves):
+            counts["g", pair.g.view, pair.v.view, dim] = math.prod(halves.g_shape)
             counts[pair.g.view, pair.v.view] = pair.v.numel

@@ -17,7 +17,6 @@ from wncli.weight_norm import unit_like
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
-    from wncli.plan import Decompose
     from wncli.survey import Pair
     from wncli.tensors import TensorSpec
 
@@ -40,17 +39,16 @@ class Split:
     notes: tuple[Note, ...]
 
 
-def split_weight(sources: Sources, action: Decompose) -> Split:
-    """Compute the magnitude of a weight.
+def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split:
+    """Compute the magnitude of a weight along `dim`.
 
     Raises:
         WeightNormError: a norm is beyond what the weight's dtype can hold.
     """
-    weight = action.weight
     source = sources[weight.storage.file]
     where = f"{source.where}: {weight.name}"
     dtype = numpy_dtype(weight.dtype)
-    blocks = TensorBlocks(source, weight, dtype, action.dim)
+    blocks = TensorBlocks(source, weight, dtype, dim)
     norms = _norm_sum(blocks, wide=weight.dtype is DType.F64).norms()
     g = norms.rounded(dtype)
     overflow = np.flatnonzero(norms.overflowing(dtype))
@@ -69,7 +67,7 @@ def split_weight(sources: Sources, action: Decompose) -> Split:
             " zero: written as g = 0 and a unit direction, which give 0 again"
         )
         notes.append(Note("zero-slices", message, where, is_warning=True))
-    units = tuple((int(c), _unit(sources, weight, action.dim, int(c))) for c in zero)
+    units = tuple((int(c), _unit(sources, weight, dim, int(c))) for c in zero)
     return Split(g, units, tuple(notes))
 
 

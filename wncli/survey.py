@@ -28,6 +28,21 @@ class Pair:
     stale: TensorSpec | None = None
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return self.v.shape
+
+    @property
+    def numel(self) -> int:
+        """Number of the weight's elements."""
+        return self.v.numel
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The pair's tensors, the stale one included."""
+        return tuple(spec for spec in (self.g, self.v, self.stale) if spec)
+
+    @property
     def dtype(self) -> DType:
         """The dtype of the weight: the pair's, or what PyTorch promotes a mixed pair to."""
         return product_dtype(self.g.dtype, len(self.g.shape), self.v.dtype)

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-DONE = 0
-NOTHING_TO_DO = 1
-REFUSED = 2
-INTERRUPTED = 130
+from wncli.cli.results import DONE, INTERRUPTED, NEGATIVE, REFUSED
+from wncli.cli.terminal import StreamError, printing, show_refusal
+
+_COMMANDS = ("inspect", "apply", "remove", "convert", "compare")
 
 
 def main() -> NoReturn:
@@ -26,14 +26,15 @@ def main() -> NoReturn:
         # The work has its own threads; those of OpenBLAS would only be started and wait.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         code = _run(sys.argv[1:])
-        sys.stdout.flush()
+        with printing():  # what typer printed
+            pass
     except (BrokenPipeError, SystemExit):  # typer and rich make the one into the other
         _discard_output()
         code = DONE  # whoever read the output has read enough
     except KeyboardInterrupt:
         print("interrupted: OUTPUT is as it was before, or complete", file=sys.stderr)
         code = INTERRUPTED
-    except OSError as error:  # of the streams: a command's own are caught where they arise
+    except StreamError as error:
         _discard_output()
         reason = os.strerror(error.errno or 0)
         print(f"error: the report cannot be written ({reason})", file=sys.stderr)
@@ -44,40 +45,41 @@ def main() -> NoReturn:
 def _run(arguments: list[str]) -> int:
     from typer import TyperException
 
-    from wncli.cli import commands, screen
+    from wncli.cli.commands import app
+    from wncli.cli.results import print_json
     from wncli.errors import WnError
     from wncli.report import NothingToDo
 
     try:
-        result = commands.app(arguments, prog_name="wn", standalone_mode=False)
+        result = app(arguments, prog_name="wn", standalone_mode=False)
     except NothingToDo as outcome:
         if "--json" in arguments:
-            screen.show(outcome.report, json=True, quiet=False)
-        screen.show_refusal("nothing to do", str(outcome))
-        return NOTHING_TO_DO
+            print_json(outcome.report.to_json())
+        show_refusal("nothing to do", str(outcome))
+        return NEGATIVE
     except WnError as refusal:
-        screen.show_refusal("error", str(refusal))
+        show_refusal("error", str(refusal))
         return REFUSED
     except TyperException as refusal:
         message = f"{refusal.format_message()}\n  try:      {_help(arguments)}"
-        screen.show_refusal("error", message)
+        show_refusal("error", message)
         return REFUSED
+    except (BrokenPipeError, StreamError):
+        raise
     except Exception as error:  # no traceback reaches a user
         if os.environ.get("WN_TRACEBACK"):
             raise
         detail = f"{type(error).__name__}: {error}"
         hint = "WN_TRACEBACK=1 shows where; please report it"
-        screen.show_refusal("error", f"this is a defect of wn ({detail})\n  try:      {hint}")
+        show_refusal("error", f"this is a defect of wn ({detail})\n  try:      {hint}")
         return REFUSED
     if result == INTERRUPTED:  # typer turns Ctrl-C into its exit code
         raise KeyboardInterrupt
-    if isinstance(result, commands.Result):
-        screen.show(result.report, json=result.json, quiet=result.quiet)
-    return DONE
+    return result if isinstance(result, int) else DONE
 
 
 def _help(arguments: list[str]) -> str:
-    known = [word for word in arguments[:1] if word in ("inspect", "apply", "remove")]
+    known = [word for word in arguments[:1] if word in _COMMANDS]
     return " ".join(["wn", *known, "--help"])
 
 

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from wncli import __version__, api
-from wncli.cli.screen import progress_bar
-from wncli.report import Report
+from wncli.cli.progress import progress_bar
+from wncli.cli.results import print_comparison, print_report
+from wncli.cli.writing import Paths, write_all
 from wncli.selection import parse_dim
 
 app = typer.Typer(
     name="wn",
-    help="Apply, remove and list weight normalization in saved checkpoints.",
-    epilog="Exit codes: 0 done, 1 nothing to do, 2 refused, 130 interrupted.",
+    help="Apply, remove, list and convert weight normalization in saved checkpoints.",
+    epilog="Exit codes: 0 done, 1 nothing to do or a difference found, 2 refused, 130 interrupted.",
     add_completion=False,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Checkpoint = Annotated[
-    Path,
+    str,
     typer.Argument(
-        metavar="CHECKPOINT", help="A safetensors or torch file; its content says which."
+        metavar="CHECKPOINT",
+        help="A safetensors or torch file, whose content says which; or a folder of shards.",
     ),
 ]
 Output = Annotated[
-    Path, typer.Argument(metavar="OUTPUT", help="The file to write: .safetensors, .pt, .pth, …")
+    list[str] | None,
+    typer.Argument(
+        metavar="OUTPUT",
+        help="The file to write: .safetensors, .pt, .pth, …; or a folder/ of shards. With "
+        "--output-dir, further checkpoints.",
+        show_default=False,
+    ),
+]
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir",
+        metavar="DIR",
+        help="Write each of several checkpoints under its own name in DIR.",
+    ),
 ]
 Layers = Annotated[
     list[str],
@@ -40,6 +54,26 @@ Layers = Annotated[
         metavar="GLOB",
         help="Take these layers: a full name or module path, `*` crosses dots. Repeatable. "
         "Without: all normalized layers.",
+    ),
+]
+ConvertLayers = Annotated[
+    list[str],
+    typer.Option(
+        "-l",
+        "--layers",
+        metavar="GLOB",
+        help="With --naming, spell these layers so: a full name or module path, `*` crosses dots. "
+        "Repeatable. Without: all normalized layers.",
+    ),
+]
+CompareLayers = Annotated[
+    list[str],
+    typer.Option(
+        "-l",
+        "--layers",
+        metavar="GLOB",
+        help="Compare these weights: a full name or module path, `*` crosses dots. Repeatable. "
+        "Without: all.",
     ),
 ]
 LayersWithDim = Annotated[
@@ -69,9 +103,49 @@ Dim = Annotated[
     str,
     typer.Option("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
 ]
-Naming = Annotated[
+ApplyNaming = Annotated[
     Literal["auto", "hook", "parametrized"],
     typer.Option("--naming", help="weight_g/weight_v, or parametrizations.weight.original0/1."),
+]
+ConvertNaming = Annotated[
+    Literal["hook", "parametrized"] | None,
+    typer.Option(
+        "--naming", help="Spell the layers weight_g/weight_v, or …weight.original0/original1."
+    ),
+]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        "--like",
+        metavar="REFERENCE",
+        help="Take the structure of REFERENCE, a checkpoint that the target code loads: what is "
+        "normalized, along which dim, in which spelling, under which names and roots.",
+    ),
+]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="With --like, leave out what does not fit.")
+]
+MaxShardSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="Write a folder of shards of at most SIZE, as 5GB, and their index.",
+    ),
+]
+Rtol = Annotated[
+    float | None,
+    typer.Option(
+        "--rtol",
+        metavar="X",
+        help="Allowed difference as a share of B's number. Without --rtol and --atol: 2 units of "
+        "the last place of the coarser dtype.",
+        show_default=False,
+    ),
+]
+Atol = Annotated[
+    float | None,
+    typer.Option("--atol", metavar="X", help="Allowed absolute difference.", show_default=False),
 ]
 Format = Annotated[
     Literal["torch", "safetensors"] | None,
@@ -81,16 +155,10 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing OUTPUT
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+QuietCompare = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Print errors only: the exit code tells.")
+]
 QuietNames = Annotated[bool, typer.Option("-q", "--quiet", help="Print the layers' names only.")]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a command comes to, and how it is to be shown."""
-
-    report: Report
-    json: bool
-    quiet: bool
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer hands the flag over so
@@ -108,7 +176,7 @@ def wn(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Apply, remove and list weight normalization in saved checkpoints."""
+    """Apply, remove, list and convert weight normalization in saved checkpoints."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -122,65 +190,122 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     only: Only = None,
     json: Json = False,
     quiet: QuietNames = False,
-) -> Result:
+) -> int:
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
     report = api.inspect(checkpoint, layers=layers, exclude=exclude, only=only)
-    return Result(report, json, quiet)
+    return print_report(report, json=json, quiet=quiet)
 
 
 @app.command()
 def apply(  # noqa: PLR0913
     checkpoint: Checkpoint,
-    output: Output,
+    output: Output = None,
     *,
+    output_dir: OutputDir = None,
     layers: LayersWithDim = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     dim: Dim = "0",
-    naming: Naming = "auto",
+    naming: ApplyNaming = "auto",
     only: Only = None,
     drop: Drop = [],  # noqa: B006
     format: Format = None,  # noqa: A002 - as the option is called
+    max_shard_size: MaxShardSize = None,
     force: Force = False,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
-) -> Result:
+) -> int:
     """Split weights into magnitude g and direction v."""
     whole = parse_dim(dim, "--dim")
-    return _write(
-        lambda progress: api.apply(
-            checkpoint, output, layers=layers, exclude=exclude, dim=whole, naming=naming,
-            only=only, drop=drop, format=format, force=force, dry_run=dry_run, progress=progress,
+    return write_all(
+        "apply",
+        lambda one, target, progress: api.apply(
+            one, target, layers=layers, exclude=exclude, dim=whole, naming=naming, only=only,
+            drop=drop, format=format, max_shard_size=max_shard_size, force=force, dry_run=dry_run,
+            make_folder=output_dir is not None, progress=progress,
         ),
-        json=json, quiet=quiet,
+        Paths(checkpoint, output or [], output_dir, format), json=json, quiet=quiet,
     )  # fmt: skip
 
 
 @app.command()
 def remove(  # noqa: PLR0913
     checkpoint: Checkpoint,
-    output: Output,
+    output: Output = None,
     *,
+    output_dir: OutputDir = None,
     layers: Layers = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     only: Only = None,
     drop: Drop = [],  # noqa: B006
     format: Format = None,  # noqa: A002
+    max_shard_size: MaxShardSize = None,
     force: Force = False,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
-) -> Result:
+) -> int:
     """Fold g and v back into plain weights."""
-    return _write(
-        lambda progress: api.remove(
-            checkpoint, output, layers=layers, exclude=exclude,
-            only=only, drop=drop, format=format, force=force, dry_run=dry_run, progress=progress,
+    return write_all(
+        "remove",
+        lambda one, target, progress: api.remove(
+            one, target, layers=layers, exclude=exclude, only=only, drop=drop, format=format,
+            max_shard_size=max_shard_size, force=force, dry_run=dry_run,
+            make_folder=output_dir is not None, progress=progress,
         ),
-        json=json, quiet=quiet,
+        Paths(checkpoint, output or [], output_dir, format), json=json, quiet=quiet,
     )  # fmt: skip
 
 
-def _write(run: Callable[[api.Progress], Report], *, json: bool, quiet: bool) -> Result:
-    with progress_bar(quiet=quiet) as progress:
-        return Result(run(progress), json, quiet)
+@app.command()
+def convert(  # noqa: PLR0913
+    checkpoint: Checkpoint,
+    output: Output = None,
+    *,
+    output_dir: OutputDir = None,
+    naming: ConvertNaming = None,
+    like: Like = None,
+    partial: Partial = False,
+    layers: ConvertLayers = [],  # noqa: B006
+    exclude: Exclude = [],  # noqa: B006
+    only: Only = None,
+    drop: Drop = [],  # noqa: B006
+    format: Format = None,  # noqa: A002
+    max_shard_size: MaxShardSize = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Write the same weights in another format, spelling or structure."""
+    return write_all(
+        "convert",
+        lambda one, target, progress: api.convert(
+            one, target, naming=naming, like=like, partial=partial, layers=layers, exclude=exclude,
+            only=only, drop=drop, format=format, max_shard_size=max_shard_size, force=force,
+            dry_run=dry_run, make_folder=output_dir is not None, progress=progress,
+        ),
+        Paths(checkpoint, output or [], output_dir, format), json=json, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
+def compare(  # noqa: PLR0913
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    *,
+    rtol: Rtol = None,
+    atol: Atol = None,
+    layers: CompareLayers = [],  # noqa: B006
+    exclude: Exclude = [],  # noqa: B006
+    only: Only = None,
+    json: Json = False,
+    quiet: QuietCompare = False,
+) -> int:
+    """Hold the effective weights of two checkpoints against each other."""
+    with progress_bar("comparing", quiet=quiet or json) as progress:
+        found = api.compare(
+            a, b, rtol=rtol, atol=atol, layers=layers, exclude=exclude, only=only,
+            progress=progress,
+        )  # fmt: skip
+    return print_comparison(found, json=json, quiet=quiet)

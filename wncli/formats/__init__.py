@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import FileError, FormatError
 from wncli.formats.files import Source, Sources, unreadable
+from wncli.notes import Note
 
 _READABLE = "a safetensors file, or one that torch.save wrote"
 _KNOWN = {
@@ -27,19 +30,39 @@ _KNOWN = {
 def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Sources]]:
     """Open the checkpoint at `path`; the sources stay open for reading tensor data.
 
+    A directory stands for the checkpoint in it. An index stands for all the files that it lists:
+    there is one source for each, at the place that its number says.
+
     Raises:
-        FileError: there is no readable file.
+        FileError: there is no readable file, or a directory in which none or several can be meant.
         FormatError: it is no checkpoint, or a damaged one.
     """
+    file = path
+    notes: tuple[Note, ...] = ()
+    with _reading(path):
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    if is_folder:
+        from wncli.formats.folder import find_in_folder
+
+        file, notes = find_in_folder(path)
+    with ExitStack() as stack:
+        source = Source(file, stack.enter_context(_open(file)))
+        checkpoint, sources = _read_all(path, source, stack)
+        yield replace(checkpoint, notes=notes + checkpoint.notes), sources
+
+
+def _open(path: Path) -> IO[bytes]:
+    with _reading(path):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileError(str(path), "this is no regular file", expected="a checkpoint file")
+        return path.open("rb")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the system says about `path` into refusals."""
     try:
-        kind = path.stat().st_mode
-        if not stat.S_ISREG(kind):
-            raise FileError(
-                str(path),
-                "this is a directory" if stat.S_ISDIR(kind) else "this is no regular file",
-                expected="a checkpoint file",
-            )
-        file = path.open("rb")
+        yield
     except FileNotFoundError:
         raise FileError(
             str(path), "no such file", expected="a checkpoint", hint=_near_files(path)
@@ -48,9 +71,18 @@ def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Sources]]:
         raise unreadable(str(path), error) from None
     except ValueError:
         raise FileError(str(path), "no file can have this name") from None
-    with file:
-        source = Source(path, file)
-        yield _read(source), (source,)
+
+
+def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint, Sources]:
+    """What a file holds, or the files that it is the index of."""
+    start = source.read_at(0, min(512, source.nbytes), "the first bytes")
+    if start.lstrip().startswith(b"{") and b"\0" not in start[:8]:  # no safetensors' length
+        from wncli.formats.shard_index import is_index, read_index
+        from wncli.formats.sharded import open_shards
+
+        if is_index(source):
+            return open_shards(path, read_index(source), stack, _read)
+    return _read(source), (source,)
 
 
 def _read(source: Source) -> Checkpoint:
@@ -72,12 +104,16 @@ def _read(source: Source) -> Checkpoint:
 
 
 def _not_a_checkpoint(source: Source, start: bytes) -> FormatError:
+    from wncli.formats.torch_archive import disguise
+
     found, hint = "bytes of no known format", ""
     if not start:
         found = "an empty file"
     elif start[257:262] == b"ustar":
         found = "a tar archive, as torch.save wrote before version 0.1.10"
         hint = "load it with torch.load and save it again"
+    elif disguised := disguise(source):
+        found, hint = disguised
     elif start.startswith(b"\x80"):
         found, hint = "a plain pickle", "save its state dict with torch.save"
     else:
@@ -87,8 +123,8 @@ def _not_a_checkpoint(source: Source, start: bytes) -> FormatError:
                 break
         else:
             if source.path.name.endswith(".index.json"):
-                found = "the index of a sharded checkpoint, which cannot be read yet"
-                hint = "give one of the files that it lists"
+                found = "a name that ends as an index's does, and no JSON object"
+                hint = "download it again, or give one of the shards"
             elif start.isascii() and b"\0" not in start:
                 found = "a text file"
     return FormatError(

@@ -5,16 +5,16 @@ Source: safetensors `safetensors/src/tensor.rs` and the format's README.
 
 from __future__ import annotations
 
-import json
 import struct
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from wncli.checkpoint import Checkpoint, StateDict
 from wncli.errors import FormatError
 from wncli.formats.files import Source
+from wncli.formats.strict_json import parse_object
 from wncli.tensors import DType, Storage, TensorSpec, count_elements, row_major
 
 _LENGTH = struct.Struct("<Q")
@@ -52,7 +52,7 @@ def read_safetensors(source: Source) -> Checkpoint:
     data = _LENGTH.size + length
     tensors = [_tensor(source, name, entry, data) for name, entry in header.items()]
     _check_cover(source, tensors, data)
-    tensors += _tied(tensors, metadata)
+    tensors += tied(tensors, metadata or {})
     state_dicts = (StateDict("", tuple(tensors)),) if tensors else ()
     return Checkpoint(source.path, "safetensors", source.nbytes, state_dicts, metadata=metadata)
 
@@ -64,38 +64,12 @@ def _broken(source: Source, problem: str, expected: str = "", found: str = "") -
 
 
 def _parse(source: Source, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            twice = counts.most_common(1)[0][0]
-            raise _broken(source, f"{twice!r} stands there twice", "every name once")
-        return found
-
     def count(text: str) -> int:
         if text.startswith("-"):
             raise _broken(source, f"the header holds {text}, which is no count")
         return int(text)
 
-    def constant(name: str) -> None:
-        raise _broken(source, f"the header holds {name}, which is no JSON")
-
-    try:
-        header = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_constant=constant,
-            parse_int=count if b"-" in raw else None,
-        )
-        if b"\\u" in raw:  # an escape can spell half a surrogate pair, which is no text
-            json.dumps(header, ensure_ascii=False).encode("utf-8")
-    except UnicodeError:
-        raise _broken(source, "the header is not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise _broken(source, f"the header is not JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise _broken(source, "the header is no object", "{…}", type(header).__name__)
-    return header
+    return parse_object(raw, "the header", partial(_broken, source), count if b"-" in raw else None)
 
 
 def _metadata(source: Source, found: Any) -> dict[str, str] | None:  # noqa: ANN401 - any JSON
@@ -138,7 +112,7 @@ def _are_counts(values: Any) -> bool:  # noqa: ANN401
     )
 
 
-def _tied(tensors: list[TensorSpec], metadata: Mapping[str, str] | None) -> list[TensorSpec]:
+def tied(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> list[TensorSpec]:
     """The tensors that the metadata says are others by another name.
 
     Source: safetensors `save_model` (`bindings/python/py_src/safetensors/torch.py`).
@@ -146,7 +120,7 @@ def _tied(tensors: list[TensorSpec], metadata: Mapping[str, str] | None) -> list
     known = {spec.name: spec for spec in tensors}
     return [
         replace(known[kept], name=name)
-        for name, kept in (metadata or {}).items()
+        for name, kept in metadata.items()
         if kept in known and name not in known and name != "format"
     ]
 

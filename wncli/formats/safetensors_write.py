@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from wncli.checkpoint import aliases, refuse_expansion
 from wncli.errors import FormatError, UsageError
 from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot
-from wncli.naming import join
 from wncli.notes import Note
-from wncli.plan import Compose, Copy, Decompose, Part, Plan, is_dropped
-from wncli.tensors import DType, row_major
+from wncli.plan import Compose, Copy, Decompose, Part, Plan, Renormalize, Respell, left_out
+from wncli.tensors import DType, TensorSpec, row_major
 
 #: dtype alignment descending, as `tensor.rs` ranks them.
 _RANK = {dtype: -place for place, dtype in enumerate(DType)}
@@ -29,6 +28,8 @@ class _Tensor:
     tie: object
     #: It stood in the input's metadata only, as another name of a stored tensor.
     is_alias: bool
+    #: Of a magnitude: the tie of its direction, whose place is known once all have theirs.
+    direction: object = None
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +73,7 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
     tensors = sorted(kept.values(), key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
     metadata = {k: v for k, v in metadata.items() if k not in recorded or tied.get(k) == v}
     layout = _lay_out(tensors, metadata | tied or None)
-    return layout, tuple(_losses(plan, part, tied))
+    return layout, tuple(_losses(plan, tied))
 
 
 def _check_name(plan: Plan, name: str) -> None:
@@ -108,21 +109,42 @@ def _tensors(part: Part, recorded: set[str]) -> list[_Tensor]:
     for action in part.actions:
         alias = any(spec.name in recorded for spec in action.sources)
         match action:
-            case Copy(spec):
-                tie: object = spec.view if spec.numel or recorded else spec.name
-                found.append(_Tensor(spec.name, spec.dtype, spec.shape, Elements(spec), tie, alias))
-            case Decompose(weight, dim, _, g, v):
-                # The place of v's slot is not known yet: `_lay_out` puts it in.
-                magnitude = Magnitude(action, -1, 0, row_major(weight.shape))
-                tie = ("g", weight.view, dim)
-                found.append(_Tensor(g, weight.dtype, action.g_shape, magnitude, tie, alias))
-                tie = ("v", weight.view, dim)
-                found.append(_Tensor(v, weight.dtype, weight.shape, Elements(weight), tie, alias))
-            case Compose(pair):
+            case Copy(spec, name):
+                found.append(_kept(spec, name, spec.shape, recorded))
+            case Respell(pair, halves):
+                found.append(_kept(pair.g, halves.g, halves.g_shape, recorded))
+                found.append(_kept(pair.v, halves.v, pair.v.shape, recorded))
+            case Decompose(weight, dim, halves):
+                g: object = ("g", weight.view, dim)
+                v: object = ("v", weight.view, dim)
+                shape = halves.g_shape
+                magnitude = Magnitude(weight, dim, math.prod(shape), -1, 0, row_major(weight.shape))
+                found += [
+                    _Tensor(halves.g, weight.dtype, shape, magnitude, g, alias, v),
+                    _Tensor(halves.v, weight.dtype, weight.shape, Elements(weight), v, alias),
+                ]
+            case Compose(pair, name):
                 tie = (pair.g.view, pair.v.view)
-                product = Product(pair)
-                found.append(_Tensor(pair.weight, pair.dtype, pair.v.shape, product, tie, alias))
+                shape = pair.v.shape
+                found.append(_Tensor(name, pair.dtype, shape, Product(pair), tie, alias))
+            case Renormalize(pair, dim, halves):
+                v = (pair.g.view, pair.v.view)
+                g = ("g", v, dim)
+                weight = replace(pair.v, name=pair.weight, dtype=pair.dtype)
+                magnitude = Magnitude(
+                    weight, dim, math.prod(halves.g_shape), -1, 0, row_major(weight.shape),
+                    of_output=True,
+                )  # fmt: skip
+                found += [
+                    _Tensor(halves.g, pair.dtype, halves.g_shape, magnitude, g, alias, v),
+                    _Tensor(halves.v, pair.dtype, pair.v.shape, Product(pair), v, alias),
+                ]
     return found
+
+
+def _kept(spec: TensorSpec, name: str, shape: tuple[int, ...], recorded: set[str]) -> _Tensor:
+    tie = (spec.view, shape) if spec.numel or recorded else name
+    return _Tensor(name, spec.dtype, shape, Elements(spec), tie, spec.name in recorded)
 
 
 def _lay_out(tensors: list[_Tensor], metadata: Mapping[str, str] | None) -> Layout:
@@ -148,29 +170,25 @@ def _lay_out(tensors: list[_Tensor], metadata: Mapping[str, str] | None) -> Layo
     for tensor in tensors:
         content = tensor.content
         if isinstance(content, Magnitude):
-            weight = content.action.weight
-            content = replace(content, direction=offsets["v", weight.view, content.action.dim])
+            content = replace(content, direction=offsets[tensor.direction])
         slots.append(Slot(offsets[tensor.tie], tensor.nbytes, content))
-    return Layout(offset, tuple(slots), ((0, fixed),))
+    names = tuple(tensor.name for tensor in tensors)
+    return Layout(offset, names, tuple(slots), ((0, fixed),))
 
 
-def _losses(plan: Plan, part: Part, tied: Mapping[str, str]) -> list[Note]:
+def _losses(plan: Plan, tied: Mapping[str, str]) -> list[Note]:
     notes = [
         Note("tied", f"{name} is tied to {first}, and stored once; the metadata says so", name)
         for name, first in tied.items()
     ]
-    root = part.state_dict.root
-    lost = [entry.path for entry in plan.checkpoint.entries]
-    lost += [sd.root for sd in plan.checkpoint.state_dicts if sd.root != root]
-    lost += [join(root, name) for name in part.state_dict.others]
-    lost = [path for path in lost if not is_dropped(path, plan.drop)]
+    lost = left_out(plan)
     if lost:
         notes.append(
             Note(
                 "left-out",
                 f"safetensors holds one state dict; left out: {', '.join(lost)}",
                 str(plan.checkpoint.path),
-                is_warning=plan.only is None,
+                is_warning=not plan.alone,
             )
         )
     return notes

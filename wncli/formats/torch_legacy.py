@@ -13,7 +13,7 @@ from wncli.formats.files import Source
 from wncli.formats.pickles.nodes import Node, PersistentId, brief, entries_of
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.torch_roots import read_tree
-from wncli.formats.torch_tensor import StorageId, read_storage_id
+from wncli.formats.torch_tensor import StorageId, class_of, read_storage_id
 from wncli.formats.torch_tree import walk
 from wncli.tensors import Storage
 
@@ -49,6 +49,7 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             expected="little_endian: True",
             hint="load it with torch.load and save it again on a little-endian machine",
         )
+    nbytes = source.file.tell()
     storages = _locate_all(source, root, keys)
 
     def locate(identity: StorageId) -> Storage:
@@ -68,7 +69,7 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             source.number,
         )
 
-    tree, state_dicts, entries, refused = read_tree(root, protocol, locate, source.where)
+    tree, state_dicts, entries, refused = read_tree(root, protocol, nbytes, locate, source.where)
     return Checkpoint(
         source.path, "torch legacy", source.nbytes, state_dicts, entries, None, tree, refused
     )
@@ -82,7 +83,7 @@ def _locate_all(source: Source, root: Node, keys: Node) -> dict[str, Storage]:
     """The storages in the order in which the file lists them."""
     identities: dict[str, StorageId] = {}
     for node in walk(root):
-        if isinstance(node, PersistentId):
+        if isinstance(node, PersistentId) and not class_of(node):
             identity = read_storage_id(node, source.where)
             known = identities.setdefault(identity.key, identity)
             if known.nbytes != identity.nbytes:

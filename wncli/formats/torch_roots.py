@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 from wncli.checkpoint import Entry, StateDict
 from wncli.formats.pickles.nodes import (
@@ -15,110 +17,252 @@ from wncli.formats.pickles.nodes import (
     Set,
     entries_of,
 )
-from wncli.formats.torch_tensor import StorageId, read_storage_id, read_tensor
+from wncli.formats.torch_modules import (
+    Allowance,
+    ModuleReader,
+    allowance_for,
+    holder_of,
+    read_module,
+)
+from wncli.formats.torch_tensor import (
+    StorageId,
+    called_name,
+    class_of,
+    read_storage_id,
+    read_tensor,
+)
 from wncli.formats.torch_tree import References, TorchTree, walk
 from wncli.formats.weights_only import accepts
 from wncli.tensors import DType, Storage, TensorSpec
 
 #: Deeper than any checkpoint nests its state dicts; bounds what a hostile file can ask for.
 _DEEPEST_ROOT = 16
+#: Bits of the longest integer that is taken for a key on a path.
+_LONGEST_KEY = 64
+#: What `torch.optim` keeps for each parameter, besides `exp_avg` and its kin.
+_KEPT = frozenset({"acc_delta", "exp_inf", "momentum_buffer", "square_avg"})
+_MOST_KEPT = 16
+#: How tensors of a module without submodules are called.
+_USUAL = ("weight", "bias")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A node that is to be looked into, the parts of its path, and the id of what holds it."""
+
+    parts: tuple[str, ...]
+    node: Node
+    holder: int | None
+    is_numbered: bool
 
 
 def read_tree(
-    root: Node, protocol: int, locate: Callable[[StorageId], Storage], where: str
+    root: Node, protocol: int, nbytes: int, locate: Callable[[StorageId], Storage], where: str
 ) -> tuple[TorchTree, tuple[StateDict, ...], tuple[Entry, ...], tuple[str, ...]]:
     """Find the state dicts, the other entries, and the names that `weights_only` refuses.
 
     Args:
         root: the pickled content.
         protocol: of the pickle.
+        nbytes: of the pickle.
         locate: finds a storage's bytes in the file.
         where: the file, for refusals.
     """
     references: dict[PersistentId, tuple[StorageId, Storage]] = {}
     refused: dict[str, None] = {}
     for node in walk(root):
-        if isinstance(node, PersistentId):
+        if isinstance(node, PersistentId) and not class_of(node):
             identity = read_storage_id(node, where)
             references[node] = (identity, locate(identity))
         elif isinstance(node, Global) and not accepts(str(node)):
             refused[str(node)] = None
-    found = _Finder(references, where).run(root)
+    found = _Finder(references, allowance_for(where, nbytes)).run(root)
     tree = TorchTree(root, protocol, references, found.mappings, found.containers)
     return tree, tuple(found.state_dicts), tuple(found.entries), tuple(refused)
+
+
+@dataclass(slots=True)
+class _Held:
+    """What was found in one mapping or list: what may hold state dicts, by the path's next part."""
+
+    path: str
+    node: Node
+    inner: list[tuple[str, Node]]
 
 
 class _Finder:
     """One look through the mappings and lists of a tree."""
 
-    def __init__(self, references: References, where: str) -> None:
+    def __init__(self, references: References, allowance: Allowance) -> None:
         self.references = references
-        self.where = where
+        self.where = allowance.where
+        self.allowance = allowance
+        self.modules = ModuleReader(
+            partial(read_module, allowance=allowance), references, allowance
+        )
+        #: By the ids of the nodes: what was looked into, and the state dicts, without their roots.
+        self.held: dict[int, _Held] = {}
+        self.found: dict[int, StateDict] = {}
+        #: The nodes that are state dicts or lead to one.
+        self.leading: set[int] = set()
+        self.paths: set[str] = set()
         self.containers: dict[str, Node] = {}
         self.mappings: dict[str, Node] = {}
         self.state_dicts: list[StateDict] = []
         self.entries: list[Entry] = []
 
     def run(self, root: Node) -> _Finder:
-        candidates: dict[str, tuple[Node, StateDict]] = {}
-        inner: set[str] = set()
-        seen: set[int] = set()
-        stack: list[tuple[tuple[str, ...], Node]] = [((), root)]
-        while stack:
-            parts, node = stack.pop()
-            parents = [".".join(parts[:end]) for end in range(len(parts))]
-            path = ".".join(parts)
-            if id(node) in seen or len(parts) > _DEEPEST_ROOT:
-                continue
-            seen.add(id(node))
-            members = _members(node)
-            if members is None or _is_optimizer(members):
-                continue
-            while path in self.containers:  # keys with dots can spell one path in two ways
-                path += "'"
-            self.containers[path] = node
-            state_dict = None if isinstance(node, (list, tuple)) else self.state_dict(path, members)
-            if state_dict:
-                candidates[path] = (node, state_dict)
-                inner.update(parents)
-            stack.extend(
-                ((*parts, key), value)
-                for key, value in reversed(members.items())
-                if not key.endswith("_extra_state")
-            )
-        for path, (node, state_dict) in candidates.items():
-            if path in inner and not any("." in spec.name for spec in state_dict.tensors):
-                continue  # loose tensors beside state dicts, as `{"model": {…}, "mean": tensor}`
-            self.mappings[path] = node
-            self.state_dicts.append(state_dict)
-        self.list_entries(root, inner)
+        self.look_through(root)
+        self.find_leading()
+        self.name_all(root)
+        self.list_entries(root)
         return self
 
-    def state_dict(self, path: str, members: Mapping[str, Node]) -> StateDict | None:
+    def look_through(self, root: Node) -> None:
+        """Look once into every mapping and list, wherever it stands first."""
+        above: dict[int, int] = {}
+        seen: set[int] = set()
+        stack: list[_Place] = [_Place((), root, None, is_numbered=False)]
+        while stack:
+            place = stack.pop()
+            node = place.node
+            if id(node) in seen or len(place.parts) > _DEEPEST_ROOT:
+                continue
+            seen.add(id(node))
+            if place.holder is not None:
+                above[id(node)] = place.holder
+            inner = self.look_into(place)
+            if inner is None:
+                continue
+            self.held[id(node)] = _Held(
+                ".".join(place.parts), node, [(key, value) for key, value, _ in inner]
+            )
+            stack.extend(
+                _Place(
+                    (*place.parts, key), value, id(node), is_numbered=place.is_numbered or number
+                )
+                for key, value, number in reversed(inner)
+            )
+        self.forget_loose(above)
+
+    def look_into(self, place: _Place) -> list[tuple[str, Node, bool]] | None:
+        """What could hold state dicts, by its key, and whether that is a number.
+
+        None where nothing can: the node is no container, a module, or an optimizer.
+        """
+        node = place.node
+        if self.modules.module(node):
+            state_dict = self.modules.state_dict(node, holder_of(node))
+            if state_dict.tensors:
+                self.found[id(node)] = state_dict
+            return None
+        if isinstance(node, (list, tuple)):
+            return [(str(n), item, False) for n, item in enumerate(node) if _may_hold(item)]
+        entries = entries_of(node)
+        if entries is None:
+            return None
+        named = {key: value for key, value in entries if isinstance(key, str)}
+        if _is_optimizer(named) or _is_kept_for_a_parameter(named):
+            return None
+        state_dict = self.state_dict(named)
+        if _is_convincing(state_dict, is_numbered=place.is_numbered):
+            self.found[id(node)] = state_dict
+        inner = [
+            (name, named[name], False)
+            for name in state_dict.others
+            if _may_hold(named[name]) and not name.endswith("_extra_state")
+        ]
+        if len(named) < len(entries):
+            numbered = _numbered(entries, named)
+            inner += [(key, value, True) for key, value in numbered.items() if _may_hold(value)]
+        return inner
+
+    def state_dict(self, named: Mapping[str, Node]) -> StateDict:
         tensors: list[TensorSpec] = []
         others: list[str] = []
-        for name, value in members.items():
+        for name, value in named.items():
             spec = read_tensor(value, self.references, name, self.where)
             if spec:
                 tensors.append(spec)
             else:
                 others.append(name)
-        if not any(_could_be_a_weight(spec) for spec in tensors):
-            return None
-        return StateDict(path, tuple(tensors), tuple(others))
+        return StateDict("", tuple(tensors), tuple(others))
 
-    def list_entries(self, root: Node, inner: set[str]) -> None:
-        """What stands beside the state dicts: the other members of whatever holds one."""
-        members = _members(root)
-        if members is None or _is_optimizer(members):
-            self.entries.append(self.entry("(top)", root))
-        for path, node in self.containers.items():
-            if path in self.mappings or (path and path not in inner):
+    def forget_loose(self, above: Mapping[int, int]) -> None:
+        """Forget loose tensors beside state dicts, as in `{"model": {…}, "mean": tensor}`."""
+        holders: set[int] = set()
+        for found in self.found:
+            holder = above.get(found)
+            while holder is not None and holder not in holders:
+                holders.add(holder)
+                holder = above.get(holder)
+        for found in holders & self.found.keys():
+            if not any("." in spec.name for spec in self.found[found].tensors):
+                del self.found[found]
+
+    def find_leading(self) -> None:
+        """Find the nodes that lead to a state dict, also where another path was looked at."""
+        holders: dict[int, list[int]] = {}
+        for holder, held in self.held.items():
+            for _, value in held.inner:
+                holders.setdefault(id(value), []).append(holder)
+        stack = list(self.found)
+        while stack:
+            found = stack.pop()
+            if found not in self.leading:
+                self.leading.add(found)
+                stack += holders.get(found, [])
+
+    def name_all(self, root: Node) -> None:
+        """Give every state dict the paths that lead to it, and every container its path."""
+        stack: list[tuple[tuple[str, ...], Node, tuple[int, ...]]] = [((), root, ())]
+        while stack:
+            parts, node, above = stack.pop()
+            if id(node) in above or len(parts) > _DEEPEST_ROOT:
                 continue
-            for key, value in (_members(node) or {}).items():
-                full = f"{path}.{key}" if path else key
-                if full not in self.mappings and full not in inner:
-                    self.entries.append(self.entry(full, value))
+            path = self.own_path(".".join(parts))
+            state_dict = self.found.get(id(node))
+            if state_dict:
+                self.state_dicts.append(replace(state_dict, root=path))
+            held = self.held.get(id(node))
+            if not held:
+                continue
+            self.containers[path] = node
+            if state_dict:
+                self.mappings[path] = node
+            stack.extend(
+                ((*parts, key), value, (*above, id(node)))
+                for key, value in reversed(held.inner)
+                if id(value) in self.leading
+            )
+        for place, held in self.held.items():
+            if place not in self.leading and held.node is not root:
+                self.containers[self.own_path(held.path)] = held.node
+
+    def own_path(self, path: str) -> str:
+        """The path, marked where another is spelled the same: keys can have dots in them."""
+        self.allowance.spend(len(path) + 1)
+        while path in self.paths:
+            path += "'"
+            self.allowance.spend(len(path))
+        self.paths.add(path)
+        return path
+
+    def list_entries(self, root: Node) -> None:
+        """What stands beside the state dicts: the other members of whatever holds one."""
+        if id(root) not in self.held and id(root) not in self.found:
+            self.entries.append(self.entry("(top)", root))
+        listed: set[int] = set()
+        for path, node in self.containers.items():
+            if path in self.mappings or (path and id(node) not in self.leading):
+                continue
+            members = _members(node) or {}
+            if id(node) in listed:
+                self.allowance.spend(sum(len(path) + 1 + len(key) for key in members))
+            listed.add(id(node))
+            for key, value in members.items():
+                if id(value) not in self.leading:
+                    self.entries.append(self.entry(f"{path}.{key}" if path else key, value))
 
     def entry(self, path: str, value: Node) -> Entry:
         spec = read_tensor(value, self.references, path, self.where)
@@ -131,11 +275,11 @@ class _Finder:
             plural = "s" if count != 1 else ""
             return Entry(path, "optimizer", f"{what}, state of {count} parameter{plural}")
         if isinstance(value, Call):
-            name = str(value.function) if isinstance(value.function, Global) else "object"
+            if self.modules.module(value):
+                return Entry(path, "object", f"{holder_of(value)} without tensors")
+            name = called_name(value) or "object"
             built = [e.state for e in value.effects if isinstance(e, Built)]
             items = entries_of(value) or (entries_of(built[0]) if built else None)
-            if {"_parameters", "_modules"} <= {k for k, _ in items or [] if isinstance(k, str)}:
-                return Entry(path, "module", f"{name}, a whole module, which is not looked into")
             return Entry(path, "object", f"{name}, {_items(items)}" if items else name)
         return Entry(path, "value", _summary(value))
 
@@ -147,8 +291,13 @@ def _optimizers(node: Node, depth: int = 2) -> list[Node]:
         return []
     if _is_optimizer(members):
         return [members["state"]]
-    found = [_optimizers(member, depth - 1) for member in members.values()]
-    return [state for states in found for state in states] if all(found) else []
+    found: list[Node] = []
+    for member in {id(member): member for member in members.values()}.values():
+        states = _optimizers(member, depth - 1)
+        if not states:
+            return []
+        found += states
+    return found
 
 
 def _members(node: Node) -> dict[str, Node] | None:
@@ -158,11 +307,44 @@ def _members(node: Node) -> dict[str, Node] | None:
     entries = entries_of(node)
     if entries is None:
         return None
-    return {key: value for key, value in entries if isinstance(key, str)}
+    named = {key: value for key, value in entries if isinstance(key, str)}
+    return named if len(named) == len(entries) else named | _numbered(entries, named)
+
+
+def _numbered(entries: list[tuple[Node, Node]], named: Mapping[str, Node]) -> dict[str, Node]:
+    """The items whose keys are integers, by their text, where no other key is spelled so."""
+    numbered = {
+        str(key): value
+        for key, value in entries
+        if type(key) is int and key.bit_length() <= _LONGEST_KEY
+    }
+    return {key: value for key, value in numbered.items() if key not in named}
+
+
+def _may_hold(node: Node) -> bool:
+    return isinstance(node, (Dict, Call, list, tuple))
 
 
 def _is_optimizer(members: Mapping[str, Node]) -> bool:
     return "state" in members and "param_groups" in members
+
+
+def _is_kept_for_a_parameter(members: Mapping[str, Node]) -> bool:
+    """Whether this is what an optimizer keeps for a parameter, or for each under its name."""
+    return len(members) <= _MOST_KEPT and any(
+        key in _KEPT or key.startswith("exp_avg") for key in members
+    )
+
+
+def _is_convincing(state_dict: StateDict, *, is_numbered: bool) -> bool:
+    """Whether these are a model's tensors.
+
+    Below a number stand mostly the things that optimizers and the like keep for each parameter.
+    """
+    names = (spec.name for spec in state_dict.tensors)
+    if is_numbered and not any("." in name or name.startswith(_USUAL) for name in names):
+        return False
+    return any(_could_be_a_weight(spec) for spec in state_dict.tensors)
 
 
 def _could_be_a_weight(spec: TensorSpec) -> bool:

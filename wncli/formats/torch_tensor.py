@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
+    ByteText,
     Call,
     Global,
     Node,
@@ -62,19 +63,36 @@ def read_storage_id(node: PersistentId, where: str) -> StorageId:
                         return StorageId(key, dtype, location, numel)
                     case [(str() as name, int() as start, int() as size)] if _is_count(start, size):
                         return StorageId(key, dtype, location, numel, (name, start, size))
-        case ("module", *_):
-            raise FormatError(
-                where,
-                "the file holds whole pickled modules, with their source code",
-                expected="a state dict",
-                hint="load it with torch.load where its code is, and save module.state_dict()",
-            )
     raise FormatError(
         where,
         "the pickle refers to something outside it that is no tensor storage",
         expected="('storage', torch.FloatStorage, key, location, numel)",
         found=brief(node.pid),
     )
+
+
+def class_of(node: Node) -> Global | None:
+    """The class or function that a node stands for, or None where it is something else.
+
+    The legacy format refers to the class of a module by a persistent id, with its source code
+    (PyTorch `torch/serialization.py`, `_legacy_save`); what is written as a zip names the class.
+    """
+    match node:
+        case Global():
+            return node
+        case PersistentId(("module", Global() as kind, file, source)):
+            texts = (str, bytes, ByteText, type(None))
+            return kind if isinstance(file, texts) and isinstance(source, texts) else None
+    return None
+
+
+def called_name(call: Call) -> str:
+    """What is called, as a name for people; empty where that is no name."""
+    if is_called(call, "copyreg", "_reconstructor") or is_called(
+        call, "copy_reg", "_reconstructor"
+    ):
+        return str(class_of(call.args[0]) or "") if call.args else ""
+    return str(class_of(call.function) or "")
 
 
 def read_tensor(
@@ -135,9 +153,15 @@ def _is_lazy(call: Call) -> bool:
     return any(
         key in ("conj", "neg") and value is not False
         for part in call.args[6:]
-        for key, value in entries_of(part) or []
+        for key, value in entries_of(_untagged(part)) or []
         if isinstance(key, str)
     )
+
+
+def _untagged(node: Node) -> Node:
+    """What TorchScript writes with its type beside it."""
+    is_tagged = is_called(node, "torch.jit._pickle", "restore_type_tag")
+    return node.args[0] if is_tagged and node.args else node
 
 
 def _explicit_dtype(rest: list[Node]) -> DType | None:

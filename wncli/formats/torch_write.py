@@ -7,9 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from wncli.checkpoint import StateDict, aliases
-from wncli.errors import FormatError
+from wncli.errors import FormatError, UsageError
 from wncli.formats.pickles.nodes import (
     Call,
+    Dict,
     Global,
     Node,
     PersistentId,
@@ -21,7 +22,20 @@ from wncli.formats.torch_tensor import NewStorage, make_tensor, storage_pid
 from wncli.formats.torch_tree import TorchTree
 from wncli.layout import Content, Elements, Magnitude, Product, Whole
 from wncli.notes import Note
-from wncli.plan import Action, Compose, Copy, Decompose, Plan, is_dropped
+from wncli.plan import (
+    Action,
+    Compose,
+    Copy,
+    Decompose,
+    Part,
+    Plan,
+    Renormalize,
+    Respell,
+    is_dropped,
+    left_out,
+    results_of,
+)
+from wncli.survey import Pair
 from wncli.tensors import Storage, TensorSpec, row_major
 
 _DEFAULT_PROTOCOL = 2
@@ -36,6 +50,7 @@ class TorchContent:
     """
 
     pickle: bytes
+    names: tuple[str, ...]
     contents: tuple[Content, ...]
     notes: tuple[Note, ...]
 
@@ -45,55 +60,102 @@ def torch_content(plan: Plan) -> TorchContent:
 
     Raises:
         FormatError: a tensor's dtype does not exist in PyTorch.
+        UsageError: an object that is no state dict would have to be written back as itself.
     """
+    _refuse_objects(plan)
     tree = plan.checkpoint.tree
-    if tree is None:
-        return _from_tensors(plan)
-    return _from_tree(plan, tree)
-
-
-def _from_tensors(plan: Plan) -> TorchContent:
-    """A flat state dict, for an input that has no tree."""
-    build = _Build(None)
-    entries: Entries = []
+    build = _Build(tree)
+    edits: dict[Node, Entries] = {}
+    if tree:
+        build.count_private(plan)
+        edits = _without_dropped(plan, tree)
+    state_dicts: dict[str, Node] = {}
     for part in plan.parts:
-        for action in part.actions:
-            entries += build.tensors(action, {})
-    root = Call("REDUCE", Global("collections", "OrderedDict"), (), effects=[SetItems(entries)])
-    notes = []
+        node = tree.mappings.get(part.state_dict.root) if tree else None
+        if node is None:
+            if plan.alone or tree is None:
+                state_dicts[part.root] = build.flat(part)
+            continue
+        state_dicts[part.root] = node
+        entries = edits[node] if node in edits else entries_of(node) or []
+        edits[node] = build.state_dict(part.state_dict, part.actions, entries)
+    if tree and not plan.alone:
+        root, protocol = tree.root, tree.protocol
+    else:
+        root, protocol = _nest(state_dicts), tree.protocol if tree else _DEFAULT_PROTOCOL
+    pickle, contents = build.finish(root, protocol, edits)
+    names = [name for part in plan.parts for a in part.actions for name, _ in results_of(a)]
+    notes = (*_lost_metadata(plan), *_lost_entries(plan), *_optimizer_notes(plan))
+    return TorchContent(pickle, tuple(names), contents, notes)
+
+
+def _refuse_objects(plan: Plan) -> None:
+    """A module's tensors can be read without its class, but no module be made of others."""
+    held = [part for part in plan.parts if part.state_dict.holder]
+    for part in held:
+        changes = any(not isinstance(action, Copy) for action in part.actions)
+        if plan.alone or not (changes or len(held) == len(plan.parts)):
+            continue
+        root = part.state_dict.root
+        raise UsageError(
+            f"{plan.checkpoint.path}: {root}" if root else str(plan.checkpoint.path),
+            f"this is {part.state_dict.holder}, which cannot be written back as itself",
+            expected="a state dict, or an OUTPUT that is to hold one",
+            hint=f"wn {plan.command} CHECKPOINT OUTPUT --only {root or repr('')} writes its state"
+            " dict alone",
+        )
+
+
+def _nest(state_dicts: dict[str, Node]) -> Node:
+    """State dicts in plain dicts, each where its root says."""
+    top = Dict()
+    for root, node in state_dicts.items():
+        if not root:
+            return node
+        *path, last = root.split(".")
+        place = top
+        for key in path:
+            inner = next((value for name, value in place.entries if name == key), None)
+            if inner is None:
+                inner = Dict()
+                place.entries.append((key, inner))
+            place = inner
+        place.entries.append((last, node))
+    return top
+
+
+def _lost_entries(plan: Plan) -> list[Note]:
+    """What stood beside the state dicts that are written by themselves."""
+    lost = left_out(plan) if plan.alone or plan.checkpoint.tree is None else []
+    if not lost:
+        return []
+    return [Note("left-out", f"left out: {', '.join(lost)}", str(plan.checkpoint.path))]
+
+
+def _lost_metadata(plan: Plan) -> list[Note]:
+    """What safetensors metadata says, and torch files have no place for."""
     ties = {name for part in plan.parts for name in aliases(plan.checkpoint, part.state_dict)}
     metadata = plan.checkpoint.metadata or {}
     lost = [k for k, v in metadata.items() if k not in ties and (k, v) != ("format", "pt")]
-    if lost:
-        notes.append(
-            Note(
-                "left-out",
-                f"torch files hold no safetensors metadata; left out: {', '.join(lost)}",
-                str(plan.checkpoint.path),
-                is_warning=True,
-            )
-        )
-    return build.finish(root, _DEFAULT_PROTOCOL, {}, notes)
-
-
-def _from_tree(plan: Plan, tree: TorchTree) -> TorchContent:
-    build = _Build(tree)
-    build.count_private(plan)
-    edits = _without_dropped(plan, tree)
-    for part in plan.parts:
-        node = tree.mappings[part.state_dict.root]
-        entries = edits[node] if node in edits else entries_of(node) or []
-        edits[node] = build.state_dict(part.state_dict, part.actions, entries)
-    root = tree.root if plan.only is None else tree.mappings[plan.only]
-    return build.finish(root, tree.protocol, edits, _optimizer_notes(plan))
+    if not lost:
+        return []
+    message = f"torch files hold no safetensors metadata; left out: {', '.join(lost)}"
+    return [Note("left-out", message, str(plan.checkpoint.path), is_warning=True)]
 
 
 def _optimizer_notes(plan: Plan) -> list[Note]:
-    """A warning for each optimizer that comes along though its parameters have changed."""
-    if plan.only is not None or not plan.changes:
+    """A word on each optimizer that comes along though its parameters have changed."""
+    if plan.alone or not plan.changes:
         return []
+    respelled = all(isinstance(action, Respell) for _, action in plan.changes)
     return [
         Note(
+            "optimizer",
+            f"the optimizer state {entry.path!r} stays valid: g and v keep their numbers and order",
+            entry.path,
+        )
+        if respelled
+        else Note(
             "optimizer",
             f"the optimizer state {entry.path!r} is kept, but no longer fits the changed"
             f" parameters; --drop {entry.path} leaves it out",
@@ -152,45 +214,77 @@ class _Build:
     ) -> Entries:
         """The items of a state dict's mapping after `actions`, everything else kept in place."""
         by_source = {spec.name: action for action in actions for spec in action.sources}
-        others = set(state_dict.others)
+        tensors = {spec.name for spec in state_dict.tensors}
         nodes = {key: value for key, value in entries if isinstance(key, str)}
         done: set[int] = set()
         kept: Entries = []
         for key, value in entries:
-            action = by_source.get(key) if isinstance(key, str) and key not in others else None
-            if action is None:
+            if key not in tensors:
                 kept.append((key, value))
-            elif id(action) not in done:
+                continue
+            action = by_source.get(key)
+            if action and id(action) not in done:
                 done.add(id(action))
-                copied = isinstance(action, Copy)
-                kept += [(key, nodes[key])] if copied else self.tensors(action, nodes)
+                kept += self.tensors(action, nodes)
         return kept
+
+    def flat(self, part: Part) -> Node:
+        """A state dict of its own, for tensors that no mapping of the input holds."""
+        entries: Entries = []
+        for action in part.actions:
+            entries += self.tensors(action, {})
+        return Call("REDUCE", Global("collections", "OrderedDict"), (), effects=[SetItems(entries)])
 
     def tensors(self, action: Action, nodes: dict[str, Node]) -> Entries:
         """The named tensors that an action leaves; `nodes` are those of the input."""
         match action:
-            case Copy(spec):
-                return [(spec.name, self.elements(spec, None)[0])]
-            case Decompose(weight, dim, _, g, v):
+            case Copy(spec, name):
+                return [(name, self.kept(spec, nodes))]
+            case Respell(pair, halves):
+                g = self.kept(pair.g, nodes, halves.g_shape)
+                return [(halves.g, g), (halves.v, self.kept(pair.v, nodes))]
+            case Decompose(weight, dim, halves):
                 node = nodes.get(weight.name)
                 direction, place = self.direction(weight, dim, node)
-                content = Magnitude(action, *place)
-                magnitude, _ = self.new(
-                    ("g", weight.view, dim, place), content, weight, action.g_shape, like=node
-                )
-                return [(g, magnitude), (v, direction)]
-            case Compose(pair):
-                in_memory_order = pair.v.memory_order is not None
-                tie = (pair.g.view, pair.v.view)
-                product, _ = self.new(
-                    tie,
-                    Product(pair, row_major=not in_memory_order),
-                    replace(pair.v, dtype=pair.dtype),
-                    pair.v.shape,
-                    strides=pair.v.strides if in_memory_order else None,
-                    like=nodes.get(pair.v.name),
-                )
-                return [(pair.weight, product)]
+                content = Magnitude(weight, dim, math.prod(halves.g_shape), *place)
+                tie: object = ("g", weight.view, dim, place)
+                magnitude, _ = self.new(tie, content, weight, halves.g_shape, like=node)
+                return [(halves.g, magnitude), (halves.v, direction)]
+            case Compose(pair, name):
+                return [(name, self.product(pair, nodes)[0])]
+            case Renormalize(pair, dim, halves):
+                direction, index, written = self.product(pair, nodes)
+                content = Magnitude(
+                    written, dim, math.prod(halves.g_shape), index, 0, written.strides,
+                    of_output=True,
+                )  # fmt: skip
+                tie = ("g of a product", pair.g.view, pair.v.view, dim)
+                like = nodes.get(pair.g.name)
+                magnitude, _ = self.new(tie, content, written, halves.g_shape, like=like)
+                return [(halves.g, magnitude), (halves.v, direction)]
+
+    def kept(
+        self, spec: TensorSpec, nodes: dict[str, Node], shape: tuple[int, ...] | None = None
+    ) -> Node:
+        """A tensor of the input: its node where there is one, unless `shape` is another."""
+        node = nodes.get(spec.name)
+        same = shape is None or shape == spec.shape
+        return node if node is not None and same else self.elements(spec, node, shape=shape)[0]
+
+    def product(self, pair: Pair, nodes: dict[str, Node]) -> tuple[Node, int, TensorSpec]:
+        """The weight that a pair stands for, the number of its content, and what it is there."""
+        in_memory_order = pair.v.memory_order is not None
+        strides = pair.v.strides if in_memory_order else row_major(pair.v.shape)
+        spec = replace(pair.v, name=pair.weight, dtype=pair.dtype, offset=0, strides=strides)
+        node, index = self.new(
+            (pair.g.view, pair.v.view),
+            Product(pair, row_major=not in_memory_order),
+            spec,
+            spec.shape,
+            strides=strides,
+            like=nodes.get(pair.v.name),
+        )
+        return node, index, spec
 
     def direction(
         self, weight: TensorSpec, dim: int | None, node: Node
@@ -201,8 +295,14 @@ class _Build:
         direction, index = self.elements(weight, node, ("v", weight.view, dim))
         return direction, (index, 0, row_major(weight.shape))
 
-    def elements(self, spec: TensorSpec, like: Node, tie: object = None) -> tuple[Node, int]:
-        """A copy of a tensor over a storage of its own."""
+    def elements(
+        self,
+        spec: TensorSpec,
+        like: Node,
+        tie: object = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> tuple[Node, int]:
+        """A copy of a tensor over a storage of its own, seen in another shape if need be."""
         if spec.dtype.torch is None:
             raise FormatError(
                 spec.name,
@@ -210,10 +310,10 @@ class _Build:
                 hint="--format safetensors keeps it",
             )
         return self.new(
-            tie or ("copy", spec.view if spec.numel else spec.name),
+            tie or ("copy", spec.view if spec.numel else spec.name, shape),
             Elements(spec),
             spec,
-            spec.shape,
+            spec.shape if shape is None else shape,
             like=like,
         )
 
@@ -244,8 +344,8 @@ class _Build:
         return self.wholes[storage.identity]
 
     def finish(
-        self, root: Node, protocol: int, edits: dict[Node, Entries], notes: list[Note]
-    ) -> TorchContent:
+        self, root: Node, protocol: int, edits: dict[Node, Entries]
+    ) -> tuple[bytes, tuple[Content, ...]]:
         """Write the pickle; storages are numbered in the order in which it names them."""
         numbers: dict[int, str] = {}
 
@@ -265,4 +365,4 @@ class _Build:
         for place, content in enumerate(contents):
             if isinstance(content, Magnitude):
                 contents[place] = replace(content, direction=int(numbers[content.direction]))
-        return TorchContent(pickle, tuple(contents), tuple(notes))
+        return pickle, tuple(contents)

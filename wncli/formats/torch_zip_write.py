@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -36,8 +35,8 @@ def content_nbytes(content: Content) -> int:
             return storage.nbytes
         case Elements(tensor):
             return tensor.nbytes
-        case Magnitude(action):
-            return math.prod(action.g_shape) * action.weight.dtype.itemsize
+        case Magnitude(weight, _, numel):
+            return numel * weight.dtype.itemsize
         case Product(pair):
             return pair.v.numel * pair.dtype.itemsize
 
@@ -73,7 +72,7 @@ class _Archive:
         self.add("version", b"3\n")
         directory = sum(_CENTRAL.size + len(self.entry_name_and_extra(m)) for m in self.members)
         nbytes = self.place + directory + _END64.size + _LOCATOR64.size + _END.size
-        return Layout(nbytes, tuple(slots), tuple(self.fixed), self.seal)
+        return Layout(nbytes, content.names, tuple(slots), tuple(self.fixed), self.seal)
 
     def add(self, name: str, data: bytes) -> None:
         place = self.begin(name, len(data), zlib.crc32(data))

@@ -1,0 +1,100 @@
+"""Draws the result of `compare`: the worst weights first."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from wncli.cli.terminal import draw_table, many, print_captured, show_refusal, write
+from wncli.difference import DEFAULT_ULPS
+from wncli.errors import printable
+from wncli.naming import join
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from wncli.comparison import Comparison, TensorDifference
+
+#: As many weights are shown; `--json` lists all.
+_SHOWN = 20
+
+
+def show_comparison(found: Comparison) -> None:
+    """Print a comparison for people; what may need action goes to stderr."""
+
+    def draw(target: Console) -> None:
+        verdict = ("equal", "bold green") if found.equal else ("different", "bold red")
+        a, b = printable(found.checkpoint), printable(found.other)
+        write(target, (a, "bold"), (" and ", "dim"), (b, "bold"), "  ", verdict)
+        differing = [tensor for tensor in found.tensors if tensor.max_ulps]
+        if differing:
+            _draw_tensors(target, differing)
+        else:
+            target.print()
+        for line in _summary(found):
+            write(target, f"  {line}")
+        for note in found.notes:
+            if not note.is_warning:
+                write(target, "  ", ("note: ", "dim"), printable(note.message))
+
+    print_captured(draw)
+    for note in found.notes:
+        if note.is_warning:
+            show_refusal("warning", note.message)
+
+
+def _draw_tensors(target: Console, tensors: list[TensorDifference]) -> None:
+    header = ("weight", "max abs", "max rel", "ulps", "", "shape", "dtype")
+    rows = [
+        (
+            printable(join(tensor.root, tensor.name)),
+            _number(tensor.max_absolute),
+            _number(tensor.max_relative),
+            _number(tensor.max_ulps),
+            "" if tensor.within else "differs",
+            " x ".join(map(str, tensor.shape)),
+            tensor.dtype_a
+            if tensor.dtype_a == tensor.dtype_b
+            else f"{tensor.dtype_a}, {tensor.dtype_b}",
+        )
+        for tensor in tensors[:_SHOWN]
+    ]
+    right = frozenset({"max abs", "max rel", "ulps"})
+    draw_table(target, header, rows, right=right, narrow=5)
+    if len(tensors) > _SHOWN:
+        write(
+            target, f"  and {len(tensors) - _SHOWN:,} more, closer to each other (--json lists all)"
+        )
+
+
+def _number(value: float) -> str:
+    if math.isinf(value):
+        return "inf"
+    return f"{value:.3g}"
+
+
+def _summary(found: Comparison) -> list[str]:
+    kinds = Counter(
+        "beyond" if not t.within else "within" if t.max_ulps else "identical" for t in found.tensors
+    )
+    allowed = (
+        f"{DEFAULT_ULPS} ulp of the coarser dtype"
+        if found.rtol is None and found.atol is None
+        else f"rtol {found.rtol or 0:g}, atol {found.atol or 0:g}"
+    )
+    words = [f"{kinds['identical']:,} identical"]
+    words += [f"{kinds['within']:,} within {allowed}"] if kinds["within"] else []
+    words += [f"{kinds['beyond']:,} beyond {allowed}"] if kinds["beyond"] else []
+    lines = [f"{many(len(found.tensors), 'weight')} compared: {', '.join(words)}"]
+    for what, names in (
+        (f"only in {found.checkpoint}", found.only_in_a),
+        (f"only in {found.other}", found.only_in_b),
+        ("of different shapes", found.misshapen),
+    ):
+        if names:
+            more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+            lines.append(
+                f"{len(names):,} {printable(what)}: {printable(', '.join(names[:_SHOWN]))}{more}"
+            )
+    return lines

@@ -1,0 +1,74 @@
+"""The progress bar: on stderr, on a terminal only, and only where something takes long."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from wncli.cli.terminal import console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+    from wncli.api import Progress
+
+#: Seconds before a progress bar is worth showing.
+_PATIENCE = 0.5
+
+
+@contextmanager
+def progress_bar(what: str, *, quiet: bool) -> Iterator[Progress]:
+    """A function that takes bytes done and bytes in all; draws on a terminal if it takes long."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _count, _total: None
+        return
+    bar = _Bar(what)
+    try:
+        yield bar.advance
+    finally:
+        bar.stop()
+
+
+class _Bar:
+    """The progress of several threads, drawn by whichever comes first once it takes long."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.start = time.monotonic()
+        self.done = 0
+        self.lock = threading.Lock()
+        self.progress: RichProgress | None = None
+        self.over = False
+
+    def advance(self, count: int, total: int) -> None:
+        with self.lock:
+            self.done += count
+            if not (self.progress or self.over) and time.monotonic() - self.start > _PATIENCE:
+                self.progress = self.begin(total)
+            if self.progress and not self.over:
+                self.progress.update(self.progress.task_ids[0], completed=self.done)
+
+    def begin(self, total: int) -> RichProgress:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        progress = Progress(*columns, console=console(stderr=True), transient=True)
+        progress.add_task(self.what, total=total)
+        progress.start()
+        return progress
+
+    def stop(self) -> None:
+        with self.lock:
+            self.over = True
+            if self.progress:
+                self.progress.stop()

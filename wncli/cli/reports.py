@@ -1,0 +1,166 @@
+"""Draws the reports of `inspect`, `apply`, `remove` and `convert`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from wncli.cli.terminal import (
+    console,
+    draw_table,
+    many,
+    print_captured,
+    printing,
+    show_refusal,
+    write,
+)
+from wncli.errors import printable
+from wncli.naming import join
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from wncli.notes import Note
+    from wncli.report import Layer, Report
+
+
+def show_report(report: Report) -> None:
+    """Print a report for people; its warnings go to stderr."""
+
+    def draw(target: Console) -> None:
+        _show_headline(target, report)
+        if report.layers:
+            _show_layers(target, report)
+        elif report.command == "inspect":
+            target.print("\n  no weight norm\n")
+        else:
+            target.print()
+        if report.command == "inspect":
+            _show_contents(target, report)
+        _show_parameters(target, report)
+        for note in report.notes:
+            if not note.is_warning:
+                write(target, "  ", ("note: ", "dim"), (_note(report, note), ""))
+
+    print_captured(draw)
+    show_warnings(report)
+
+
+def show_warnings(report: Report) -> None:
+    """Print what may need action on stderr."""
+    for note in report.notes:
+        if note.is_warning:
+            show_refusal("warning", _note(report, note))
+
+
+def show_line(report: Report) -> None:
+    """Print one line for one of several inputs; its warnings go to stderr."""
+    counts = report.parameters
+    with printing():
+        _show_headline(console(), report, f"  parameters {counts.before:,} → {counts.after:,}")
+    show_warnings(report)
+
+
+def names_of(report: Report) -> list[str]:
+    """The full names of the layers, each once."""
+    return list(dict.fromkeys(map(_weight, report.layers)))
+
+
+def _note(report: Report, note: Note) -> str:
+    """A note's message, with the place where several state dicts may have the same names."""
+    elsewhere = len(report.roots) > 1 and note.where and note.where not in note.message
+    return printable(f"{note.where}: {note.message}" if elsewhere else note.message)
+
+
+_VERBS = {"apply": "normalized", "remove": "folded", "convert": "respelled"}
+
+
+def _show_headline(target: Console, report: Report, more: str = "") -> None:
+    name = printable(report.checkpoint)
+    if report.output is None:
+        write(target, (name, "bold"), f"  {report.format}")
+        return
+    kind = report.output_format
+    if report.output_files:
+        kind = f"{kind}, {many(len(report.output_files), 'file')}"
+    output = f"{printable(report.output)} ({kind})"
+    write(target, name, (" → ", "dim"), (output, "bold"), f"  {_done(report)}{more}")
+
+
+def _done(report: Report) -> str:
+    """What became of the layers, or would: `2 layers folded, 1 layer normalized`."""
+    counts: Counter[str] = Counter(layer.action for layer in report.layers)
+    done = [
+        f"{many(counts[action], 'layer')} {verb}"
+        for action, verb in _VERBS.items()
+        if counts[action] or (action == report.command and action != "convert")
+    ]
+    if report.dry_run:
+        return f"would be {', '.join(done) or 'written'} (dry run)"
+    return ", ".join(done) or "no layer changed"
+
+
+def _layer_cells(report: Report) -> list[tuple[str, ...]]:
+    """The table of layers, its header first; the root only where there are several."""
+    several = len({layer.root for layer in report.layers}) > 1
+    rows: list[tuple[str, ...]] = [("root", "layer", "dim", "shape", "dtype", "g and v")]
+    rows += [
+        (
+            printable(layer.root),
+            printable(_weight(layer)),
+            "none" if layer.dim is None else str(layer.dim),
+            " x ".join(map(str, layer.shape)),
+            layer.dtype,
+            printable(_pair(layer)),
+        )
+        for layer in report.layers
+    ]
+    return rows if several else [row[1:] for row in rows]
+
+
+def _show_layers(target: Console, report: Report) -> None:
+    header, *rows = _layer_cells(report)
+    draw_table(target, header, rows, right=frozenset({"dim"}), narrow=len(header) - 2)
+
+
+def _show_contents(target: Console, report: Report) -> None:
+    """What `inspect` says of the state dicts and of everything else in the file."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 3))
+    for root in report.roots:
+        summary = f"state dict, {many(root.tensors, 'tensor')}, {root.parameters:,} parameters"
+        if root.normalized:
+            summary += f", {many(root.normalized, 'layer')} normalized"
+        table.add_row(Text(f"  {printable(root.root) or '(top)'}"), Text(summary))
+    for entry in report.entries:
+        table.add_row(
+            Text(f"  {printable(entry.path)}", "dim"), Text(printable(entry.summary), "dim")
+        )
+    target.print(table)
+    if report.unsafe:
+        names = ", ".join(map(printable, report.unsafe))
+        write(target, "\n  torch.load(weights_only=True) refuses: ", (names, "yellow"))
+    target.print()
+
+
+def _show_parameters(target: Console, report: Report) -> None:
+    counts = report.parameters
+    change = f"{counts.before:,} → {counts.after:,} ({counts.change:+,})"
+    if report.command == "inspect":
+        if not counts.change:
+            change = f"{counts.before:,}"
+        else:
+            change += " if weight norm is removed"
+    write(target, "  parameters ", (change, "bold"), ("  (buffers count too)", "dim"))
+
+
+def _pair(layer: Layer) -> str:
+    """The names of g and v below their module: `weight_g, weight_v`."""
+    g = layer.g.removeprefix(f"{layer.module}.")
+    return f"{g}, {layer.v.rpartition('.')[2]}"
+
+
+def _weight(layer: Layer) -> str:
+    return join(layer.module, layer.parameter)

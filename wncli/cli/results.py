@@ -1,0 +1,53 @@
+"""Prints what a command came to, for people or as JSON, and says with which exit code to leave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wncli.cli.terminal import printing
+from wncli.errors import printable
+
+if TYPE_CHECKING:
+    from wncli.comparison import Comparison
+    from wncli.report import Report
+
+DONE = 0
+#: Nothing to do, or a difference found.
+NEGATIVE = 1
+REFUSED = 2
+INTERRUPTED = 130
+
+
+def print_report(report: Report, *, json: bool, quiet: bool) -> int:
+    """Print a report; under `quiet`, `inspect` prints the layers' names."""
+    if json:
+        print_json(report.to_json())
+        return DONE
+    from wncli.cli.reports import names_of, show_report
+
+    if not quiet:
+        show_report(report)
+    elif report.command == "inspect":
+        with printing():
+            for name in names_of(report):
+                print(printable(name))
+    return DONE
+
+
+def print_comparison(found: Comparison, *, json: bool, quiet: bool) -> int:
+    """Print a comparison; the exit code tells whether both sides are equal."""
+    if json:
+        print_json(found.to_json())
+    elif not quiet:
+        from wncli.cli.differences import show_comparison
+
+        show_comparison(found)
+    return DONE if found.equal else NEGATIVE
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    from json import dumps
+
+    with printing():
+        print(dumps(value, indent=2))

@@ -1,0 +1,77 @@
+"""Carries out a comparison: streams both sides of every weight, a few tensors at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from wncli.comparison import Comparison, TensorDifference
+from wncli.difference import Difference, Tolerance
+from wncli.effective import aligned_runs
+from wncli.report import Parameters
+
+if TYPE_CHECKING:
+    from wncli.decide_compare import ComparePlan, Counterparts
+    from wncli.formats.files import Sources
+    from wncli.notes import Note
+
+
+def compare_weights(
+    plan: ComparePlan,
+    a: Sources,
+    b: Sources,
+    tolerance: Tolerance,
+    progress: Callable[[int, int], None] | None,
+) -> Comparison:
+    """Hold all counterparts against each other.
+
+    Args:
+        plan: what is held against what.
+        a: the files of one checkpoint.
+        b: the files of the other.
+        tolerance: what still counts as equal.
+        progress: called with the bytes that have been compared and those that there are.
+
+    Raises:
+        WeightNormError: a slice of v is all zero under a g that is not.
+    """
+    total = sum(item.a.numel * item.a.dtype.bits // 8 for item in plan.counterparts)
+    stopping: list[bool] = []
+
+    def difference(item: Counterparts) -> tuple[TensorDifference, list[Note]]:
+        found = Difference(item.a.dtype, item.b.dtype, tolerance)
+        notes: list[Note] = []
+        for one, other in aligned_runs(((a, item.a), (b, item.b)), notes):
+            if stopping:
+                break
+            found.add(one, other)
+            if progress:
+                progress(one.nbytes, total)
+        return _result(item, found), notes
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        try:
+            results = list(pool.map(difference, plan.counterparts))
+        except BaseException:
+            stopping.append(True)
+            pool.shutdown(cancel_futures=True)
+            raise
+    tensors = sorted(
+        (tensor for tensor, _ in results),
+        key=lambda tensor: (tensor.within, -tensor.max_ulps, -tensor.max_absolute),
+    )
+    notes = dict.fromkeys(note for _, found in results for note in found)
+    return Comparison(
+        str(plan.a.path), str(plan.b.path), tolerance.rtol, tolerance.atol,
+        Parameters(plan.stored_in_a, plan.stored_in_b), tuple(tensors),
+        plan.only_in_a, plan.only_in_b, plan.misshapen, (*plan.notes, *notes),
+    )  # fmt: skip
+
+
+def _result(item: Counterparts, found: Difference) -> TensorDifference:
+    return TensorDifference(
+        item.root, item.name, item.a.shape, item.a.dtype.label, item.b.dtype.label,
+        found.absolute, found.relative, found.ulps, found.within,
+    )  # fmt: skip

@@ -1,0 +1,154 @@
+"""Decides which tensors of two checkpoints are held against each other: `wn compare`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from wncli.checkpoint import Checkpoint, refuse_expansion
+from wncli.errors import FormatError, UsageError
+from wncli.matching import pair_up, plain_tensors, refuse_ambiguity
+from wncli.naming import join
+from wncli.notes import Note
+from wncli.scope import Request, look_alike_notes
+from wncli.selection import Candidate, check_exclusions, choose_pairs
+from wncli.survey import Pair, Survey, survey
+from wncli.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Counterparts:
+    """Two tensors of one shape that mean the same weight; `name` is A's, below `root`."""
+
+    root: str
+    name: str
+    a: Pair | TensorSpec
+    b: Pair | TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ComparePlan:
+    """What is held against what; the rest by full paths, with the shapes where they differ.
+
+    `stored_in_a` and `stored_in_b` count the elements of all tensors, tied ones once.
+    """
+
+    a: Checkpoint
+    b: Checkpoint
+    counterparts: tuple[Counterparts, ...]
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    notes: tuple[Note, ...]
+    stored_in_a: int
+    stored_in_b: int
+
+
+def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
+    """Find each weight's counterpart, whatever its format, spelling, root or prefix.
+
+    Raises:
+        UsageError: a rule or root that matches nothing, or several state dicts of which each could
+            be meant.
+        FormatError: a checkpoint holds no state dict.
+    """
+    ours, theirs = _surveys(a, b, request)
+    paired = pair_up(ours, theirs)
+    refuse_ambiguity(a, ours, theirs, {our for our, _ in paired.values()})
+    refuse_ambiguity(b, theirs, ours, paired)
+    ours_by_root = {found.state_dict.root: found for found in ours}
+    counterparts: list[Counterparts] = []
+    only_in_a: list[str] = []
+    only_in_b: list[str] = []
+    misshapen: list[str] = []
+    notes = [*a.notes, *b.notes, *look_alike_notes(ours)]
+    for found in theirs:
+        root = found.state_dict.root
+        others = plain_tensors(found)
+        if root not in paired:
+            only_in_b += [join(root, name) for name in others]
+            continue
+        our_root, meeting = paired[root]
+        if meeting.words:
+            notes.append(Note("renamed", f"names: {meeting.words}", our_root))
+        held = plain_tensors(ours_by_root[our_root])
+        met = {own: renamed for own in held if (renamed := meeting.rename(own)) in others}
+        only_in_a += [join(our_root, own) for own in held if own not in met]
+        only_in_b += [join(root, name) for name in others if name not in set(met.values())]
+        for own, name in met.items():
+            one, other = held[own], others[name or ""]
+            if one.shape == other.shape:
+                counterparts.append(Counterparts(our_root, own, one, other))
+            else:
+                shapes = f"{list(one.shape)} and {list(other.shape)}"
+                misshapen.append(f"{join(our_root, own)} {shapes}")
+    taken = {our for our, _ in paired.values()}
+    for found in ours:
+        root = found.state_dict.root
+        if root not in taken:
+            only_in_a += [join(root, name) for name in plain_tensors(found)]
+    plan = ComparePlan(
+        a, b, tuple(counterparts), tuple(only_in_a), tuple(only_in_b), tuple(misshapen),
+        tuple(notes), _stored(ours), _stored(theirs),
+    )  # fmt: skip
+    return _chosen(plan, request)
+
+
+def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Survey], list[Survey]]:
+    sides = []
+    known = [sd.root for checkpoint in (a, b) for sd in checkpoint.state_dicts]
+    if request.only is not None and request.only not in known:
+        raise UsageError(
+            f"--only {request.only}",
+            "neither checkpoint has a state dict of this name",
+            expected=f"one of: {', '.join(dict.fromkeys(root or 'the top' for root in known))}",
+        )
+    for checkpoint in (a, b):
+        if not checkpoint.state_dicts:
+            raise FormatError(
+                str(checkpoint.path),
+                "no state dict was found",
+                expected="a mapping of names to tensors",
+                hint="wn inspect shows what is in the file",
+            )
+        named = [sd for sd in checkpoint.state_dicts if sd.root == request.only]
+        sides.append([survey(sd) for sd in named or checkpoint.state_dicts])
+    for checkpoint, found in zip((a, b), sides, strict=True):
+        for side in found:
+            for spec in side.state_dict.tensors:
+                refuse_expansion(checkpoint, spec)
+    return sides[0], sides[1]
+
+
+def _stored(surveys: Sequence[Survey]) -> int:
+    """Elements that are stored, tied tensors counted once."""
+    counts = {spec.view: spec.numel for found in surveys for spec in found.state_dict.tensors}
+    return sum(counts.values())
+
+
+def _chosen(plan: ComparePlan, request: Request) -> ComparePlan:
+    """What `-l` and `-x` leave; the rules speak of A's names, and of names that are B's alone."""
+    if not (request.layers or request.exclude):
+        return plan
+    items = {
+        Candidate(c.root, c.name, len(c.a.shape), by_default=True): c for c in plan.counterparts
+    }
+    alone = [*plan.only_in_a, *plan.only_in_b, *(text.split(" ")[0] for text in plan.misshapen)]
+    reasons = dict.fromkeys(alone, "has no counterpart of its shape")
+    check_exclusions(request.exclude, [*(item.weight for item in items), *alone])
+    chosen = (
+        choose_pairs(list(items), request.layers, request.exclude, reasons)
+        if items or not request.layers
+        else {}
+    )
+
+    def left(paths: Sequence[str]) -> tuple[str, ...]:
+        return tuple(path for path in paths if request.wants(path.split(" ")[0]))
+
+    return replace(
+        plan,
+        counterparts=tuple(items[item] for item in chosen),
+        only_in_a=left(plan.only_in_a),
+        only_in_b=left(plan.only_in_b),
+        misshapen=left(plan.misshapen),
+    )

@@ -1,0 +1,194 @@
+"""Decides how a checkpoint gets the structure of another: `wn convert --like`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from wncli.checkpoint import Checkpoint, refuse_expansion
+from wncli.errors import FormatError, UsageError, WeightNormError
+from wncli.matching import Meeting, pair_up, plain_tensors, refuse_ambiguity
+from wncli.naming import join
+from wncli.notes import Note
+from wncli.plan import (
+    Action,
+    Compose,
+    Copy,
+    Decompose,
+    Halves,
+    Part,
+    Plan,
+    Renormalize,
+    Respell,
+)
+from wncli.scope import Request, surveys_of
+from wncli.survey import Pair, Survey, survey
+from wncli.tensors import NORMALIZABLE, TensorSpec
+
+#: As many names are listed in a message.
+_NAMED = 5
+
+
+@dataclass(slots=True)
+class _Fit:
+    """What meets and what does not, by full paths."""
+
+    matched: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+
+def plan_like(
+    checkpoint: Checkpoint, reference: Checkpoint, request: Request, *, partial: bool
+) -> Plan:
+    """Compose, decompose and rename so that names and shapes are those of `reference`.
+
+    With `partial`, what does not fit is left out instead of refused.
+
+    Raises:
+        UsageError: a root that matches nothing, rules that have no place here, or several state
+            dicts of which each could be meant.
+        FormatError: `reference` holds no state dict.
+        WeightNormError: tensors are missing, unexpected or of other shapes.
+    """
+    for option, rules in (("-l", request.layers), ("-x", request.exclude)):
+        if rules:
+            raise UsageError(
+                f"{option} {rules[0].text}", "--like takes every layer as REFERENCE has it"
+            )
+    ours = surveys_of(checkpoint, request)
+    theirs = [survey(state_dict) for state_dict in reference.state_dicts]
+    if not theirs:
+        raise FormatError(
+            str(reference.path), "no state dict was found", expected="a checkpoint as REFERENCE"
+        )
+    paired = pair_up(ours, theirs)
+    refuse_ambiguity(checkpoint, ours, theirs, {our for our, _ in paired.values()})
+    fit = _Fit()
+    parts = []
+    notes = list(checkpoint.notes)
+    by_root = {found.state_dict.root: found for found in ours}
+    for wanted in theirs:
+        root = wanted.state_dict.root
+        if root not in paired:
+            fit.missing += [join(root, name) for name in plain_tensors(wanted)]
+            continue
+        our_root, meeting = paired[root]
+        found = by_root[our_root]
+        actions = _actions(checkpoint, found, wanted, meeting, fit)
+        parts.append(Part(found.state_dict, actions, root))
+        notes += _renaming_notes(our_root, root, meeting)
+    _judge(checkpoint, reference, fit, partial=partial)
+    notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.path}", ""))
+    for code, names in (
+        ("missing", fit.missing),
+        ("unexpected", fit.unexpected),
+        ("shape-mismatch", fit.mismatched),
+    ):
+        if names:
+            notes.append(Note(code, f"{_WORDS[code]}: {_listed(names)}", names[0], is_warning=True))
+    alone = not (
+        request.only is None
+        and checkpoint.tree
+        and not any(part.state_dict.holder for part in parts)
+        and {part.state_dict.root for part in parts} == {part.root for part in parts}
+        and all(part.root == part.state_dict.root for part in parts)
+        and len(parts) == len(ours)
+    )
+    return Plan("convert", checkpoint, tuple(parts), alone, request.drop, tuple(notes))
+
+
+_WORDS = {
+    "missing": "REFERENCE has, and this checkpoint has not",
+    "unexpected": "left out, as REFERENCE has no place for it",
+    "shape-mismatch": "left out, as it has another shape than REFERENCE",
+}
+
+
+def _actions(
+    checkpoint: Checkpoint, found: Survey, wanted: Survey, meeting: Meeting, fit: _Fit
+) -> tuple[Action, ...]:
+    root = wanted.state_dict.root
+    held = plain_tensors(found)
+    by_name = {name: item for own, item in held.items() if (name := meeting.rename(own))}
+    actions: list[Action] = []
+    targets = plain_tensors(wanted)
+    for name, target in targets.items():
+        source = by_name.get(name)
+        if source is None:
+            fit.missing.append(join(root, name))
+            continue
+        action = _action(checkpoint, source, target, name)
+        if action is None:
+            shapes = f"{list(source.shape)}, not {list(target.shape)}"
+            fit.mismatched.append(f"{join(root, name)} {shapes}")
+            continue
+        fit.matched += 1
+        actions.append(action)
+    fit.unexpected += [
+        join(found.state_dict.root, own)
+        for own in held
+        if (renamed := meeting.rename(own)) is None or renamed not in targets
+    ]
+    return tuple(actions)
+
+
+def _action(
+    checkpoint: Checkpoint, source: Pair | TensorSpec, target: Pair | TensorSpec, name: str
+) -> Action | None:
+    """What makes `source` like `target`; None where their shapes differ."""
+    if source.shape != target.shape:
+        return None
+    if isinstance(target, TensorSpec):
+        if isinstance(source, TensorSpec):
+            return Copy(source, name)
+        refuse_expansion(checkpoint, source.v)
+        return Compose(source, name)
+    halves = Halves(target.g.name, target.v.name, target.naming, target.g.shape)
+    if isinstance(source, TensorSpec):
+        if source.dtype not in NORMALIZABLE:
+            raise WeightNormError(
+                f"{checkpoint.path}: {source.name}",
+                f"a {source.dtype.label} tensor cannot be normalized, as REFERENCE has it",
+                expected="float64, float32, float16 or bfloat16",
+            )
+        refuse_expansion(checkpoint, source)
+        return Decompose(source, target.dim, halves)
+    if source.dim == target.dim or source.g.shape == target.g.shape:
+        return Respell(source, halves)
+    refuse_expansion(checkpoint, source.v)
+    return Renormalize(source, target.dim, halves)
+
+
+def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial: bool) -> None:
+    bad = [
+        f"{len(names):,} {word} ({_listed(names)})"
+        for word, names in (
+            ("missing", fit.missing),
+            ("unexpected", fit.unexpected),
+            ("of another shape", fit.mismatched),
+        )
+        if names
+    ]
+    if fit.matched and (partial or not bad):
+        return
+    raise WeightNormError(
+        str(checkpoint.path),
+        f"this does not fit {reference.path}",
+        expected="the same tensors, but for weight norm, prefixes and roots",
+        found=f"{fit.matched:,} that meet; {'; '.join(bad)}",
+        hint="--partial writes those that meet" if fit.matched else "wn inspect shows both",
+    )
+
+
+def _renaming_notes(our_root: str, root: str, meeting: Meeting) -> list[Note]:
+    words = [meeting.words] if meeting.words else []
+    if our_root != root:
+        words.append(f"{our_root or 'the top'} written as {root or 'the top'}")
+    return [Note("renamed", f"names: {', '.join(words)}", root)] if words else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

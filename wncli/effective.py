@@ -1,0 +1,79 @@
+"""Streams the weights that a checkpoint stands for, pairs composed, in row-major runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wncli.blocks import Array, TensorBlocks
+from wncli.streams import fold_pair
+from wncli.survey import Pair
+from wncli.tensors import DType
+
+if TYPE_CHECKING:
+    from wncli.formats.files import Sources
+    from wncli.notes import Note
+    from wncli.tensors import TensorSpec
+
+_ML_DTYPES = {
+    DType.BF16: "bfloat16",
+    DType.F8_E4M3: "float8_e4m3fn",
+    DType.F8_E5M2: "float8_e5m2",
+    DType.F8_E8M0: "float8_e8m0fnu",
+    DType.F8_E4M3FNUZ: "float8_e4m3fnuz",
+    DType.F8_E5M2FNUZ: "float8_e5m2fnuz",
+}
+_PLAIN = {
+    "bool", "uint8", "int8", "int16", "uint16", "float16", "int32", "uint32", "float32",
+    "float64", "int64", "uint64", "complex64", "complex128",
+}  # fmt: skip
+
+
+def aligned_runs(
+    sides: tuple[tuple[Sources, Pair | TensorSpec], tuple[Sources, Pair | TensorSpec]],
+    notes: list[Note],
+) -> Iterator[tuple[Array, Array]]:
+    """The elements of two tensors of one shape, as runs of equally many.
+
+    Raises:
+        WeightNormError: a slice of v is all zero under a g that is not.
+    """
+    a_runs, b_runs = (_runs(sources, item, notes) for sources, item in sides)
+    a: Array = np.empty(0)
+    b: Array = np.empty(0)
+    while True:
+        # Copies: both sides read into the same memory of this thread.
+        a = a if a.size else next(a_runs, a).copy()
+        b = b if b.size else next(b_runs, b).copy()
+        count = min(a.size, b.size)
+        if not count:
+            return
+        yield a[:count], b[:count]
+        a, b = a[count:], b[count:]
+
+
+def _runs(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Iterator[Array]:
+    if isinstance(item, Pair):
+        for _, run in fold_pair(sources, item, notes, row_major_order=True):
+            yield run.reshape(-1)
+        return
+    if not item.dtype.itemsize:  # several elements to a byte
+        item = replace(item, dtype=DType.U8, shape=(item.nbytes,), strides=(1,))
+    source = sources[item.storage.file]
+    blocks = TensorBlocks(source, item, _element(item.dtype), row_major=True)
+    for block in blocks:
+        yield np.ascontiguousarray(blocks.read(block)).reshape(-1)
+
+
+def _element(dtype: DType) -> np.dtype[Any]:
+    """The NumPy dtype of one element; bits where NumPy has no such number."""
+    name: Any = dtype.torch if dtype.torch in _PLAIN else (np.void, dtype.itemsize)
+    if dtype in _ML_DTYPES:
+        import ml_dtypes
+
+        name = getattr(ml_dtypes, _ML_DTYPES[dtype])
+    found: np.dtype[Any] = np.dtype(name)
+    return found

@@ -1,0 +1,113 @@
+"""Finds the checkpoint in a folder: an index, or the one file that can be meant.
+
+Where several stand there under the names that Hugging Face's libraries give them, the first in
+their own order is taken: safetensors before torch, and of each the whole file before the index
+(transformers `modeling_utils.py`, `_get_resolved_checkpoint_files`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from wncli.errors import FileError
+from wncli.formats.files import unreadable
+from wncli.formats.shard_files import few
+from wncli.formats.shard_index import index_kind
+from wncli.notes import Note
+
+_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar"}
+_RANKS = {
+    "model.safetensors": 0,
+    "diffusion_pytorch_model.safetensors": 0,
+    "pytorch_model.bin": 2,
+    "diffusion_pytorch_model.bin": 2,
+}
+_INDEX_RANKS = {"safetensors": 1, "torch": 3}
+_OTHER = 4
+_SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.\w+")
+#: What the Trainer of transformers, and accelerate, write beside a model.
+_TRAINER = re.compile(
+    r"(training_args"
+    r"|(optimizer|scheduler|scaler|sampler|rng_state|random_states|custom_checkpoint)(_\d+)?)"
+    r"\.(bin|pt|pth|pkl)"
+)
+
+
+def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
+    """The checkpoint's file or index in this folder, and a note of what was passed over for it.
+
+    Raises:
+        FileError: nothing there is one, or several files can be meant.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not _is_folder(entry))
+    except OSError as error:
+        raise unreadable(str(folder), error) from None
+    ranks = _rank([name for name in names if not name.startswith(".")])
+    if not ranks:
+        raise _nothing(folder, names)
+    best = min(ranks.values())
+    chosen = [name for name, rank in ranks.items() if rank == best]
+    if best not in _INDEX_RANKS.values():
+        # An index says which files are its own; beside a whole file, any other can be meant.
+        chosen += [name for name, rank in ranks.items() if rank == _OTHER != best]
+    if len(chosen) > 1:
+        what = "indexes" if best in _INDEX_RANKS.values() else "checkpoints"
+        raise FileError(
+            str(folder),
+            f"several {what} stand in this directory",
+            expected="one that can be meant",
+            found=few(chosen, 8),
+            hint=f"give one of them: {folder / chosen[0]}",
+        )
+    passed_over = [name for name, rank in ranks.items() if best < rank < _OTHER]
+    notes: tuple[Note, ...] = ()
+    if passed_over:
+        message = f"{chosen[0]} is read, and not {' or '.join(passed_over)}, as transformers does"
+        notes = (Note("passed-over", message, chosen[0]),)
+    return folder / chosen[0], notes
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links, which is refused once it is to be opened
+        return False
+
+
+def _rank(names: list[str]) -> dict[str, int]:
+    """The files that can be meant, each with its place in the order of preference."""
+    ranks: dict[str, int] = {}
+    spare: dict[str, int] = {}
+    indexes = {name: _INDEX_RANKS[kind] for name in names if (kind := index_kind(name))}
+    for name in names:
+        shard = _SHARD.fullmatch(name)
+        whole = not shard or (not indexes and int(shard[1]) == 1)
+        if not whole or PurePosixPath(name).suffix not in _SUFFIXES:
+            continue
+        group = spare if _TRAINER.fullmatch(name) else ranks
+        group[name] = _RANKS.get(name, _OTHER)
+    return ranks | indexes or spare
+
+
+def _nothing(folder: Path, names: list[str]) -> FileError:
+    shards = [name for name in names if _SHARD.fullmatch(name)]
+    if shards:
+        return FileError(
+            str(folder),
+            "the files in this directory are shards, and their index is missing",
+            expected="an index beside them, such as model.safetensors.index.json",
+            found=few(shards),
+            hint=f"download the index too, or give one file: {folder / shards[0]}",
+        )
+    return FileError(
+        str(folder),
+        "no checkpoint stands in this directory",
+        expected="a checkpoint file, or the index of a sharded one,"
+        f" by the names {' '.join(sorted(_SUFFIXES))} .index.json",
+        found=few(names, 8) or "no files",
+        hint=f"give the file itself: {folder / (names[0] if names else 'FILE')}",
+    )

@@ -1,0 +1,57 @@
+"""Parses JSON that strangers wrote: UTF-8, every name once, and nothing that JSON does not have."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from wncli.errors import FormatError
+
+#: Makes the refusal from the problem, what was expected, and what was found.
+Broken = Callable[[str, str, str], FormatError]
+
+
+def parse_object(
+    raw: bytes, what: str, broken: Broken, parse_int: Callable[[str], int] | None = None
+) -> dict[str, Any]:
+    """The JSON object that `raw` is.
+
+    Args:
+        raw: the text's bytes; whoever reads them bounds their number.
+        what: names the text in refusals: `the header`.
+        broken: makes the refusal.
+        parse_int: reads whole numbers, where it matters how they are written.
+
+    Raises:
+        FormatError: it is no UTF-8, no JSON, no object, or has a name twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice = counts.most_common(1)[0][0]
+            raise broken(f"{twice!r} stands there twice", "every name once", "")
+        return found
+
+    def constant(name: str) -> None:
+        raise broken(f"{what} holds {name}, which is no JSON", "", "")
+
+    try:
+        found = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=constant,
+            parse_int=parse_int,
+        )
+        if b"\\u" in raw:  # an escape can spell half a surrogate pair, which is no text
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeError:
+        raise broken(f"{what} is not UTF-8", "", "") from None
+    except (ValueError, RecursionError) as error:
+        raise broken(f"{what} is not JSON ({error})", "", "") from None
+    if not isinstance(found, dict):
+        raise broken(f"{what} is no object", "{…}", type(found).__name__)
+    return found

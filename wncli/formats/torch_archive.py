@@ -1,0 +1,312 @@
+"""The zip archives that PyTorch writes: members below one folder, storages never compressed.
+
+Layout: APPNOTE.TXT (PKWARE) 4.3, PyTorch `caffe2/serialize/inline_container.cc`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import struct
+import zlib
+from dataclasses import dataclass
+
+from wncli.errors import FormatError
+from wncli.formats.files import Source
+from wncli.formats.torch_tensor import StorageId
+from wncli.tensors import Storage
+
+MAGIC = b"PK\x03\x04"
+
+_END_MAGIC = b"PK\x05\x06"
+_CENTRAL_MAGIC = b"PK\x01\x02"
+_END = struct.Struct("<4s4H2LH")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR64 = struct.Struct("<4sLQL")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_LONGEST_COMMENT = 0xFFFF
+_ZIP64 = 0xFFFFFFFF
+_ZIP64_FIELD = 1
+_STORED = 0
+_DEFLATED = 8
+_ENCRYPTED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member: where its data is, how it is packed, and the checksum that is recorded for it.
+
+    `nbytes` is the size of its content, `packed` what it takes in the file; both in bytes.
+    """
+
+    name: str
+    header: int
+    nbytes: int
+    crc: int
+    packed: int
+    method: int
+    is_encrypted: bool
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the file holds the content as it is."""
+        return self.method == _STORED and self.packed == self.nbytes and not self.is_encrypted
+
+
+def no_checkpoint(source: Source, members: list[str]) -> FormatError:
+    """The refusal of a zip that PyTorch did not write, which has these members."""
+    return FormatError(
+        source.where,
+        "this zip is no torch checkpoint",
+        expected="a folder with a member data.pkl, as torch.save writes",
+        found=", ".join(members[:5]) or "an empty archive",
+    )
+
+
+class TorchArchive:
+    """The central directory: the members by their names below the archive's one folder."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.members: dict[str, Member] = {}
+        self.storages: dict[str, Storage] = {}
+        count, size, offset = _end_record(source)
+        raw = source.read_at(offset, size, "the zip's central directory")
+        place = 0
+        folder = None
+        for _ in range(count):
+            name, member, place = self._entry(raw, place)
+            top, slash, inner = name.partition("/")
+            if folder is None:
+                if not slash:
+                    raise no_checkpoint(source, [name])
+                folder = top
+            if not slash or top != folder:
+                raise self.broken(
+                    f"member {name!r} stands outside the archive's folder", f"{folder}/…", name
+                )
+            if inner in self.members:
+                raise self.broken(f"member {name!r} stands there twice", "one of each name", "two")
+            self.members[inner] = member
+        if place != size:
+            raise self.broken(
+                "the central directory has a wrong length", f"{size} bytes", f"{place} bytes"
+            )
+
+    def broken(self, what: str, expected: str, found: str) -> FormatError:
+        """The refusal of an archive that contradicts itself."""
+        return _broken(self.source, what, expected, found)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a member of this name below the folder."""
+        return name in self.members
+
+    def read(self, name: str) -> bytes:
+        """The content of a member that is stored."""
+        member = self.members[name]
+        self.refuse_packed(member)
+        return self.source.read_at(self._data_offset(member), member.nbytes, f"member {name}")
+
+    def unpack(self, name: str) -> bytes:
+        """The content of a member that may be deflated; never more than it claims to be."""
+        member = self.members[name]
+        if member.is_stored or member.method != _DEFLATED or member.is_encrypted:
+            return self.read(name)
+        raw = self.source.read_at(self._data_offset(member), member.packed, f"member {name}")
+        try:
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, member.nbytes + 1)
+        except zlib.error as error:
+            raise self.broken(f"member {name!r} cannot be unpacked", "", str(error)) from None
+        if len(content) != member.nbytes or zlib.crc32(content) != member.crc:
+            raise self.broken(
+                f"member {name!r} is not what the directory says",
+                f"{member.nbytes} bytes with checksum {member.crc:08x}",
+                f"{len(content)} bytes with checksum {zlib.crc32(content):08x}",
+            )
+        return content
+
+    def refuse_packed(self, member: Member) -> None:
+        """Hold a member whose bytes are used where they are against how it is packed.
+
+        Raises:
+            FormatError: it is compressed or encrypted.
+        """
+        if not member.is_stored:
+            raise self.broken(
+                f"member {member.name!r} is compressed or encrypted",
+                "stored members, as torch.save writes",
+                f"method {member.method}, {member.packed} of {member.nbytes} bytes",
+            )
+
+    def refuse_big_endian(self) -> None:
+        """Hold the byte order against this machine's; older archives without one are little-endian.
+
+        Raises:
+            FormatError: the tensors are stored in another order.
+        """
+        byteorder = self.read("byteorder") if self.has("byteorder") else b"little"
+        if byteorder != b"little":
+            raise FormatError(
+                self.source.where,
+                "the tensors are stored big-endian",
+                expected="byteorder little",
+                found=f"byteorder {byteorder[:20].decode('ascii', 'replace')}",
+                hint="load it with torch.load and save it again on a little-endian machine",
+            )
+
+    def locate(self, identity: StorageId) -> Storage:
+        """The place of a storage's bytes, which are as many as the pickle says.
+
+        Raises:
+            FormatError: there is no such member, or it has another size.
+        """
+        if identity.key not in self.storages:
+            self.storages[identity.key] = self._storage(identity)
+        storage = self.storages[identity.key]
+        if identity.nbytes != storage.nbytes:
+            raise self.broken(
+                f"storage data/{identity.key} has the wrong size",
+                f"{identity.nbytes} bytes, as data.pkl says",
+                f"{storage.nbytes} bytes",
+            )
+        return storage
+
+    def _storage(self, identity: StorageId) -> Storage:
+        member = self.members.get(f"data/{identity.key}")
+        if member is None:
+            raise self.broken(
+                f"storage data/{identity.key} is missing", "a member for every storage", "none"
+            )
+        self.refuse_packed(member)
+        offset = self._data_offset(member)
+        if offset + member.nbytes > self.source.nbytes:
+            raise self.source.truncated(f"storage data/{identity.key}", offset + member.nbytes)
+        return Storage(
+            identity.key, offset, member.nbytes, member.crc, identity.location, self.source.number
+        )
+
+    def _entry(self, raw: bytes, place: int) -> tuple[str, Member, int]:
+        if place + _CENTRAL.size > len(raw):
+            raise self.broken("the central directory ends early", "one more member", "its end")
+        fields = _CENTRAL.unpack_from(raw, place)
+        magic, _, _, flags, method, _, _, crc, packed, nbytes = fields[:10]
+        name_size, extra_size, comment_size, *_, header = fields[10:]
+        if magic != _CENTRAL_MAGIC:
+            raise self.broken("an entry of the central directory is broken", "PK 1 2", repr(magic))
+        place += _CENTRAL.size
+        end = place + name_size + extra_size + comment_size
+        if end > len(raw):
+            raise self.broken("the central directory ends early", f"{end} bytes", f"{len(raw)}")
+        name = raw[place : place + name_size].decode("utf-8", "replace")
+        extra = raw[place + name_size : place + name_size + extra_size]
+        nbytes, packed, header = self._zip64(name, extra, nbytes, packed, header)
+        encrypted = bool(flags & _ENCRYPTED)
+        return name, Member(name, header, nbytes, crc, packed, method, encrypted), end
+
+    def _zip64(self, name: str, extra: bytes, *values: int) -> list[int]:
+        """Put the 64-bit values in for those that the 32-bit fields leave out."""
+        found = list(values)
+        if _ZIP64 not in found:
+            return found
+        place = 0
+        while place + 4 <= len(extra):
+            kind, size = struct.unpack_from("<2H", extra, place)
+            if kind == _ZIP64_FIELD:
+                wanted = [index for index, value in enumerate(found) if value == _ZIP64]
+                if size < 8 * len(wanted) or place + 4 + size > len(extra):
+                    break
+                for step, index in enumerate(wanted):
+                    (found[index],) = struct.unpack_from("<Q", extra, place + 4 + 8 * step)
+                return found
+            place += 4 + size
+        raise self.broken(f"member {name!r} has no zip64 sizes", "a zip64 field", "none")
+
+    def _data_offset(self, member: Member) -> int:
+        raw = self.source.read_at(member.header, _LOCAL.size, f"member {member.name}")
+        magic, *_, name_size, extra_size = _LOCAL.unpack(raw)
+        start = member.header + _LOCAL.size
+        name = self.source.read_at(start, name_size, f"member {member.name}")
+        if magic != MAGIC or name.decode("utf-8", "replace") != member.name:
+            raise self.broken(
+                f"member {member.name!r} is not where the directory says",
+                f"its header at byte {member.header}",
+                repr(name[:60]),
+            )
+        return start + int(name_size) + int(extra_size)
+
+
+def _broken(source: Source, what: str, expected: str, found: str) -> FormatError:
+    return FormatError(
+        source.where,
+        f"the zip archive is damaged: {what}",
+        expected=expected,
+        found=found,
+        hint="copy or download the file again",
+    )
+
+
+def _tail(source: Source) -> tuple[bytes, int, int]:
+    """The file's last bytes, where they begin, and the place of the end record in them."""
+    size = min(source.nbytes, _END.size + _LONGEST_COMMENT)
+    start = source.nbytes - size
+    tail = source.read_at(start, size, "the zip's end record")
+    place = tail.rfind(_END_MAGIC)
+    if place < 0 or place + _END.size > len(tail):
+        raise source.truncated("the zip archive: its end record is missing", start + size + 1)
+    return tail, start, place
+
+
+def _end_record(source: Source) -> tuple[int, int, int]:
+    """Number of members, and size and offset of the central directory."""
+    tail, start, place = _tail(source)
+    *_, count, cd_size, cd_offset, _comment = _END.unpack_from(tail, place)
+    locator = start + place - _LOCATOR64.size
+    if locator >= 0:
+        raw = source.read_at(locator, _LOCATOR64.size, "the zip's end record")
+        magic, _disk, end64, _disks = _LOCATOR64.unpack(raw)
+        if magic == b"PK\x06\x07":
+            raw = source.read_at(end64, _END64.size, "the zip64 end record")
+            magic, *_, count, cd_size, cd_offset = _END64.unpack(raw)
+            if magic != b"PK\x06\x06":
+                raise _broken(source, "the zip64 end record is missing", "PK 6 6", repr(magic))
+    return count, cd_size, cd_offset
+
+
+def disguise(source: Source) -> tuple[str, str] | None:
+    """What a zip archive with a sound end is that does not start as one, and what to do about it.
+
+    None where there is no such end.
+    """
+    try:
+        tail, start, place = _tail(source)
+    except FormatError:
+        return None
+    *_, cd_size, cd_offset, _comment = _END.unpack_from(tail, place)
+    file = shlex.quote(source.where)
+    try:
+        _, _, offset = _end_record(source)
+    except FormatError:  # its zip64 record is not where it was
+        offset = -1
+    if _starts_directory(source, offset):
+        return (
+            "a zip archive whose first bytes have been changed",
+            f"printf 'PK\\003\\004' | dd of={file} conv=notrunc puts back what a zip starts with",
+        )
+    for end in (start + place, start + place - _LOCATOR64.size - _END64.size):
+        shift = end - cd_size - cd_offset
+        if shift and _starts_directory(source, cd_offset + shift):
+            if shift < 0:
+                missing = f"a zip archive whose first {-shift:,} bytes are missing"
+                return missing, "copy or download it again"
+            return (
+                f"a zip archive behind {shift:,} bytes that are no part of it",
+                f"tail -c +{shift + 1} {file} > {file}.pt leaves them out",
+            )
+    return None
+
+
+def _starts_directory(source: Source, place: int) -> bool:
+    if not 0 <= place <= source.nbytes - _CENTRAL.size:
+        return False
+    magic = source.read_at(place, len(_CENTRAL_MAGIC), "the zip's central directory")
+    return magic == _CENTRAL_MAGIC

@@ -1,0 +1,239 @@
+"""Lays out the files that a plan comes to and writes them: one, or a folder of shards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wncli.checkpoint import aliases
+from wncli.errors import UsageError, WnError
+from wncli.layout import Layout, Slot, Whole
+from wncli.notes import Note
+from wncli.output import unwritable
+from wncli.plan import left_out, results_of
+from wncli.sharding import OutputFormat, ShardOutput, index_name, keep_shards, split_by_size
+from wncli.tensors import Storage
+
+if TYPE_CHECKING:
+    from wncli.checkpoint import Checkpoint
+    from wncli.formats.files import Sources
+    from wncli.plan import Plan
+    from wncli.target import Target
+
+#: Called with the bytes that have just been written and the bytes that there will be.
+Progress = Callable[[int, int], None]
+
+#: What holds weights itself, and so is no companion of a checkpoint.
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar"),
+    *(".h5", ".msgpack", ".onnx", ".gguf", ".npz", ".ot"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Every file of the output before anything is written.
+
+    `files` are laid out, `index` is the name and content of what lists them, `companions` are
+    copied as they are.
+    """
+
+    target: Target
+    files: tuple[tuple[str, Layout], ...]
+    index: tuple[str, bytes] | None = None
+    companions: tuple[Path, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files that are laid out."""
+        return sum(layout.nbytes for _, layout in self.files)
+
+
+def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
+    """Lay out what `plan` comes to; `folder` is where the input's companions stand, if it is one.
+
+    Raises:
+        WnError: the format, or a folder of shards, cannot hold it.
+    """
+    if not target.is_folder:
+        # As torch.save has it: the file's name, unless it is no ASCII.
+        stem = target.path.stem if target.path.stem.isascii() else ""
+        layout, found = _lay_out_file(plan, target.format, stem or "archive")
+        return Outputs(target, ((target.path.name, layout),), notes=found)
+    _refuse_several(plan)
+    keep = target.keeps_shards
+    shards = (
+        keep_shards(plan, target.format)
+        if keep
+        else split_by_size(plan, target.format, target.max_shard)
+    )
+    files: list[tuple[str, Layout]] = []
+    notes: tuple[Note, ...] = ()
+    for shard in shards:
+        if shard.copy_of is not None:
+            files.append((shard.name, _whole_file(plan.checkpoint, shard)))
+            continue
+        layout, found = _lay_out_file(shard.plan, target.format, Path(shard.name).stem)
+        files.append((shard.name, layout))
+        notes += found
+    lost = left_out(plan)
+    if lost and not any(note.code == "left-out" for note in notes):
+        message = f"a sharded checkpoint holds one state dict; left out: {', '.join(lost)}"
+        notes += (Note("left-out", message, str(plan.checkpoint.path), is_warning=not plan.alone),)
+    index = _index(plan, target.format, files) if len(files) > 1 else None
+    companions = _companions(folder) if folder else ()
+    return Outputs(target, tuple(files), index, companions, tuple(dict.fromkeys(notes)))
+
+
+def check(target: Target, *, force: bool, make_folder: bool) -> None:
+    """Refuse a target that cannot be written, before any work is done.
+
+    Raises:
+        FileError: it is there and `force` is not given, or cannot be there.
+    """
+    from wncli.output import check_output
+    from wncli.output_folder import check_folder
+
+    if make_folder and not target.path.parent.exists():
+        return
+    (check_folder if target.is_folder else check_output)(target.path, force=force)
+
+
+def make_parent(target: Target) -> None:
+    """Make the directory that the output is to stand in.
+
+    Raises:
+        FileError: the system does not let it be made.
+    """
+    try:
+        target.path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(target.path.parent, error) from None
+
+
+def write(outputs: Outputs, sources: Sources, progress: Progress | None) -> tuple[Note, ...]:
+    """Write everything, then put it in its place.
+
+    Returns:
+        What the data showed.
+
+    Raises:
+        WnError: refused; nothing has been written.
+    """
+    from wncli.fill import fill
+    from wncli.output import allocate, replacing
+    from wncli.output_folder import replacing_folder
+
+    total = outputs.nbytes
+
+    def report(count: int) -> None:
+        if progress:
+            progress(count, total)
+
+    target = outputs.target
+    if not target.is_folder:
+        ((_, layout),) = outputs.files
+        with replacing(target.path, layout.nbytes) as descriptor:
+            return fill(layout, sources, descriptor, report)
+    notes: tuple[Note, ...] = ()
+    with replacing_folder(target.path, _checkpoint_in(target.path)) as folder:
+        for name, layout in outputs.files:
+            with (folder / name).open("xb") as new:
+                allocate(new.fileno(), layout.nbytes)
+        for name, layout in outputs.files:
+            with (folder / name).open("r+b") as laid_out:
+                notes += fill(layout, sources, laid_out.fileno(), report)
+        for path in outputs.companions:
+            shutil.copyfile(path, folder / path.name)
+        if outputs.index:
+            name, content = outputs.index
+            (folder / name).write_bytes(content)
+    return notes
+
+
+def _lay_out_file(
+    plan: Plan, output_format: OutputFormat, stem: str
+) -> tuple[Layout, tuple[Note, ...]]:
+    if output_format == "safetensors":
+        from wncli.formats.safetensors_write import lay_out_safetensors
+
+        return lay_out_safetensors(plan)
+    from wncli.formats.torch_write import torch_content
+    from wncli.formats.torch_zip_write import lay_out_torch_zip
+
+    content = torch_content(plan)
+    return lay_out_torch_zip(content, stem), content.notes
+
+
+def _whole_file(checkpoint: Checkpoint, shard: ShardOutput) -> Layout:
+    """A shard that no action changes, as the file it is."""
+    number = shard.copy_of or 0
+    own = checkpoint.shards[number].checkpoint
+    (state_dict,) = own.state_dicts
+    recorded = aliases(own, state_dict)
+    names = tuple(spec.name for spec in state_dict.tensors if spec.name not in recorded)
+    storage = Storage(shard.name, 0, own.nbytes, file=number)
+    return Layout(own.nbytes, names, (Slot(0, own.nbytes, Whole(storage)),), ())
+
+
+def _refuse_several(plan: Plan) -> None:
+    if len(plan.parts) != 1:
+        roots = [part.state_dict.root or "the top" for part in plan.parts]
+        raise UsageError(
+            str(plan.checkpoint.path),
+            "a sharded checkpoint holds one state dict",
+            expected="one state dict",
+            found=f"{len(roots)}: {', '.join(roots)}" if roots else "none",
+            hint=" or ".join(f"--only {root}" for root in roots if root != "the top"),
+        )
+
+
+def _index(
+    plan: Plan, output_format: OutputFormat, files: Sequence[tuple[str, Layout]]
+) -> tuple[str, bytes]:
+    """The index of the shards, as `save_pretrained` writes it."""
+    sizes = dict(result for p in plan.parts for a in p.actions for result in results_of(a))
+    weight_map = {name: file for file, layout in files for name in layout.names}
+    content = {
+        "metadata": {"total_size": sum(sizes[name] for name in weight_map)},
+        "weight_map": weight_map,
+    }
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    name = index_name([file for file, _ in files], output_format, plan.checkpoint)
+    return name, text.encode("utf-8", "surrogatepass")
+
+
+def _checkpoint_in(folder: Path) -> tuple[str, ...]:
+    """The names of the checkpoint's files in a folder that is to be replaced."""
+    from wncli.formats.files import Source
+    from wncli.formats.folder import find_in_folder
+    from wncli.formats.shard_index import index_kind, read_index
+
+    if not folder.is_dir():
+        return ()
+    try:
+        found, _ = find_in_folder(folder)
+        if not index_kind(found.name):
+            return (found.name,)
+        with found.open("rb") as file:
+            listed = read_index(Source(found, file)).file_names
+    except (WnError, OSError):
+        return ()
+    return (found.name, *listed)
+
+
+def _companions(folder: Path) -> tuple[Path, ...]:
+    """The files beside a checkpoint that are no weights: its config, its tokenizer."""
+    return tuple(
+        entry
+        for entry in sorted(folder.iterdir())
+        if entry.is_file()
+        and not entry.name.startswith(".")
+        and not entry.name.endswith(".index.json")
+        and entry.suffix.lower() not in _WEIGHTS
+    )

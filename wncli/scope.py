@@ -1,0 +1,224 @@
+"""What a request is about: the state dicts, pairs and rules that commands begin with. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from wncli.checkpoint import Checkpoint
+from wncli.errors import UsageError, WeightNormError
+from wncli.naming import join
+from wncli.notes import Note
+from wncli.plan import Action, Copy, Part, is_dropped
+from wncli.selection import (
+    Candidate,
+    Rule,
+    check_exclusions,
+    choose_pairs,
+    parse_exclusions,
+    parse_layers,
+)
+from wncli.survey import LookAlike, Pair, Survey, survey
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asked for, whichever the command; see the commands' options."""
+
+    layers: tuple[Rule, ...] = ()
+    exclude: tuple[Rule, ...] = ()
+    only: str | None = None
+    drop: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(
+        cls,
+        layers: Iterable[str],
+        exclude: Iterable[str],
+        only: str | None,
+        drop: Iterable[str] = (),
+        *,
+        with_dims: bool = False,
+    ) -> Request:
+        """Read the rules.
+
+        Raises:
+            UsageError: a rule cannot be read.
+        """
+        return cls(
+            parse_layers(_several(layers), with_dims=with_dims),
+            parse_exclusions(_several(exclude)),
+            only,
+            frozenset(_several(drop)),
+        )
+
+    def wants(self, weight: str) -> bool:
+        """Whether the rules take the weight of this full name."""
+        rules = self.layers
+        return (not rules or any(rule.matches(weight) for rule in rules)) and not any(
+            rule.matches(weight) for rule in self.exclude
+        )
+
+
+def _several(texts: Iterable[str]) -> Iterable[str]:
+    """One text by itself is meant as one rule, not as its letters."""
+    return (texts,) if isinstance(texts, str) else texts
+
+
+def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
+    """Survey the state dicts that `--only` and `--drop` leave, and hold `-x` against them.
+
+    Raises:
+        UsageError: a root, an entry or an `-x` rule that matches nothing.
+    """
+    state_dicts = checkpoint.state_dicts
+    roots = [state_dict.root for state_dict in state_dicts]
+    if request.only is not None:
+        if request.only not in roots:
+            raise _no_root(checkpoint, request.only)
+        if is_dropped(request.only, request.drop):
+            raise UsageError(f"--only {request.only}", "--drop leaves this state dict out")
+        state_dicts = tuple(sd for sd in state_dicts if sd.root == request.only)
+    kept = []
+    for state_dict in state_dicts:
+        root = state_dict.root
+        if is_dropped(root, request.drop):
+            continue
+        tensors = tuple(s for s in state_dict.tensors if join(root, s.name) not in request.drop)
+        kept.append(survey(replace(state_dict, tensors=tensors)))
+    _check_drops(checkpoint, request.drop)
+    names = [s.name for found in kept for s in found.state_dict.tensors]
+    names += [pair.weight for found in kept for pair in found.pairs]
+    names += [alike.weight for found in kept for alike in found.look_alikes]
+    check_exclusions(request.exclude, names)
+    return kept
+
+
+def _check_drops(checkpoint: Checkpoint, drop: frozenset[str]) -> None:
+    tensors = {spec.name for sd in checkpoint.state_dicts for spec in sd.tensors if drop}
+    tree = checkpoint.tree
+    for path in sorted(drop):
+        if tree.has_entry(path) if tree else path in tensors:
+            continue
+        known = [entry.path for entry in checkpoint.entries]
+        known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
+        raise UsageError(
+            f"--drop {path}",
+            "there is no entry of this name",
+            expected=f"such as {', '.join(known)}" if known else "",
+            hint="wn inspect CHECKPOINT lists the entries",
+        )
+
+
+def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
+    """The refusal of an `--only` that is no root of the checkpoint."""
+    roots = [state_dict.root or "the top" for state_dict in checkpoint.state_dicts]
+    return UsageError(
+        f"--only {only}",
+        "there is no state dict of this name",
+        expected=f"one of: {', '.join(roots)}" if roots else "a checkpoint with a state dict",
+    )
+
+
+def chosen_pairs(surveys: Sequence[Survey], request: Request) -> dict[tuple[str, str], Pair]:
+    """The pairs that the rules take, by root and full name of the weight.
+
+    Raises:
+        UsageError: an `-l` rule matches nothing.
+    """
+    pairs = {
+        Candidate(found.state_dict.root, pair.weight, len(pair.v.shape), by_default=True): pair
+        for found in surveys
+        for pair in found.pairs
+    }
+    others = look_alike_reasons(surveys)
+    for found in surveys:
+        halves = found.halves()
+        for spec in found.state_dict.tensors:
+            if spec.name not in halves:
+                others.setdefault(spec.name, "is not normalized")
+    chosen = choose_pairs(list(pairs), request.layers, request.exclude, others)
+    return {(item.root, item.weight): pairs[item] for item in chosen}
+
+
+def look_alike_reasons(surveys: Sequence[Survey]) -> dict[str, str]:
+    """Why what only looks like weight norm cannot be chosen, by the name of its weight."""
+    return {alike.weight: alike.message for found in surveys for alike in found.look_alikes}
+
+
+def pass_look_alikes(
+    checkpoint: Checkpoint, surveys: Sequence[Survey], request: Request
+) -> list[Note]:
+    """Notes on what only looks like weight norm, where it may be passed over.
+
+    Raises:
+        WeightNormError: the rules take something that is meant as weight norm and is broken.
+    """
+    notes = []
+    for found in surveys:
+        for alike in found.look_alikes:
+            if alike.is_broken and request.wants(alike.weight):
+                raise _refuse_look_alike(checkpoint, found, alike)
+            notes.append(_look_alike_note(found, alike))
+    return notes
+
+
+def look_alike_notes(surveys: Sequence[Survey]) -> list[Note]:
+    """Notes on all that only looks like weight norm."""
+    return [_look_alike_note(found, alike) for found in surveys for alike in found.look_alikes]
+
+
+def parts_of(
+    surveys: Sequence[Survey], actions: Mapping[tuple[str, str], Action], only: str | None
+) -> tuple[Part, ...]:
+    """One action per output layer; every tensor that none uses up is copied under its name."""
+    parts = []
+    for found in surveys:
+        root = found.state_dict.root
+        by_source = {
+            spec.name: action
+            for (place, _), action in actions.items()
+            if place == root
+            for spec in action.sources
+        }
+        ordered: dict[int, Action] = {}
+        for spec in found.state_dict.tensors:
+            action = by_source.get(spec.name) or Copy(spec, spec.name)
+            ordered.setdefault(id(action), action)
+        target = root if only is None else ""
+        parts.append(Part(found.state_dict, tuple(ordered.values()), target))
+    return tuple(parts)
+
+
+def stale_notes(pairs: Mapping[tuple[str, str], Pair], what_becomes: str) -> list[Note]:
+    """A warning for each weight that stands beside its own g and v."""
+    return [
+        Note(
+            "stale-weight",
+            f"{pair.weight} stands beside its own g and v, which are what counts{what_becomes}",
+            join(root, pair.weight),
+            is_warning=True,
+        )
+        for (root, _), pair in pairs.items()
+        if pair.stale
+    ]
+
+
+def _refuse_look_alike(checkpoint: Checkpoint, found: Survey, alike: LookAlike) -> WeightNormError:
+    root = found.state_dict.root
+    return WeightNormError(
+        f"{checkpoint.path}: {root + ': ' if root else ''}{alike.weight}",
+        alike.message,
+        expected="a g and a v of one layer, in one spelling, g keeping one axis of v",
+        found=", ".join(alike.names),
+        hint=f"-x {alike.weight} leaves this layer as it is",
+    )
+
+
+def _look_alike_note(found: Survey, alike: LookAlike) -> Note:
+    return Note(
+        alike.code,
+        f"{alike.weight} {alike.message}",
+        join(found.state_dict.root, alike.weight),
+        is_warning=alike.is_broken,
+    )
