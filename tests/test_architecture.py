@@ -31,8 +31,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         formats.torch_zip formats.torch_legacy formats.torchscript
         formats.safetensors formats.strict_json formats.folder formats.shard_files
         formats.shard_index formats.sharded""",
-        """plan matching scope decide decide_like decide_compare sharding target layout blocks streams
-        effective""",
+        """plan matching scope decide decide_like decide_compare sharding target layout blocks
+        streams effective""",
         """formats.safetensors_write formats.torch_write formats.torch_zip_write fill output
         output_folder outputs report comparison compare""",
         "api",

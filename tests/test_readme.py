@@ -16,19 +16,29 @@ SCREENS = re.findall(
 )
 
 
+COMMANDS = ("inspect", "apply", "remove", "convert", "compare")
+
+
 def test_the_readme_shows_every_command() -> None:
     shown = "".join(SCREENS)
-    assert all(f"$ wn {command} " in shown for command in ("inspect", "apply", "remove"))
+    assert all(f"$ wn {command} " in shown for command in COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader types the commands, one after the other."""
+    made = tmp_path_factory.mktemp("reader")
+    (made / "sample_models").symlink_to(ROOT / "sample_models")
+    return made
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_a_screen_of_the_readme_is_what_is_printed(screen: str, tmp_path: Path) -> None:
+def test_a_screen_of_the_readme_is_what_is_printed(screen: str, folder: Path) -> None:
     command, _, expected = screen.partition("\n")
-    (tmp_path / "sample_models").symlink_to(ROOT / "sample_models")
     arguments = shlex.split(command.removeprefix("$ wn "))
     done = subprocess.run(
         [sys.executable, "-m", "wncli", *arguments],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
+        cwd=folder, capture_output=True, text=True, check=True,
         env={"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
     )  # fmt: skip
     assert done.stdout == expected

@@ -36,7 +36,7 @@ class StateDict:
 class Entry:
     """Something in the checkpoint that is no state dict.
 
-    `kind` is `"optimizer"`, `"tensor"`, `"module"`, `"object"` or `"value"`; `summary` shows it
+    `kind` is `"optimizer"`, `"tensor"`, `"object"` or `"value"`; `summary` shows it
     to people.
     """
 

@@ -70,7 +70,7 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
             continue
         our_root, meeting = paired[root]
         if meeting.words:
-            notes.append(Note("renamed", f"names: {meeting.words}", our_root))
+            notes.append(Note("renamed", f"prefix of the names: {meeting.words}", our_root))
         held = plain_tensors(ours_by_root[our_root])
         met = {own: renamed for own in held if (renamed := meeting.rename(own)) in others}
         only_in_a += [join(our_root, own) for own in held if own not in met]

@@ -79,8 +79,12 @@ def plan_like(
         actions = _actions(checkpoint, found, wanted, meeting, fit)
         parts.append(Part(found.state_dict, actions, root))
         notes += _renaming_notes(our_root, root, meeting)
+    if not parts:
+        fit.unexpected += [
+            join(found.state_dict.root, name) for found in ours for name in plain_tensors(found)
+        ]
     _judge(checkpoint, reference, fit, partial=partial)
-    notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.path}", ""))
+    notes.append(Note("matched", f"{fit.matched:,} weights meet those of {reference.path}", ""))
     for code, names in (
         ("missing", fit.missing),
         ("unexpected", fit.unexpected),
@@ -177,16 +181,19 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
         str(checkpoint.path),
         f"this does not fit {reference.path}",
         expected="the same tensors, but for weight norm, prefixes and roots",
-        found=f"{fit.matched:,} that meet; {'; '.join(bad)}",
+        found="; ".join((f"{fit.matched:,} that meet", *bad)),
         hint="--partial writes those that meet" if fit.matched else "wn inspect shows both",
     )
 
 
 def _renaming_notes(our_root: str, root: str, meeting: Meeting) -> list[Note]:
-    words = [meeting.words] if meeting.words else []
+    notes = (
+        [Note("renamed", f"prefix of the names: {meeting.words}", root)] if meeting.words else []
+    )
     if our_root != root:
-        words.append(f"{our_root or 'the top'} written as {root or 'the top'}")
-    return [Note("renamed", f"names: {', '.join(words)}", root)] if words else []
+        moved = f"the state dict at {our_root or 'the top'} is written at {root or 'the top'}"
+        notes.append(Note("moved", moved, root))
+    return notes
 
 
 def _listed(names: Sequence[str]) -> str:

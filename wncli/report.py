@@ -73,13 +73,14 @@ class Other:
 class Report:
     """The result of a command.
 
-    `output` is None for `inspect`, and `output_files` names what stands in it where it is a folder;
-    with `dry_run` nothing has been written. `unsafe` are the names that a plain `torch.load` would
-    import and `weights_only=True` refuses.
+    `output` is None for `inspect`. `checkpoint_files` and `output_files` name the shards, where
+    there are any. With `dry_run` nothing has been written. `unsafe` are the names that a plain
+    `torch.load` would import and `weights_only=True` refuses.
     """
 
     command: Command
     checkpoint: str
+    checkpoint_files: tuple[str, ...]
     format: str
     output: str | None
     output_format: str | None
@@ -124,6 +125,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
     return Report(
         plan.command,
         str(checkpoint.path),
+        tuple(shard.name for shard in checkpoint.shards),
         checkpoint.format,
         output,
         output_format,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: As many weights are shown; `--json` lists all.
 _SHOWN = 20
+#: As many names of those without a counterpart.
+_NAMED = 5
 
 
 def show_comparison(found: Comparison) -> None:
@@ -83,7 +85,10 @@ def _summary(found: Comparison) -> list[str]:
         if found.rtol is None and found.atol is None
         else f"rtol {found.rtol or 0:g}, atol {found.atol or 0:g}"
     )
-    words = [f"{kinds['identical']:,} identical"]
+    if not found.tensors:
+        words = ["no name is on both sides"]
+    else:
+        words = [f"{kinds['identical']:,} identical"]
     words += [f"{kinds['within']:,} within {allowed}"] if kinds["within"] else []
     words += [f"{kinds['beyond']:,} beyond {allowed}"] if kinds["beyond"] else []
     lines = [f"{many(len(found.tensors), 'weight')} compared: {', '.join(words)}"]
@@ -93,8 +98,8 @@ def _summary(found: Comparison) -> list[str]:
         ("of different shapes", found.misshapen),
     ):
         if names:
-            more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+            more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
             lines.append(
-                f"{len(names):,} {printable(what)}: {printable(', '.join(names[:_SHOWN]))}{more}"
+                f"{len(names):,} {printable(what)}: {printable(', '.join(names[:_NAMED]))}{more}"
             )
     return lines

@@ -78,13 +78,15 @@ _VERBS = {"apply": "normalized", "remove": "folded", "convert": "respelled"}
 def _show_headline(target: Console, report: Report, more: str = "") -> None:
     name = printable(report.checkpoint)
     if report.output is None:
-        write(target, (name, "bold"), f"  {report.format}")
+        write(target, (name, "bold"), f"  {_kind(report.format, report.checkpoint_files)}")
         return
-    kind = report.output_format
-    if report.output_files:
-        kind = f"{kind}, {many(len(report.output_files), 'file')}"
-    output = f"{printable(report.output)} ({kind})"
+    output = f"{printable(report.output)} ({_kind(report.output_format, report.output_files)})"
     write(target, name, (" → ", "dim"), (output, "bold"), f"  {_done(report)}{more}")
+
+
+def _kind(name: str | None, files: tuple[str, ...]) -> str:
+    """The format, and in how many files: `safetensors, 3 files`."""
+    return f"{name}, {many(len(files), 'file')}" if files else str(name)
 
 
 def _done(report: Report) -> str:

@@ -30,9 +30,14 @@ class TorchTree:
         """Whether `path` leads to an item of one of the mappings."""
         for end in (-1, *(place for place, char in enumerate(path) if char == ".")):
             node = self.containers.get(path[: max(end, 0)])
-            if any(key == path[end + 1 :] for key, _ in entries_of(node) or []):
+            if any(path_key(key) == path[end + 1 :] for key, _ in entries_of(node) or []):
                 return True
         return False
+
+
+def path_key(key: Node) -> str | None:
+    """A mapping's key as it is written in paths: text, or a number; None for any other."""
+    return str(key) if isinstance(key, (str, int)) else None
 
 
 def walk(root: Node) -> Iterator[Node]:

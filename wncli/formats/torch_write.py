@@ -18,8 +18,8 @@ from wncli.formats.pickles.nodes import (
     entries_of,
 )
 from wncli.formats.pickles.writer import Entries, write_pickle
-from wncli.formats.torch_tensor import NewStorage, make_tensor, storage_pid
-from wncli.formats.torch_tree import TorchTree
+from wncli.formats.torch_tensor import NewStorage, class_of, make_tensor, storage_pid
+from wncli.formats.torch_tree import TorchTree, path_key
 from wncli.layout import Content, Elements, Magnitude, Product, Whole
 from wncli.notes import Note
 from wncli.plan import (
@@ -70,6 +70,7 @@ def torch_content(plan: Plan) -> TorchContent:
         build.count_private(plan)
         edits = _without_dropped(plan, tree)
     state_dicts: dict[str, Node] = {}
+    edited: set[Node] = set()
     for part in plan.parts:
         node = tree.mappings.get(part.state_dict.root) if tree else None
         if node is None:
@@ -77,6 +78,9 @@ def torch_content(plan: Plan) -> TorchContent:
                 state_dicts[part.root] = build.flat(part)
             continue
         state_dicts[part.root] = node
+        if node in edited:  # one mapping under two keys
+            continue
+        edited.add(node)
         entries = edits[node] if node in edits else entries_of(node) or []
         edits[node] = build.state_dict(part.state_dict, part.actions, entries)
     if tree and not plan.alone:
@@ -92,9 +96,12 @@ def torch_content(plan: Plan) -> TorchContent:
 def _refuse_objects(plan: Plan) -> None:
     """A module's tensors can be read without its class, but no module be made of others."""
     held = [part for part in plan.parts if part.state_dict.holder]
+    has_others = len(held) < len(plan.parts) or any(
+        entry.kind == "tensor" for entry in plan.checkpoint.entries
+    )
     for part in held:
         changes = any(not isinstance(action, Copy) for action in part.actions)
-        if plan.alone or not (changes or len(held) == len(plan.parts)):
+        if plan.alone or (has_others and not changes):
             continue
         root = part.state_dict.root
         raise UsageError(
@@ -174,8 +181,10 @@ def _without_dropped(plan: Plan, tree: TorchTree) -> dict[Node, Entries]:
         entries = entries_of(node)
         if entries is None or not plan.drop:
             continue
-        paths = [f"{path}.{key}" if path else key for key, _ in entries]
-        gone = plan.drop.intersection(p for p in paths if isinstance(p, str))
+        entries = edits.get(node, entries)
+        keys = [path_key(key) for key, _ in entries]
+        paths = [f"{path}.{key}" if path else key for key in keys]
+        gone = plan.drop.intersection(path for path in paths if path)
         if gone:
             edits[node] = [e for e, p in zip(entries, paths, strict=True) if p not in gone]
     return edits
@@ -353,6 +362,8 @@ class _Build:
             if isinstance(node.pid, NewStorage):
                 key = numbers.setdefault(node.pid.index, str(len(numbers)))
                 return storage_pid(node.pid, key)
+            if kind := class_of(node):
+                return kind
             assert self.tree is not None  # noqa: S101 - for the type checker
             identity, storage = self.tree.references[node]
             key = numbers.setdefault(self.whole(storage), str(len(numbers)))

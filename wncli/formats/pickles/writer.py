@@ -49,7 +49,7 @@ def write_pickle(
         root: what to write.
         protocol: the number to declare; names are looked up by its rules when the file is loaded.
         edits: mappings (`Dict`, or a `Call` with items) whose items are to be these instead.
-        persistent: the pid to write for each persistent id.
+        persistent: the pid to write for each persistent id, or the class that stands in its place.
     """
     return _Writer(edits, persistent).run(root, protocol)
 
@@ -204,7 +204,11 @@ class _Writer:
             self.atom(node, pickle.FROZENSET)
 
     def emit_persistent_id(self, node: PersistentId) -> None:
-        self.queue(self.persistent(node), _Then(self.raw, pickle.BINPERSID))
+        found = self.persistent(node)
+        if isinstance(found, Global):
+            self.queue(found)
+        else:
+            self.queue(found, _Then(self.raw, pickle.BINPERSID))
 
     def emit_call(self, node: Call) -> None:
         self.open[id(node)] += 1
