@@ -33,7 +33,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         formats.shard_index formats.sharded""",
         """plan matching scope decide decide_like decide_compare sharding target layout blocks
         streams effective""",
-        """formats.safetensors_write formats.torch_write formats.torch_zip_write fill output
+        """formats.safetensors_write formats.torch_build formats.torch_write
+        formats.torch_zip_write fill output
         output_folder outputs report comparison compare""",
         "api",
         """cli cli.commands cli.writing cli.reports cli.differences cli.results cli.progress

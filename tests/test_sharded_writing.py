@@ -373,4 +373,237 @@ def test_one_file_in_a_folder_has_no_number_and_no_index(
     ran = wn_here("remove", "in.pt", *arguments)
     assert (ran.code, ran.stderr) == (0, "")
     assert names(tmp_path / arguments[0]) == [name]
-    hold_equal(read(tmp_path / arguments[0]), folded(blocks()) if False else folded(torch.load("in.pt")))
+    hold_equal(read(tmp_path / arguments[0]), folded(torch.load("in.pt")))
+
+
+def test_several_state_dicts_go_into_a_folder_one_at_a_time(tmp_path: Path, wn_here: Wn) -> None:
+    states = {"generator": blocks(2), "discriminator": blocks(3)}
+    torch.save(states | {"epoch": 3}, tmp_path / "in.pt")
+    ran = wn_here("remove", tmp_path / "in.pt", f"{tmp_path}/out/")
+    assert ran.code == 2
+    assert "--only generator or --only discriminator" in ran.stderr
+    assert names(tmp_path) == ["in.pt"]
+    ran = wn_here("remove", tmp_path / "in.pt", f"{tmp_path}/out/", "--only", "discriminator")
+    assert "epoch" in ran.stderr + ran.stdout  # what is left out
+    hold_equal(read(tmp_path / "out"), folded(states["discriminator"]))
+
+
+@pytest.mark.parametrize("size", ["0", "", "x", "-1", "5XB", "GB", "1e9", "0.1"])
+def test_what_is_no_size_is_refused(size: str, tmp_path: Path) -> None:
+    torch.save(blocks(), tmp_path / "in.pt")
+    with pytest.raises(UsageError, match="max-shard-size"):
+        wncli.convert(tmp_path / "in.pt", tmp_path / "out", max_shard_size=size)
+    assert names(tmp_path) == ["in.pt"]
+
+
+# -- the folder --------------------------------------------------------------------------------
+
+COMPANIONS = ("config.json", "tokenizer.json", "README.md", "merges.txt", "modeling.py", "LICENSE")
+NO_COMPANIONS = (
+    "x.bin", "y.safetensors", "model.gguf", "m.onnx", "tf_model.h5", "flax_model.msgpack", "a.pt",
+    "pytorch_model.bin.index.json", "model.safetensors.index.fp16.json", ".cache",
+)  # fmt: skip
+
+
+@both_kinds
+@pytest.mark.parametrize("size", [None, 200])
+def test_what_is_no_weights_comes_along_byte_for_byte(
+    kind: str, size: int | None, tmp_path: Path
+) -> None:
+    index = sharded(tmp_path / "in", kind, three())
+    for name in COMPANIONS + NO_COMPANIONS:
+        if not (tmp_path / "in" / name).exists():
+            (tmp_path / "in" / name).write_bytes(f"{{{name}\r\n\xff}}".encode("latin-1"))
+    (tmp_path / "in" / "link.json").symlink_to("config.json")
+    (tmp_path / "in" / "onnx").mkdir()
+    wncli.remove(index, tmp_path / "out", max_shard_size=size)
+    found = snapshot(tmp_path / "out")
+    read(tmp_path / "out")
+    for name in (*COMPANIONS, "link.json"):
+        assert found.pop(name) == (tmp_path / "in" / name).read_bytes()
+    assert set(found) == {index.name, *weight_files(tmp_path / "out")}
+
+
+OLD = {
+    "safetensors": shard_name(7, "safetensors", 9),
+    "torch": shard_name(7, "torch", 9),
+}
+
+
+def old_output(folder: Path, kind: str) -> None:
+    """A checkpoint of four shards, and what else can stand in a folder."""
+    sharded(folder, kind, {n: {f"old{n}": torch.ones(2)} for n in range(1, 5)})
+    (folder / "runs" / "one").mkdir(parents=True)
+    (folder / "runs" / "one" / "log").write_bytes(b"log")
+    for name in ("notes.txt", "config.json", ".gitattributes"):
+        (folder / name).write_bytes(name.encode())
+    (folder / "link").symlink_to("/nowhere")
+    folder.chmod(0o2750)
+
+
+@both_kinds
+@pytest.mark.parametrize("old", KINDS)
+@pytest.mark.parametrize("linked", [False, True])
+def test_force_replaces_the_checkpoint_in_a_folder_and_nothing_else(
+    kind: str, old: str, linked: bool, tmp_path: Path  # noqa: FBT001
+) -> None:
+    shards = three()
+    sharded(tmp_path / "in", kind, shards)
+    (tmp_path / "in" / "config.json").write_bytes(b"new")
+    old_output(tmp_path / "out", old)
+    out = tmp_path / "out"
+    if linked:
+        out = tmp_path / "link"
+        out.symlink_to("out")
+    before = snapshot(tmp_path)
+    with pytest.raises(FileError, match="not empty"):
+        wncli.remove(tmp_path / "in", out)
+    wncli.remove(tmp_path / "in", out, force=True, dry_run=True)
+    assert snapshot(tmp_path) == before
+    wncli.remove(tmp_path / "in", out, force=True)
+    hold_equal(read(out), folded(merged(shards)))
+    kept = {name: data for name, data in snapshot(out).items() if not is_weights(Path(name))}
+    assert kept.pop(index_path(out, kind).name)
+    assert kept == {
+        "config.json": b"new", "notes.txt": b"notes.txt", ".gitattributes": b".gitattributes",
+        "runs": None, "runs/one": None, "runs/one/log": b"log", "link": None,
+    }  # fmt: skip
+    assert os.readlink(out / "link") == "/nowhere"
+    assert stat.S_IMODE(out.stat().st_mode) == 0o2750
+    assert out.is_symlink() == linked
+    assert names(tmp_path) == sorted({"in", "out", out.name})
+
+
+@both_kinds
+@pytest.mark.parametrize("how", ["path", "link", "index", "here"])
+def test_a_sharded_checkpoint_is_replaced_in_place(
+    kind: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = three()
+    index = sharded(tmp_path / "model", kind, shards)
+    (tmp_path / "model" / "config.json").write_bytes(b"{}")
+    (tmp_path / "link").symlink_to("model")
+    monkeypatch.chdir(tmp_path / "model")
+    folder = {"link": tmp_path / "link", "here": Path()}.get(how, tmp_path / "model")
+    wncli.remove(index if how == "index" else folder, folder, force=True)
+    hold_equal(read(tmp_path / "model"), folded(merged(shards)))
+    assert (tmp_path / "model" / "config.json").read_bytes() == b"{}"
+    assert names(tmp_path) == ["link", "model"]
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["assets", "model.safetensors", index_path(Path()).name])
+def test_a_subfolder_is_never_lost_to_a_file_of_its_name(name: str, tmp_path: Path) -> None:
+    index = sharded(tmp_path / "in", shards=three())
+    (index.parent / "assets").write_bytes(b"a file")
+    (tmp_path / "out" / name).mkdir(parents=True)
+    (tmp_path / "out" / name / "precious").write_bytes(b"work of years")
+    try:
+        wncli.convert(index, tmp_path / "out", force=True)
+    except WnError:
+        assert weight_files(tmp_path / "out") in ([], ["model.safetensors"])
+        assert names(tmp_path) == ["in", "out"]
+    assert b"work of years" in snapshot(tmp_path / "out").values()
+
+
+def overflowing(folder: Path) -> Callable[..., object]:
+    shards = three() | {4: {"z.weight": torch.full((2, 3), 6e4, dtype=torch.float16)}}
+    sharded(folder, shards=shards)
+    return wncli.apply
+
+
+def undefined(folder: Path) -> Callable[..., object]:
+    shards = three() | {4: {"z.weight_g": torch.ones(2, 1), "z.weight_v": torch.zeros(2, 3)}}
+    sharded(folder, "torch", shards)
+    return wncli.remove
+
+
+@pytest.mark.parametrize("defect", [overflowing, undefined])
+@pytest.mark.parametrize("out", ["new", "old", "in"])
+def test_a_refusal_half_way_changes_nothing(
+    defect: Callable[[Path], Callable[..., object]], out: str, tmp_path: Path
+) -> None:
+    command = defect(tmp_path / "in")
+    old_output(tmp_path / "old", "safetensors")
+    before, inode = snapshot(tmp_path), (tmp_path / "in").stat().st_ino
+    with pytest.raises(WeightNormError, match=r"z\.weight"):
+        command(tmp_path / "in", tmp_path / out, force=True)
+    assert snapshot(tmp_path) == before
+    assert (tmp_path / "in").stat().st_ino == inode
+
+
+@pytest.mark.parametrize("file", ["../in.safetensors", "/etc/passwd.safetensors", "gone.safetensors"])
+def test_from_an_index_that_leads_elsewhere_nothing_is_written(file: str, tmp_path: Path) -> None:
+    index = sharded(tmp_path / "in", shards=three())
+    (tmp_path / "in.safetensors").write_bytes(index.with_name(shard_name(1, count=3)).read_bytes())
+    index.write_text(index.read_text().replace(shard_name(1, count=3), file))
+    before = snapshot(tmp_path)
+    for out in ("new", "in"):
+        with pytest.raises(WnError):
+            wncli.convert(index, tmp_path / out, force=True)
+    assert snapshot(tmp_path) == before
+
+
+#: Kills a child of itself at each step that Python takes on files, and prints what is left.
+KILLED = """
+import json, os, shutil, signal, sys
+from pathlib import Path
+import wncli
+import wncli.output_folder
+home, steps, dead = Path(sys.argv[1]), float("-inf"), 0
+def look(folder):
+    return {str(p.relative_to(folder)): p.read_bytes().hex() if p.is_file() else ""
+            for p in sorted(folder.rglob("*"))}
+def count(event, _):
+    global steps
+    if event == "open" or event.startswith(("os.", "shutil.", "ctypes.dlsym")):
+        steps += 1
+        if steps == dead:
+            os.kill(os.getpid(), signal.SIGKILL)
+def run():
+    wncli.remove(home / "in", home / "out", force=True)
+shutil.copytree(home, home.with_name("spare"), symlinks=True)
+run()
+new, found = look(home), []
+sys.addaudithook(count)
+for dead in range(1, 1000):
+    shutil.rmtree(home)
+    shutil.copytree(home.with_name("spare"), home, symlinks=True)
+    old = look(home)
+    child = os.fork()
+    if not child:
+        steps = 0
+        run()
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    found.append(look(home))
+print(json.dumps([old, new, found]))
+"""
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_whenever_a_run_is_killed_the_folder_is_the_old_or_the_new_one(
+    exists: bool, tmp_path: Path  # noqa: FBT001
+) -> None:
+    home = tmp_path / "home"
+    sharded(home / "in", shards=three())
+    (home / "in" / "config.json").write_bytes(b"new")
+    if exists:
+        old_output(home / "out", "torch")
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED, home], check=True, capture_output=True, env=environment(), timeout=60
+    )  # fmt: skip
+    old, new, states = json.loads(ran.stdout)
+    assert len(states) > 20
+    seen = set()
+    for state in states:
+        left = {name for name in state if name.split("/")[0] not in {"in", "out"}}
+        assert all(name.split("/")[0].endswith(".wn-partial") for name in left)
+        rest = {name: data for name, data in state.items() if name not in left}
+        log = b"log".hex()
+        assert not exists or log in state.values()  # a subfolder is never lost
+        outs = [{k: d for k, d in s.items() if "runs" not in k} for s in (rest, old, new)]
+        assert outs[0] in outs[1:]
+        seen.add(outs[0] == outs[1])
+    assert seen == ({True, False} if exists else {True})

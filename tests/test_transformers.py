@@ -1,7 +1,7 @@
 """Models that `transformers` builds, held against their own removal and their own state dicts.
 
 Seven families, small, with random weights: nothing is fetched. Each is built in both spellings; the
-hook one as with a PyTorch that has no `parametrizations.weight_norm`, which they look for themselves.
+models write hooks where PyTorch has no `parametrizations.weight_norm`, which they look for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 import transformers
 from conftest import Spelling, bits
 from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
@@ -28,6 +27,11 @@ import wncli
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm:FutureWarning")
 
 State = dict[str, Tensor]
+Outputs = tuple[Tensor, ...]
+
+#: Outputs that are the same but for rounding, and outputs of other weights: shares of the largest
+#: number in them, measured at 3e-6 and 0.2.
+SAME, DIFFERENT = 1e-5, 1e-3
 
 #: Where a model has more than one file: several tensors to a shard, several shards to a model.
 SHARD = "6KB"
@@ -42,7 +46,7 @@ class Family:
 
     model: str
     config: dict[str, object]
-    compute: Callable[[PreTrainedModel], Tensor]
+    compute: Callable[[PreTrainedModel], Outputs]
     layers: int
     built_in: bool = True
 
@@ -56,42 +60,35 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def encode_speech(model: PreTrainedModel) -> Tensor:
-    found: Tensor = model(noise(2, 400)).last_hidden_state
-    return found
+def encode_speech(model: PreTrainedModel) -> Outputs:
+    return (model(noise(2, 400)).last_hidden_state,)
 
 
-def vocode(model: PreTrainedModel) -> Tensor:
-    found: Tensor = model(noise(2, 9, 8))
-    return found
+def vocode(model: PreTrainedModel) -> Outputs:
+    return (model(noise(2, 9, 8)),)
 
 
-def vocode_noise(model: PreTrainedModel) -> Tensor:
-    found: Tensor = model(noise(1, 12, 8), noise_sequence=noise(1, 12, 4)).waveforms
-    return found
+def vocode_noise(model: PreTrainedModel) -> Outputs:
+    return (model(noise(1, 12, 8), noise_sequence=noise(1, 12, 4)).waveforms,)
 
 
-def code(model: PreTrainedModel, *, hidden: int) -> Tensor:
+def code(model: PreTrainedModel) -> Outputs:
     """Both sides of a codec, without the quantizer, whose choices hide what differs."""
-    encoded, decoded = model.encoder(noise(1, 1, 64)), model.decoder(noise(1, hidden, 16))
-    return torch.cat([encoded.flatten(), decoded.flatten()])
+    return model.encoder(noise(1, 1, 64)), model.decoder(noise(1, model.config.hidden_size, 16))
 
 
-def code_with_quantizers(model: PreTrainedModel) -> Tensor:
-    """The quantizers of DAC are normalized too."""
-    projected = [
-        quantizer.out_proj(quantizer.in_proj(noise(1, 32, 16)))
-        for quantizer in model.quantizer.quantizers
-    ]
-    return torch.cat([code(model, hidden=32), *(value.flatten() for value in projected)])
+def code_and_project(model: PreTrainedModel) -> Outputs:
+    """The projections of DAC's quantizers are normalized too."""
+    latent = noise(1, model.config.hidden_size, 16)
+    quantizers = model.quantizer.quantizers
+    return (*code(model), *(each.out_proj(each.in_proj(latent)) for each in quantizers))
 
 
-def speak(model: PreTrainedModel) -> Tensor:
-    """What the text encoder and flow say, and what the posterior encoder hears."""
-    torch.manual_seed(2)  # it draws noise of its own
+def speak_and_hear(model: PreTrainedModel) -> Outputs:
+    """The posterior encoder, which is normalized too, only trains."""
+    torch.manual_seed(2)  # the model draws noise of its own
     spoken = model(torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]]), speaker_id=1).waveform
-    heard = model.posterior_encoder(noise(1, 9, 20), torch.ones(1, 1, 20), noise(1, 4, 1))
-    return torch.cat([spoken.flatten(), *(part.flatten() for part in heard)])
+    return spoken, *model.posterior_encoder(noise(1, 9, 20), torch.ones(1, 1, 20), noise(1, 4, 1))
 
 
 SPEECH_ENCODER: dict[str, object] = {
@@ -119,7 +116,7 @@ FAMILIES = {
     "encodec": Family(
         "EncodecModel",
         {"hidden_size": 8, "num_filters": 4, "upsampling_ratios": [2, 2], "codebook_size": 16},
-        partial(code, hidden=8),
+        code,
         20,
     ),
     "vits": Family(
@@ -129,7 +126,7 @@ FAMILIES = {
         | {"spectrogram_bins": 9, "num_speakers": 3, "speaker_embedding_size": 4}
         | {"prior_encoder_num_flows": 2, "prior_encoder_num_wavenet_layers": 2}
         | {"posterior_encoder_num_wavenet_layers": 2},
-        speak,
+        speak_and_hear,
         15,
     ),
     "hifigan": Family(
@@ -139,7 +136,7 @@ FAMILIES = {
         "DacModel",
         {"encoder_hidden_size": 8, "decoder_hidden_size": 16, "downsampling_ratios": [2, 2]}
         | {"n_codebooks": 2, "codebook_size": 16, "codebook_dim": 4},
-        code_with_quantizers,
+        code_and_project,
         36,
         built_in=False,
     ),
@@ -147,7 +144,7 @@ FAMILIES = {
         "UnivNetModel",
         {"model_in_channels": 4, "model_hidden_channels": 4, "num_mel_bins": 8}
         | {"resblock_kernel_sizes": [3, 3], "resblock_stride_sizes": [2, 2]}
-        | {"resblock_dilation_sizes": [[1, 3], [1, 3]], "kernel_predictor_hidden_channels": 8},
+        | {"resblock_dilation_sizes": [[1, 3], [1, 3]], "kernel_predictor_hidden_channels": 4},
         vocode_noise,
         26,
         built_in=False,
@@ -185,7 +182,7 @@ def build(family: Family, spelling: Spelling, seed: int) -> PreTrainedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("_g", "original0")):
-                parameter.mul_(0.25 + 1.5 * torch.rand_like(parameter))
+                parameter.uniform_(0.5, 2)
             elif name.endswith(("_v", "original1")):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model
@@ -206,7 +203,7 @@ def remove_its_own_way(family: Family, model: PreTrainedModel) -> None:
             nn.utils.remove_weight_norm(module)
 
 
-def compute(family: Family, model: PreTrainedModel) -> Tensor:
+def compute(family: Family, model: PreTrainedModel) -> Outputs:
     with torch.no_grad():
         return family.compute(model)
 
@@ -228,9 +225,7 @@ def save_shards(model: PreTrainedModel, place: Path) -> Path:
 
 def save_torch_shards(model: PreTrainedModel, place: Path) -> Path:
     place.mkdir()
-    save_torch_state_dict(
-        model.state_dict(), place, max_shard_size=SHARD, safe_serialization=False
-    )
+    save_torch_state_dict(model.state_dict(), place, max_shard_size=SHARD, safe_serialization=False)
     return place
 
 
@@ -246,7 +241,9 @@ def read(path: Path) -> State:
     """A file's or a folder's tensors, each from the shard that the index names."""
     if path.is_file():
         found: State = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, weights_only=True)
         )
         return found
     (index,) = path.glob("*.index.json")
@@ -283,6 +280,18 @@ def ulps(found: Tensor, exact: Tensor) -> float:
     return float(((found.double() - exact).abs() / unit).max())
 
 
+def output_bits(family: Family, model: PreTrainedModel) -> list[object]:
+    return [bits(output) for output in compute(family, model)]
+
+
+def differences(family: Family, model: PreTrainedModel, expected: Outputs) -> list[float]:
+    """How far each output is off, as a share of its largest number."""
+    return [
+        float((found - wanted).abs().max() / wanted.abs().max())
+        for found, wanted in zip(compute(family, model), expected, strict=True)
+    ]
+
+
 @every_storage
 @both_spellings
 @every_family
@@ -304,10 +313,14 @@ def test_remove_gives_what_the_models_own_removal_gives(
     for name, (g, v) in pairs.items():
         exact = g.double() * v.double() / norm64(g, v)
         assert ulps(folded[name], exact) < 1.0001
-        assert ulps(own[name], exact) < TORCH
+        assert ulps(own[name], exact) < 16
         assert not torch.allclose(folded[name], v, rtol=0.01)  # there was something to fold
+    model.load_state_dict(folded | {name: v for name, (_, v) in pairs.items()}, strict=True)
+    print("DIFF", family.model, differences(family, model, before))
+    assert min(differences(family, model, before)) > DIFFERENT
     model.load_state_dict(folded, strict=True)
-    torch.testing.assert_close(compute(family, model), before, rtol=1e-4, atol=1e-5)
+    print("OUT", family.model, differences(family, model, before))
+    assert max(differences(family, model, before)) < SAME
 
 
 @every_storage
@@ -328,13 +341,14 @@ def test_like_gives_a_plain_checkpoint_the_state_dict_of_the_model(
     pairs = pairs_of(normalized)
     assert set(normalized) == set(own)
     assert all(normalized[name].shape == own[name].shape for name in own)
-    assert all(bits(normalized[name]) == bits(weights[name]) for name in own.keys() & weights.keys())
+    assert all(
+        bits(normalized[name]) == bits(weights[name]) for name in own.keys() & weights.keys()
+    )
     for name, (g, v) in pairs.items():
         assert bits(v) == bits(weights[name])
         assert ulps(g, norm64(g, v)) < 1
     model.load_state_dict(normalized, strict=True)
-    found, expected = compute(family, model), compute(family, plain)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert max(differences(family, model, compute(family, plain))) < SAME
 
 
 @every_storage
@@ -348,15 +362,15 @@ def test_either_spelling_loads_into_the_model_and_computes_the_same_bits(
     assert len(wncli.convert(saved, hooked, naming="hook").layers) == family.layers
     wncli.convert(hooked, back, naming="parametrized")
 
-    expected = bits(compute(family, model))
+    expected = output_bits(family, model)
     names = set(build(family, "hook", seed=1).state_dict())
     assert set(read(hooked)) == names
     spellings: list[Spelling] = ["hook", "parametrized"]
     for spelling in spellings:  # PyTorch's parametrized modules read the hook's names too
         fresh = build(family, spelling, seed=1)
-        assert bits(compute(family, fresh)) != expected
+        assert output_bits(family, fresh) != expected
         fresh.load_state_dict(read(hooked), strict=True)
-        assert bits(compute(family, fresh)) == expected
+        assert output_bits(family, fresh) == expected
     own, again = model.state_dict(), read(back)
     assert {name: bits(value) for name, value in again.items()} == {
         name: bits(value) for name, value in own.items()
@@ -368,3 +382,50 @@ def open_pretrained(family: Family, folder: Path) -> PreTrainedModel:
     model, info = family.kind.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     return model
+
+
+@whole_and_sharded
+@every_built_in
+def test_from_pretrained_opens_the_folder_that_convert_wrote(
+    family: Family, size: str, tmp_path: Path
+) -> None:
+    model = build(family, "parametrized", seed=0)
+    model.save_pretrained(tmp_path / "model", max_shard_size=size)
+    wncli.convert(tmp_path / "model", tmp_path / "kept")
+    wncli.convert(tmp_path / "model", tmp_path / "smaller", max_shard_size=SHARD)
+    wncli.convert(tmp_path / "model", tmp_path / "hooked", naming="hook")  # transformers renames it
+    assert len(list((tmp_path / "smaller").glob("*.safetensors"))) > 1
+    for folder in ("kept", "smaller", "hooked"):
+        opened = open_pretrained(family, tmp_path / folder)
+        assert output_bits(family, opened) == output_bits(family, model)
+
+
+@whole_and_sharded
+@every_applied
+def test_from_pretrained_opens_the_folder_that_remove_wrote(
+    family: Family, size: str, tmp_path: Path
+) -> None:
+    model = build(family, "parametrized", seed=0)
+    model.save_pretrained(tmp_path / "model", max_shard_size=size)
+    wncli.remove(tmp_path / "model", tmp_path / "folded")
+    opened = open_pretrained(family, tmp_path / "folded")
+    assert max(differences(family, opened, compute(family, model))) < SAME
+
+
+@whole_and_sharded
+@every_built_in
+def test_like_mends_a_folded_folder_that_from_pretrained_would_fill_with_random_weights(
+    family: Family, size: str, tmp_path: Path
+) -> None:
+    model = build(family, "parametrized", seed=0)
+    model.save_pretrained(tmp_path / "model", max_shard_size=size)
+    wncli.remove(tmp_path / "model", tmp_path / "folded")
+    _, info = family.kind.from_pretrained(tmp_path / "folded", output_loading_info=True)
+    assert info["missing_keys"] == {
+        f"{name.removesuffix('weight')}parametrizations.weight.original{half}"
+        for name in pairs_of(model.state_dict())
+        for half in (0, 1)
+    }
+    wncli.convert(tmp_path / "folded", tmp_path / "mended", like=tmp_path / "model")
+    mended = open_pretrained(family, tmp_path / "mended")
+    assert max(differences(family, mended, compute(family, model))) < SAME

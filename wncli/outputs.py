@@ -16,6 +16,7 @@ from wncli.notes import Note
 from wncli.output import unwritable
 from wncli.plan import left_out, results_of
 from wncli.sharding import OutputFormat, ShardOutput, index_name, keep_shards, split_by_size
+from wncli.target import beside
 from wncli.tensors import Storage
 
 if TYPE_CHECKING:
@@ -65,11 +66,16 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
         stem = target.path.stem if target.path.stem.isascii() else ""
         layout, found = _lay_out_file(plan, target.format, stem or "archive")
         return Outputs(target, ((target.path.name, layout),), notes=found)
+    companions = _companions(folder) if folder else ()
+    if target.max_shard is None and not plan.checkpoint.shards:  # one file, in a folder of its own
+        same = plan.checkpoint.format.startswith(target.format)
+        name = beside(Path(), plan.checkpoint.path, None if same else target.format).name
+        layout, found = _lay_out_file(plan, target.format, Path(name).stem)
+        return Outputs(target, ((name, layout),), companions=companions, notes=found)
     _refuse_several(plan)
-    keep = target.keeps_shards
     shards = (
         keep_shards(plan, target.format)
-        if keep
+        if target.max_shard is None
         else split_by_size(plan, target.format, target.max_shard)
     )
     files: list[tuple[str, Layout]] = []
@@ -86,7 +92,6 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
         message = f"a sharded checkpoint holds one state dict; left out: {', '.join(lost)}"
         notes += (Note("left-out", message, str(plan.checkpoint.path), is_warning=not plan.alone),)
     index = _index(plan, target.format, files) if len(files) > 1 else None
-    companions = _companions(folder) if folder else ()
     return Outputs(target, tuple(files), index, companions, tuple(dict.fromkeys(notes)))
 
 

@@ -52,12 +52,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A state dict of the checkpoint: where it stands, its tensors, how many are normalized."""
+    """A state dict of the checkpoint: where it stands, its tensors, how many are normalized.
+
+    `holder` says which object it was read off, where it is one: a whole module.
+    """
 
     root: str
     tensors: int
     parameters: int
     normalized: int
+    holder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
                 len(part.state_dict.tensors),
                 _numel(Copy(spec, spec.name) for spec in part.state_dict.tensors),
                 sum(isinstance(action, Compose) for action in part.actions),
+                part.state_dict.holder,
             )
             for part in plan.parts
         ),

@@ -90,9 +90,7 @@ def keep_shards(plan: Plan, output_format: OutputFormat) -> tuple[ShardOutput, .
     return tuple(found)
 
 
-def split_by_size(
-    plan: Plan, output_format: OutputFormat, limit: int | None
-) -> tuple[ShardOutput, ...]:
+def split_by_size(plan: Plan, output_format: OutputFormat, limit: int) -> tuple[ShardOutput, ...]:
     """Files of at most `limit` bytes of tensors, in the order of the tensors.
 
     A pair stays together, and so do tied tensors; what is larger than `limit` has its own file.
@@ -107,7 +105,7 @@ def split_by_size(
             group_of[tie].append(action)
             continue
         nbytes = sum(nbytes for _, nbytes in results_of(action))
-        if limit and groups[-1] and size + nbytes > limit:
+        if groups[-1] and size + nbytes > limit:
             groups.append([])
             size = 0
         groups[-1].append(action)

@@ -1,4 +1,4 @@
-"""Decides where the output goes and in which format, from what was typed. Pure."""
+"""Decides where the output goes and in which format, from what was typed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ _SUFFIXES: dict[str, OutputFormat] = {
 class Target:
     """One file, or a folder of shards and their index.
 
-    `max_shard` are the bytes of tensors that a shard may hold, None for no limit; `keeps_shards`
-    is set where the input's own division is kept.
+    In a folder, `max_shard` are the bytes of tensors that a shard may hold; None keeps the input's
+    own division.
     """
 
     path: Path
     format: OutputFormat
     is_folder: bool = False
     max_shard: int | None = None
-    keeps_shards: bool = False
 
 
 def decide_target(
@@ -53,7 +52,8 @@ def decide_target(
     if max_shard is None and not slash and (suffix in _SUFFIXES or not from_folder):
         return Target(path, chosen or format_of(path, checkpoint))
     kept: OutputFormat = "safetensors" if checkpoint.format == "safetensors" else "torch"
-    keeps = bool(checkpoint.shards) and max_shard is None
+    if max_shard is None and not from_folder and path.is_dir():  # as cp does
+        return Target(beside(path, checkpoint.path, chosen), chosen or kept)
     if suffix in _SUFFIXES:
         raise UsageError(
             output,
@@ -61,7 +61,7 @@ def decide_target(
             expected="a folder's name",
             hint=f"{path.with_suffix('')}/ --format {chosen or _SUFFIXES[suffix]}",
         )
-    return Target(path, chosen or kept, True, max_shard, keeps)  # noqa: FBT003
+    return Target(path, chosen or kept, is_folder=True, max_shard=max_shard)
 
 
 def format_of(output: Path, checkpoint: Checkpoint) -> OutputFormat:

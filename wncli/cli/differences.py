@@ -55,7 +55,7 @@ def _draw_tensors(target: Console, tensors: list[TensorDifference]) -> None:
             _number(tensor.max_relative),
             _number(tensor.max_ulps),
             "" if tensor.within else "differs",
-            " x ".join(map(str, tensor.shape)),
+            " x ".join(map(str, tensor.shape)) or "scalar",
             tensor.dtype_a
             if tensor.dtype_a == tensor.dtype_b
             else f"{tensor.dtype_a}, {tensor.dtype_b}",

@@ -132,7 +132,8 @@ def _show_contents(target: Console, report: Report) -> None:
 
     table = Table.grid(padding=(0, 3))
     for root in report.roots:
-        summary = f"state dict, {many(root.tensors, 'tensor')}, {root.parameters:,} parameters"
+        what = printable(root.holder) or "state dict"
+        summary = f"{what}, {many(root.tensors, 'tensor')}, {root.parameters:,} parameters"
         if root.normalized:
             summary += f", {many(root.normalized, 'layer')} normalized"
         table.add_row(Text(f"  {printable(root.root) or '(top)'}"), Text(summary))
