@@ -148,6 +148,9 @@ def test_no_command_imports_torch(tmp_path: Path) -> None:
         ("inspect", normalized),
         ("remove", normalized, tmp_path / "plain.pt"),
         ("apply", tmp_path / "plain.pt", tmp_path / "normalized.safetensors"),
+        ("convert", normalized, tmp_path / "shards/", "--max-shard-size", "5KB"),
+        ("convert", tmp_path / "plain.pt", tmp_path / "like.pt", "--like", normalized),
+        ("compare", normalized, tmp_path / "shards"),
     ):
         assert not modules_after(RUN, *arguments) & {"torch", "safetensors"}
 

@@ -92,14 +92,7 @@ def plan_like(
     ):
         if names:
             notes.append(Note(code, f"{_WORDS[code]}: {_listed(names)}", names[0], is_warning=True))
-    alone = not (
-        request.only is None
-        and checkpoint.tree
-        and not any(part.state_dict.holder for part in parts)
-        and {part.state_dict.root for part in parts} == {part.root for part in parts}
-        and all(part.root == part.state_dict.root for part in parts)
-        and len(parts) == len(ours)
-    )
+    alone = request.only is not None or not _same_places(ours, parts)
     return Plan("convert", checkpoint, tuple(parts), alone, request.drop, tuple(notes))
 
 
@@ -108,6 +101,13 @@ _WORDS = {
     "unexpected": "left out, as REFERENCE has no place for it",
     "shape-mismatch": "left out, as it has another shape than REFERENCE",
 }
+
+
+def _same_places(ours: Sequence[Survey], parts: Sequence[Part]) -> bool:
+    """Whether every state dict stays where it is, so that the rest of the file can stay too."""
+    return len(parts) == len(ours) and all(
+        part.root == part.state_dict.root and not part.state_dict.holder for part in parts
+    )
 
 
 def _actions(

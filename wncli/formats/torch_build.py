@@ -1,4 +1,4 @@
-"""Makes the tensors of a torch file: nodes for its pickle, and what fills the storages they name."""
+"""Makes the tensors of a torch file: nodes for its pickle, and what fills their storages."""
 
 from __future__ import annotations
 

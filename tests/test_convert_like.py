@@ -1,0 +1,418 @@
+"""`wn convert --like REFERENCE`: what loads REFERENCE loads the result, which means the same."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from conftest import Ran, Spelling, bits, load, normalize, pair_of
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import wncli
+from wncli.matching import meet
+
+RunHere = Callable[..., Ran]
+Tensors = dict[str, Tensor]
+Kind = tuple[Literal["plain", "hook", "parametrized"], int | None]
+
+FORMATS = ("torch", "legacy", "safetensors")
+SPELLINGS: tuple[Spelling, ...] = ("hook", "parametrized")
+DIMS = (0, 2, None)
+KINDS: list[Kind] = [("plain", 0), *itertools.product(SPELLINGS, DIMS)]
+LAYERS = ("0", "2.inner")
+
+
+def save(state: Any, path: Path, stored: str = "torch") -> Path:  # noqa: ANN401
+    """Write a checkpoint with the library that the format belongs to."""
+    if stored == "safetensors":
+        path = path.with_suffix(".safetensors")
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=stored == "torch")
+    return path
+
+
+def read(path: Path) -> Any:  # noqa: ANN401
+    """Read a checkpoint with the library that the format belongs to."""
+    return load_file(path) if path.suffix == ".safetensors" else load(path)
+
+
+class Block(nn.Module):
+    """A layer below another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ConvTranspose1d(6, 5, 4)
+
+
+def model(kind: Kind = ("plain", 0), seed: int = 0) -> nn.Module:
+    """A small network, with g that is not the norm of v."""
+    torch.manual_seed(seed)
+    made = nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), Block())
+    spelling, dim = kind
+    if spelling != "plain":
+        for name in LAYERS:
+            layer = made.get_submodule(name)
+            normalize(layer, "weight", dim, spelling)
+            with torch.no_grad():
+                g = dict(layer.named_parameters())[pair_of("weight", spelling)[0]]
+                g.mul_(torch.rand_like(g) + 0.5)
+    return made
+
+
+def state_of(kind: Kind = ("plain", 0), seed: int = 0) -> Tensors:
+    return dict(model(kind, seed).state_dict())
+
+
+def effective(state: Tensors, layer: str, kind: Kind) -> Tensor:
+    """The weight that a layer computes with, by PyTorch, in float64."""
+    spelling, dim = kind
+    if spelling == "plain":
+        return state[f"{layer}.weight"].double()
+    g, v = (state[f"{layer}.{name}"].double() for name in pair_of("weight", spelling))
+    return torch._weight_norm(v, g, -1 if dim is None else dim)
+
+
+def like(
+    state: Any,  # noqa: ANN401
+    reference: Any,  # noqa: ANN401
+    folder: Path,
+    suffix: str = ".pt",
+    **options: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Save both, convert, load."""
+    save(state, folder / "in.pt")
+    save(reference, folder / "reference.pt")
+    output = folder / f"out{suffix}"
+    wncli.convert(folder / "in.pt", output, like=folder / "reference.pt", **options)
+    return read(output)
+
+
+# What is normalized there is normalized here
+
+
+@pytest.mark.parametrize("wanted", KINDS, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_result_loads_strictly_and_means_the_same_weights(
+    kind: Kind, wanted: Kind, tmp_path: Path
+) -> None:
+    number = KINDS.index(kind) * len(KINDS) + KINDS.index(wanted)
+    state, target = state_of(kind), model(wanted, seed=9)
+    source = save(state, tmp_path / "in.pt", FORMATS[number % 3])
+    reference = save(target.state_dict(), tmp_path / "reference.pt", FORMATS[number // 3 % 3])
+    output = tmp_path / f"out{('.pt', '.safetensors')[number % 2]}"
+    wncli.convert(source, output, like=reference)
+    found = read(output)
+    assert set(found) == set(target.state_dict())
+    target.load_state_dict(found, strict=True)
+    for name in set(found):
+        if "weight" not in name or name.startswith("1."):
+            assert bits(found[name]) == bits(state[name])
+    for layer in LAYERS:
+        before, after = effective(state, layer, kind), effective(found, layer, wanted)
+        unit = np.spacing(np.abs(before.float().numpy())).astype(np.float64)
+        assert (np.abs((after - before).numpy()) <= 2 * unit).all()
+        if wanted[0] == "plain":
+            continue
+        g, v = (found[f"{layer}.{half}"] for half in pair_of("weight", wanted[0]))
+        if kind[0] != "plain" and kind[1] == wanted[1]:
+            halves = (state[f"{layer}.{half}"] for half in pair_of("weight", kind[0]))
+            assert [bits(g), bits(v)] == [bits(half) for half in halves]
+        else:
+            axes = [axis for axis in range(3) if axis != wanted[1]]
+            norms = v.double().square().sum(axes, keepdim=wanted[1] is not None).sqrt()
+            error = (g.double() - norms).abs().numpy()
+            assert (error <= 0.7500001 * np.spacing(g.numpy())).all()
+
+
+def test_each_layer_follows_its_own_layer_of_the_reference(tmp_path: Path) -> None:
+    reference = model(("hook", 2))
+    torch.nn.utils.remove_weight_norm(reference.get_submodule("0"))
+    found = like(state_of(("parametrized", 0)), reference.state_dict(), tmp_path)
+    assert set(found) == set(reference.state_dict())
+    assert found["2.inner.weight_g"].shape == (1, 1, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_dtypes_are_those_of_the_checkpoint(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in state_of().items()
+    }
+    found = like(state, state_of(("hook", 0)), tmp_path)
+    assert {found[f"{layer}.weight_{half}"].dtype for layer in LAYERS for half in "gv"} == {dtype}
+
+
+def test_old_one_dimensional_magnitudes_of_the_reference_are_kept_to(tmp_path: Path) -> None:
+    reference = state_of(("hook", 0))
+    for layer in LAYERS:
+        reference[f"{layer}.weight_g"] = reference[f"{layer}.weight_g"].reshape(-1)
+    for kind in KINDS:
+        found = like(state_of(kind), reference, tmp_path, force=True)
+        assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in reference.items()}
+
+
+def test_old_one_dimensional_magnitudes_get_the_shape_of_the_reference(tmp_path: Path) -> None:
+    state, expected = state_of(("hook", 0)), state_of(("hook", 0))
+    for layer in LAYERS:
+        state[f"{layer}.weight_g"] = state[f"{layer}.weight_g"].reshape(-1)
+    found = like(state, state_of(("hook", 0), seed=5), tmp_path)
+    assert {n: bits(t) for n, t in found.items()} == {n: bits(t) for n, t in expected.items()}
+
+
+def test_a_stale_weight_does_not_count(tmp_path: Path) -> None:
+    state = state_of(("hook", 0)) | {"0.weight": torch.zeros(6, 4, 3)}
+    found = like(state, state_of(("parametrized", 0)), tmp_path)
+    assert set(found) == set(state_of(("parametrized", 0)))
+
+
+# Names
+
+
+def prefixed(prefix: str) -> Callable[[Tensors], Any]:
+    return lambda state: {prefix + name: value for name, value in state.items()}
+
+
+PLACES: dict[str, Callable[[Tensors], Any]] = {
+    "flat": prefixed(""),
+    "module": prefixed("module."),
+    "_orig_mod": prefixed("_orig_mod."),
+    "both": prefixed("_orig_mod.module."),
+    "both the other way": prefixed("module._orig_mod."),
+    "generator prefix": prefixed("generator."),
+    "root": lambda state: {"generator": state},
+    "nested root": lambda state: {"model": {"generator": state}},
+    "lightning": lambda state: {"state_dict": prefixed("generator.")(state)},
+    "wrapped in a root": lambda state: {"generator": prefixed("module.")(state)},
+    "wrapped below a root": lambda state: {"state_dict": prefixed("generator.module.")(state)},
+}
+
+
+def leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Tensor]:  # noqa: ANN401
+    if isinstance(tree, Tensor):
+        return {path: tree}
+    return {p: t for name, below in tree.items() for p, t in leaves(below, (*path, name)).items()}
+
+
+@pytest.mark.parametrize("there", PLACES)
+@pytest.mark.parametrize("here", PLACES)
+def test_names_and_roots_become_those_of_the_reference(
+    here: str, there: str, tmp_path: Path
+) -> None:
+    values = torch.rand(3), torch.rand(3, 1), torch.rand(3, 2)
+    spelled = [
+        dict(
+            zip(
+                ("a.bias", *(f"a.{half}" for half in pair_of("weight", spelling))),
+                values,
+                strict=True,
+            )
+        )
+        for spelling in SPELLINGS
+    ]
+    state, expected = PLACES[here](spelled[0]), leaves(PLACES[there](spelled[1]))
+    found = leaves(like(state, PLACES[there](spelled[1]), tmp_path))
+    assert list(found) == list(expected)
+    assert {path: bits(t) for path, t in found.items()} == {
+        path: bits(t) for path, t in expected.items()
+    }
+
+
+dotted = st.lists(st.sampled_from(["a", "b", "module", "_orig_mod", "model"]), max_size=3).map(
+    lambda parts: "".join(f"{part}." for part in parts)
+)
+names = st.sets(
+    st.lists(st.sampled_from(["a", "b", "c", "weight", "0"]), min_size=1, max_size=3).map(".".join),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(below=names, prefix=dotted, more=names, data=st.data())
+def test_any_prefix_is_found_with_which_one_side_meets_in_full(
+    below: set[str], prefix: str, more: set[str], data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(sorted(below)))
+    others = {prefix + name for name in below}
+    longer = [*(f"discriminator.{name}.x" for name in sorted(more)), *sorted(others)]
+    on = meet(order, longer, [])
+    assert {on.rename(name) for name in order} <= set(longer)
+    off = meet(longer, order, [])
+    assert set(order) <= {off.rename(name) for name in longer}
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(below=names, off=dotted, on=dotted)
+def test_a_wrapper_is_taken_off_whatever_is_put_on(below: set[str], off: str, on: str) -> None:
+    assume(set(off.split(".")) <= {"module", "_orig_mod", ""})
+    theirs = {on + name for name in below}
+    found = meet([off + name for name in sorted(below)], theirs, [])
+    assert {found.rename(off + name) for name in below} == theirs
+
+
+# Several state dicts
+
+
+def test_several_roots_meet_by_their_names(tmp_path: Path) -> None:
+    one, two = state_of(("hook", 0)), {"post.weight": torch.ones(2, 2), "post.bias": torch.ones(2)}
+    reference = {"discriminator": two, "model": {"generator": state_of(("parametrized", 0))}}
+    found = like({"generator": one, "critic": two}, reference, tmp_path)
+    assert list(found) == ["discriminator", "model"]
+    assert list(found["discriminator"]) == list(two)
+    model(("parametrized", 0)).load_state_dict(found["model"]["generator"], strict=True)
+
+
+def test_with_the_same_roots_everything_else_is_kept(tmp_path: Path) -> None:
+    state = {"epoch": 3, "model": state_of(("hook", 0)), "config": {"a": [1]}}
+    found = like(state, {"model": state_of(("parametrized", 0)), "epoch": 9}, tmp_path)
+    assert list(found) == ["epoch", "model", "config"]
+    assert (found["epoch"], found["config"]) == (3, {"a": [1]})
+    model(("parametrized", 0)).load_state_dict(found["model"], strict=True)
+
+
+def test_several_that_fit_are_refused_until_only_names_one(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    both = {"model": state_of(("hook", 0), 1), "ema": state_of(("hook", 0), 2)}
+    save(both, tmp_path / "in.pt")
+    save(state_of(), tmp_path / "reference.pt")
+    command = ("convert", tmp_path / "in.pt", tmp_path / "out.pt")
+    ran = wn_here(*command, "--like", tmp_path / "reference.pt")
+    assert ran.code == 2
+    assert "--only model or --only ema" in ran.stderr
+    assert not (tmp_path / "out.pt").exists()
+    assert wn_here(*command, "--like", tmp_path / "reference.pt", "--only", "ema").code == 0
+    found = load(tmp_path / "out.pt")
+    model().load_state_dict(found, strict=True)
+    assert bits(found["0.bias"]) == bits(both["ema"]["0.bias"])
+
+
+def test_the_root_of_the_same_name_is_meant(tmp_path: Path) -> None:
+    both = {"ema": state_of(("hook", 0), 2), "model": state_of(("hook", 0), 1)}
+    found = like(both, {"model": state_of()}, tmp_path, partial=True)
+    assert bits(found["model"]["0.bias"]) == bits(both["model"]["0.bias"])
+
+
+def test_an_optimizer_is_not_called_valid_where_parameters_are_left_out(tmp_path: Path) -> None:
+    optimizer = torch.optim.Adam(model(("hook", 0)).parameters()).state_dict()
+    state = {"model": state_of(("hook", 0)), "optimizer": optimizer}
+    reference = {"model": state_of(("parametrized", 0))}
+    del reference["model"]["0.bias"]
+    save(state, tmp_path / "in.pt")
+    save(reference, tmp_path / "reference.pt")
+    report = wncli.convert(
+        tmp_path / "in.pt", tmp_path / "out.pt", like=tmp_path / "reference.pt", partial=True
+    )
+    for note in report.notes:
+        assert "stays valid" not in note.message
+
+
+# What does not fit
+
+Change = Callable[[Tensors], object]
+MISFITS: dict[str, tuple[Change, str, str]] = {
+    "missing": (lambda state: state.pop("0.bias"), "missing", "0.bias"),
+    "unexpected": (lambda state: state.update(extra=torch.ones(2)), "unexpected", "extra"),
+    "shape-mismatch": (
+        lambda state: state.update({"0.bias": torch.ones(7)}),
+        "of another shape",
+        "0.bias [7], not [6]",
+    ),
+    "pair of another shape": (
+        lambda state: state.update({"0.weight_v": torch.ones(6, 4, 5)}),
+        "of another shape",
+        "[6, 4, 5]",
+    ),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_what_does_not_fit_is_refused_and_named_and_left_out_with_partial(
+    misfit: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    change, word, name = MISFITS[misfit]
+    state, reference = state_of(("hook", 0)), state_of(("parametrized", 0))
+    change(state)
+    save(state, tmp_path / "in.pt")
+    save(reference, tmp_path / "reference.pt")
+    command = (
+        "convert",
+        tmp_path / "in.pt",
+        tmp_path / "out.pt",
+        "--like",
+        tmp_path / "reference.pt",
+    )
+    ran = wn_here(*command)
+    assert ran.code == 2
+    assert f"1 {word}" in ran.stderr
+    assert name in ran.stderr
+    assert "--partial" in ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "reference.pt"]
+    ran = wn_here(*command, "--partial", "--json")
+    assert ran.code == 0
+    codes = [note["code"] for note in json.loads(ran.stdout)["notes"]]
+    assert codes[0] == "matched"
+    assert codes[1:] == [misfit if misfit in codes else "shape-mismatch"]
+    found = load(tmp_path / "out.pt")
+    assert set(found) < set(reference) or misfit == "unexpected"
+    model(("parametrized", 0)).load_state_dict(found, strict=misfit == "unexpected")
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_nothing_in_common_is_refused_in_any_case(partial: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    with pytest.raises(wncli.WeightNormError, match="does not fit"):
+        like({"x.weight": torch.ones(2, 2)}, state_of(), tmp_path, partial=partial)
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_dtype_without_weight_norm_is_refused(tmp_path: Path) -> None:
+    state = state_of() | {"0.weight": torch.ones(6, 4, 3, dtype=torch.int8)}
+    with pytest.raises(wncli.WeightNormError, match="int8"):
+        like(state, state_of(("hook", 0)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--like", "reference.pt", "--naming", "hook"), "--naming"),
+        (("--partial",), "--partial"),
+        (("--like", "reference.pt", "-l", "0"), "-l 0"),
+        (("--like", "reference.pt", "-x", "0"), "-x 0"),
+        (("--like", "nothing.pt"), "nothing.pt"),
+    ],
+)
+def test_contradictions_are_refused(
+    options: tuple[str, ...], named: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    save(state_of(("hook", 0)), tmp_path / "in.pt")
+    save(state_of(), tmp_path / "reference.pt")
+    placed = [tmp_path / option if option.endswith(".pt") else option for option in options]
+    ran = wn_here("convert", tmp_path / "in.pt", tmp_path / "out.pt", *placed)
+    assert ran.code == 2
+    assert named in ran.stderr
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_the_report_tells_what_became_of_each_layer(tmp_path: Path) -> None:
+    state = {**state_of(("hook", 0)), "plain.weight": torch.randn(3, 2)}
+    wanted = state_of(("hook", 2))
+    wanted |= {"plain.weight_g": torch.ones(3, 1), "plain.weight_v": torch.ones(3, 2)}
+    save(state, tmp_path / "in.pt")
+    save(wanted, tmp_path / "reference.pt")
+    report = wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", like=tmp_path / "reference.pt")
+    assert [(layer.module, layer.dim) for layer in report.layers] == [
+        ("0", 2), ("2.inner", 2), ("plain", 0)
+    ]  # fmt: skip
+    assert report.layers[2].action == "apply"
+    assert report.parameters.change == (3 - 6) + (4 - 6) + 3
+    assert [note.code for note in report.notes] == ["matched"]
