@@ -391,3 +391,14 @@ def test_the_input_can_be_converted_in_place(tmp_path: Path) -> None:
     path = save(small_model("hook").state_dict(), tmp_path / "in.pt")
     wncli.convert(path, path, naming="parametrized", force=True)
     small_model("parametrized").load_state_dict(load(path), strict=True)
+
+
+def test_packed_float4_goes_to_safetensors_and_back(tmp_path: Path) -> None:
+    packed = torch.arange(8, dtype=torch.uint8).reshape(2, 4).view(torch.float4_e2m1fn_x2)
+    torch.save({"x": packed, "w": torch.ones(2, 2)}, tmp_path / "a.pt")
+    wncli.convert(tmp_path / "a.pt", tmp_path / "b.safetensors")
+    wncli.convert(tmp_path / "b.safetensors", tmp_path / "c.pt")
+    for found in (load_file(tmp_path / "b.safetensors"), load(tmp_path / "c.pt")):
+        assert found["x"].dtype is torch.float4_e2m1fn_x2
+        assert torch.equal(found["x"].view(torch.uint8), packed.view(torch.uint8))
+    assert wncli.compare(tmp_path / "a.pt", tmp_path / "b.safetensors").equal

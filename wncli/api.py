@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -190,7 +191,9 @@ def convert(  # noqa: PLR0913 - the command's options
     request = Request.parse(layers, exclude, only, drop)
     _check_choice("naming", naming, (None, "hook", "parametrized"))
     if like is None and partial:
-        raise UsageError("--partial", "there is nothing to fit", hint="--like REFERENCE")
+        raise UsageError(
+            "--partial", "it says what to do where --like does not fit", hint="--like REFERENCE"
+        )
     if like is None:
         return _write(
             lambda opened: plan_convert(opened, request, naming),
@@ -239,13 +242,13 @@ def compare(  # noqa: PLR0913 - the command's options
     Raises:
         WnError: a file cannot be read, or a rule or root matches nothing.
     """
-    from wncli.compare import compare_weights
+    from wncli.comparing import compare_weights
     from wncli.decide_compare import plan_compare
     from wncli.difference import Tolerance
 
     request = Request.parse(layers, exclude, only)
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if value is not None and not value >= 0:
+        if value is not None and not 0 <= value < math.inf:
             raise UsageError(f"--{name}", "no tolerance", expected="0 or more", found=str(value))
     with open_checkpoint(Path(a)) as (one, files), open_checkpoint(Path(b)) as (other, others):
         plan = plan_compare(one, other, request)

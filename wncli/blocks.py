@@ -22,6 +22,8 @@ from wncli.tensors import DType, TensorSpec
 
 #: Bytes of a block: large enough that a system call costs nothing, small enough for a core's cache.
 BLOCK = 1 << 20
+#: Bytes of a block that is gathered: the larger, the longer the runs that it is gathered from.
+_GATHERED = 8 << 20
 
 Array = npt.NDArray[Any]
 
@@ -47,15 +49,14 @@ class Block:
     """A run of elements: `start` is its place in the order of traversal.
 
     `channel` is the first of the `shape[1]` channels in it. In memory it begins `offset` elements
-    behind the tensor's first; gathered ones span `extent` elements, over the axes from `axes` on.
+    behind the tensor's first; `gathered` are its sizes over the last axes where it has gaps there.
     """
 
     start: int
     shape: tuple[int, int, int]
     channel: int
     offset: int
-    extent: int
-    axes: int
+    gathered: tuple[int, ...] = ()
 
 
 class TensorBlocks:
@@ -107,40 +108,58 @@ class TensorBlocks:
         _, channels, inner = self.slices
         for box in boxes(self.slices, max(1, BLOCK // self.element.itemsize)):
             start = (box.outer.start * channels + box.channels.start) * inner + box.inner.start
-            yield Block(start, box.shape, box.channels.start, start, 0, 0)
+            yield Block(start, box.shape, box.channels.start, start)
 
     def _gathered(self) -> Iterator[Block]:
-        """Sub-tensors over the last axes, as many as span no more than a block."""
-        size = self.element.itemsize
+        """Sub-tensors over the last axes, and as many rows of the axis before them as fit."""
+        most = max(1, _GATHERED // self.element.itemsize)
         axes = 0
-        while (
-            axes < len(self.shape)
-            and max(self._extent(axes), math.prod(self.shape[axes:])) * size > BLOCK
-        ):
+        while axes < len(self.shape) and math.prod(self.shape[axes:]) > most:
             axes += 1
-        shape = self.shape[axes:]
-        extent = self._extent(axes)
-        channelled = self.dim is not None and self.dim >= axes
-        seen = slices(shape, self.dim - axes if channelled and self.dim is not None else None)
-        numel = math.prod(shape)
-        for number, place in enumerate(itertools.product(*map(range, self.shape[:axes]))):
+        kept = max(axes - 1, 0)
+        inner = math.prod(self.shape[axes:])
+        rows = self.shape[kept] if axes else 1
+        together = max(1, most // inner)
+        for number, place in enumerate(itertools.product(*map(range, self.shape[:kept]))):
             first = sum(index * step for index, step in zip(place, self.strides, strict=False))
-            channel = 0 if channelled or self.dim is None else place[self.dim]
-            yield Block(number * numel, seen, channel, first, extent, axes)
-
-    def _extent(self, axes: int) -> int:
-        """Elements from the first to the last of a sub-tensor over the axes from `axes` on."""
-        pairs = zip(self.shape[axes:], self.strides[axes:], strict=True)
-        return 1 + sum((size - 1) * step for size, step in pairs)
+            for row in range(0, rows, together):
+                part = self.shape
+                if axes:
+                    part = (min(together, rows - row), *self.shape[axes:])
+                channel, seen = 0, slices(part, None)
+                if self.dim is not None and self.dim < kept:
+                    channel = place[self.dim]
+                elif self.dim is not None:
+                    channel = row if self.dim == kept else 0
+                    seen = slices(part, self.dim - kept)
+                offset = first + row * self.strides[kept]
+                yield Block((number * rows + row) * inner, seen, channel, offset, part)
 
     def read(self, block: Block) -> Array:
         """The block's elements, in an array of its shape that the next read writes over."""
-        name = f"tensor {self.spec.name!r}"
-        start = (self.spec.offset + block.offset) * self.element.itemsize
-        count = block.extent or math.prod(block.shape)
-        data = room(self.use, count, self.element)
-        self.source.read_into(self.spec.storage.offset + start, bytes_of(data), name)
-        if block.extent:
-            strides = [step * self.element.itemsize for step in self.strides[block.axes :]]
-            data = np.lib.stride_tricks.as_strided(data, self.shape[block.axes :], strides)
+        data = room(self.use, math.prod(block.shape), self.element)
+        if block.gathered:
+            strides = self.strides[len(self.strides) - len(block.gathered) :]
+            self._gather(data.reshape(block.gathered), block.offset, strides)
+        else:
+            self._read_into(data, block.offset)
         return data.reshape(block.shape)
+
+    def _gather(self, out: Array, offset: int, strides: tuple[int, ...]) -> None:
+        """Fill `out`, in one read where that takes little more than it holds, else axis by axis."""
+        extent = 1 + sum((n - 1) * step for n, step in zip(out.shape, strides, strict=True))
+        if extent * self.element.itemsize <= BLOCK or extent <= 2 * out.size:
+            span = room(f"{self.use}, gathered", extent, self.element)
+            self._read_into(span, offset)
+            steps = [step * self.element.itemsize for step in strides]
+            out[...] = np.lib.stride_tricks.as_strided(span, out.shape, steps)
+            return
+        axis = strides.index(max(strides))
+        others = strides[:axis] + strides[axis + 1 :]
+        for index in range(out.shape[axis]):
+            inner = out[(slice(None),) * axis + (index,)]
+            self._gather(inner, offset + index * strides[axis], others)
+
+    def _read_into(self, data: Array, offset: int) -> None:
+        place = self.spec.storage.offset + (self.spec.offset + offset) * self.element.itemsize
+        self.source.read_into(place, bytes_of(data), f"tensor {self.spec.name!r}")

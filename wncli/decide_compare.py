@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 
 from wncli.checkpoint import Checkpoint, refuse_expansion
 from wncli.errors import FormatError, UsageError
-from wncli.matching import pair_up, plain_tensors, refuse_ambiguity
-from wncli.naming import join
+from wncli.matching import pair_up, plain_tensors
 from wncli.notes import Note
 from wncli.scope import Request, look_alike_notes
 from wncli.selection import Candidate, check_exclusions, choose_pairs
 from wncli.survey import Pair, Survey, survey
-from wncli.tensors import TensorSpec
+from wncli.tensors import DType, TensorSpec
+
+#: A root, and a tensor's name below it.
+Place = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Counterparts:
 
 @dataclass(frozen=True, slots=True)
 class ComparePlan:
-    """What is held against what; the rest by full paths, with the shapes where they differ.
+    """What is held against what; the rest by root and name, with both shapes where they differ.
 
     `stored_in_a` and `stored_in_b` count the elements of all tensors, tied ones once.
     """
@@ -36,9 +38,9 @@ class ComparePlan:
     a: Checkpoint
     b: Checkpoint
     counterparts: tuple[Counterparts, ...]
-    only_in_a: tuple[str, ...]
-    only_in_b: tuple[str, ...]
-    misshapen: tuple[str, ...]
+    only_in_a: tuple[Place, ...]
+    only_in_b: tuple[Place, ...]
+    misshapen: tuple[tuple[Place, str], ...]
     notes: tuple[Note, ...]
     stored_in_a: int
     stored_in_b: int
@@ -53,40 +55,39 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
         FormatError: a checkpoint holds no state dict.
     """
     ours, theirs = _surveys(a, b, request)
-    paired = pair_up(ours, theirs)
-    refuse_ambiguity(a, ours, theirs, {our for our, _ in paired.values()})
-    refuse_ambiguity(b, theirs, ours, paired)
+    paired = pair_up(a, ours, b, theirs)
     ours_by_root = {found.state_dict.root: found for found in ours}
     counterparts: list[Counterparts] = []
-    only_in_a: list[str] = []
-    only_in_b: list[str] = []
-    misshapen: list[str] = []
+    only_in_a: list[Place] = []
+    only_in_b: list[Place] = []
+    misshapen: list[tuple[Place, str]] = []
     notes = [*a.notes, *b.notes, *look_alike_notes(ours)]
     for found in theirs:
         root = found.state_dict.root
         others = plain_tensors(found)
         if root not in paired:
-            only_in_b += [join(root, name) for name in others]
+            only_in_b += [(root, name) for name in others]
             continue
         our_root, meeting = paired[root]
         if meeting.words:
             notes.append(Note("renamed", f"prefix of the names: {meeting.words}", our_root))
         held = plain_tensors(ours_by_root[our_root])
         met = {own: renamed for own in held if (renamed := meeting.rename(own)) in others}
-        only_in_a += [join(our_root, own) for own in held if own not in met]
-        only_in_b += [join(root, name) for name in others if name not in set(met.values())]
+        only_in_a += [(our_root, own) for own in held if own not in met]
+        taken_names = set(met.values())
+        only_in_b += [(root, name) for name in others if name not in taken_names]
         for own, name in met.items():
             one, other = held[own], others[name or ""]
-            if one.shape == other.shape:
+            if _shape(one) == _shape(other):
                 counterparts.append(Counterparts(our_root, own, one, other))
             else:
                 shapes = f"{list(one.shape)} and {list(other.shape)}"
-                misshapen.append(f"{join(our_root, own)} {shapes}")
+                misshapen.append(((our_root, own), shapes))
     taken = {our for our, _ in paired.values()}
     for found in ours:
         root = found.state_dict.root
         if root not in taken:
-            only_in_a += [join(root, name) for name in plain_tensors(found)]
+            only_in_a += [(root, name) for name in plain_tensors(found)]
     plan = ComparePlan(
         a, b, tuple(counterparts), tuple(only_in_a), tuple(only_in_b), tuple(misshapen),
         tuple(notes), _stored(ours), _stored(theirs),
@@ -120,6 +121,13 @@ def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Surve
     return sides[0], sides[1]
 
 
+def _shape(item: Pair | TensorSpec) -> tuple[int, ...]:
+    """The shape in elements; torch counts bytes where two elements make one."""
+    if item.dtype is DType.F4X2 and item.shape:
+        return (*item.shape[:-1], 2 * item.shape[-1])
+    return item.shape
+
+
 def _stored(surveys: Sequence[Survey]) -> int:
     """Elements that are stored, tied tensors counted once."""
     counts = {spec.view: spec.numel for found in surveys for spec in found.state_dict.tensors}
@@ -133,22 +141,19 @@ def _chosen(plan: ComparePlan, request: Request) -> ComparePlan:
     items = {
         Candidate(c.root, c.name, len(c.a.shape), by_default=True): c for c in plan.counterparts
     }
-    alone = [*plan.only_in_a, *plan.only_in_b, *(text.split(" ")[0] for text in plan.misshapen)]
+    misshapen = [place for place, _ in plan.misshapen]
+    alone = [name for _, name in (*plan.only_in_a, *plan.only_in_b, *misshapen)]
     reasons = dict.fromkeys(alone, "has no counterpart of its shape")
     check_exclusions(request.exclude, [*(item.weight for item in items), *alone])
-    chosen = (
-        choose_pairs(list(items), request.layers, request.exclude, reasons)
-        if items or not request.layers
-        else {}
-    )
+    chosen = choose_pairs(list(items), request.layers, request.exclude, reasons)
 
-    def left(paths: Sequence[str]) -> tuple[str, ...]:
-        return tuple(path for path in paths if request.wants(path.split(" ")[0]))
+    def left(places: Sequence[Place]) -> tuple[Place, ...]:
+        return tuple(place for place in places if request.wants(place[1]))
 
     return replace(
         plan,
         counterparts=tuple(items[item] for item in chosen),
         only_in_a=left(plan.only_in_a),
         only_in_b=left(plan.only_in_b),
-        misshapen=left(plan.misshapen),
+        misshapen=tuple(item for item in plan.misshapen if request.wants(item[0][1])),
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wncli.checkpoint import Checkpoint, refuse_expansion
 from wncli.errors import FormatError, UsageError, WeightNormError
-from wncli.matching import Meeting, pair_up, plain_tensors, refuse_ambiguity
+from wncli.matching import Meeting, pair_up, plain_tensors
 from wncli.naming import join
 from wncli.notes import Note
 from wncli.plan import (
@@ -55,16 +55,22 @@ def plan_like(
     for option, rules in (("-l", request.layers), ("-x", request.exclude)):
         if rules:
             raise UsageError(
-                f"{option} {rules[0].text}", "--like takes every layer as REFERENCE has it"
+                f"{option} {rules[0].text}",
+                "--like takes every layer as REFERENCE has it",
+                hint=f"leave {option} out, or --partial",
             )
-    ours = surveys_of(checkpoint, request)
-    theirs = [survey(state_dict) for state_dict in reference.state_dicts]
+    wanted_roots = [sd.root for sd in reference.state_dicts]
+    if request.only in wanted_roots:
+        wanted_roots = [request.only]
+    theirs = [survey(sd) for sd in reference.state_dicts if sd.root in wanted_roots]
+    known = [state_dict.root for state_dict in checkpoint.state_dicts]
+    chosen = request.only if request.only in known or request.only not in wanted_roots else None
+    ours = surveys_of(checkpoint, replace(request, only=chosen))
     if not theirs:
         raise FormatError(
             str(reference.path), "no state dict was found", expected="a checkpoint as REFERENCE"
         )
-    paired = pair_up(ours, theirs)
-    refuse_ambiguity(checkpoint, ours, theirs, {our for our, _ in paired.values()})
+    paired = pair_up(checkpoint, ours, reference, theirs)
     fit = _Fit()
     parts = []
     notes = list(checkpoint.notes)
@@ -72,7 +78,8 @@ def plan_like(
     for wanted in theirs:
         root = wanted.state_dict.root
         if root not in paired:
-            fit.missing += [join(root, name) for name in plain_tensors(wanted)]
+            count = len(plain_tensors(wanted))
+            fit.missing.append(f"the state dict {root or 'at the top'} of {count:,} tensors")
             continue
         our_root, meeting = paired[root]
         found = by_root[our_root]
@@ -84,7 +91,7 @@ def plan_like(
             join(found.state_dict.root, name) for found in ours for name in plain_tensors(found)
         ]
     _judge(checkpoint, reference, fit, partial=partial)
-    notes.append(Note("matched", f"{fit.matched:,} weights meet those of {reference.path}", ""))
+    notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.path}", ""))
     for code, names in (
         ("missing", fit.missing),
         ("unexpected", fit.unexpected),
@@ -149,7 +156,7 @@ def _action(
             return Copy(source, name)
         refuse_expansion(checkpoint, source.v)
         return Compose(source, name)
-    halves = Halves(target.g.name, target.v.name, target.naming, target.g.shape)
+    halves = Halves(target.weight, target.g.name, target.v.name, target.naming, target.g.shape)
     if isinstance(source, TensorSpec):
         if source.dtype not in NORMALIZABLE:
             raise WeightNormError(

@@ -67,22 +67,30 @@ class Difference:
         self.absolute = self.relative = self.ulps = 0.0
         self.within = True
 
+    def be_incomparable(self) -> None:
+        """Take two tensors for different whose elements cannot be held against each other."""
+        self.absolute = self.relative = self.ulps = math.inf
+        self.within = False
+
     def add(self, a: Array, b: Array) -> None:
         """Take two runs of equally many elements into account."""
         if a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8)):
             return
+        if "c" in (a.dtype.kind, b.dtype.kind):
+            a, b = a.astype(np.complex128), b.astype(np.complex128)
         a, b = _as_real(a), _as_real(b)
         unequal = np.flatnonzero((a != b) & ~((a != a) & (b != b)))  # noqa: PLR0124 - NaN
         if not unequal.size:
             return
         x, y = a[unequal].astype(np.float64), b[unequal].astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            apart = np.nan_to_num(np.abs(x - y), nan=np.inf)
-            larger = np.nan_to_num(np.maximum(np.abs(x), np.abs(y)), nan=np.inf)
-            relative = np.where(np.isinf(apart), np.inf, apart / larger)
-            ulps = self._in_ulps(apart, larger)
-            # Whole numbers of 64 bits may be apart by less than float64 tells.
-            ulps = np.where(apart == 0, 1.0 if self.precision is None else 0.0, ulps)
+            finite = np.isfinite(x) & np.isfinite(y)
+            # Whole numbers of 64 bits may be apart by less than float64 tells: by 1 at least.
+            least = 1.0 if self.precision is None else 0.0
+            apart = np.where(finite, np.maximum(np.abs(x - y), least), np.inf)
+            larger = np.maximum(np.abs(x), np.abs(y))
+            relative = np.where(finite, apart / larger, np.inf)
+            ulps = self._in_ulps(apart, np.where(finite, larger, 1.0))
             self.absolute = max(self.absolute, float(apart.max()))
             self.relative = max(self.relative, float(relative.max()))
             self.ulps = max(self.ulps, float(ulps.max()))
@@ -90,7 +98,7 @@ class Difference:
                 allowed = ulps <= (DEFAULT_ULPS if self.precision else 0)
             else:
                 atol, rtol = self.tolerance.atol or 0.0, self.tolerance.rtol or 0.0
-                allowed = apart <= atol + rtol * np.abs(y)
+                allowed = finite & (apart <= atol + rtol * np.abs(y))
         self.within = self.within and bool(allowed.all())
 
     def _in_ulps(self, apart: Array, larger: Array) -> Array:
@@ -112,9 +120,7 @@ def _as_real(array: Array) -> Array:
     """Complex numbers as pairs of real ones; bits as numbers; the rest as it is."""
     if array.dtype.kind == "c":
         return array.view(array.real.dtype)
-    if array.dtype.kind == "V":
-        return array.view(np.uint8)
-    if array.dtype.kind == "b":
+    if array.dtype.type in {np.void, np.bool_}:
         return array.view(np.uint8)
     return array
 

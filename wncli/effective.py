@@ -68,6 +68,16 @@ def _runs(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Itera
         yield np.ascontiguousarray(blocks.read(block)).reshape(-1)
 
 
+def are_comparable(a: DType, b: DType) -> bool:
+    """Whether elements of these dtypes can be held against each other: numbers, or equal bits."""
+    packed = {DType.F4, DType.F4X2}
+    return a is b or {a, b} <= packed or (_is_number(a) and _is_number(b))
+
+
+def _is_number(dtype: DType) -> bool:
+    return dtype in _ML_DTYPES or dtype.torch in _PLAIN
+
+
 def _element(dtype: DType) -> np.dtype[Any]:
     """The NumPy dtype of one element; bits where NumPy has no such number."""
     name: Any = dtype.torch if dtype.torch in _PLAIN else (np.void, dtype.itemsize)

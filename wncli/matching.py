@@ -6,6 +6,7 @@ spellings and the folded weight meet.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ from wncli.tensors import TensorSpec
 
 #: What DataParallel and `torch.compile` put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
-#: As many names of a state dict are tried when a prefix is looked for.
-_PROBES = 8
+#: As many prefixes are tried.
+_PROBES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,57 +72,63 @@ def meet(names: Collection[str], others: Collection[str], roots: Iterable[str]) 
         count = _count(meeting, names, known)
         if count > most:
             best, most = meeting, count
-    for meeting in _probes(names, others):
-        count = _count(meeting, names, known)
-        if count > most and count in (len(known), len(names)):
-            best, most = meeting, count
+    probed = {meeting: _count(meeting, names, known) for meeting in _probes(names, others)}
+    full = max(probed.values(), default=0)
+    if full > most and full in (len(known), len(names)):
+        fitting = [meeting for meeting, count in probed.items() if count == full]
+        if len(fitting) == 1:  # of several, none is more likely meant than the others
+            return fitting[0]
     return best
 
 
-def pair_up(ours: Sequence[Survey], theirs: Sequence[Survey]) -> dict[str, tuple[str, Meeting]]:
+def pair_up(
+    our_checkpoint: Checkpoint,
+    ours: Sequence[Survey],
+    their_checkpoint: Checkpoint,
+    theirs: Sequence[Survey],
+) -> dict[str, tuple[str, Meeting]]:
     """Which state dict of ours each of theirs means: root to root, and how the names meet.
 
-    The same root comes first, then the most names in common; one of ours is meant once.
+    The same root comes first, then the most names in common; each of ours is meant once.
+
+    Raises:
+        UsageError: several would do equally well, and nothing says which is meant.
     """
     roots = [found.state_dict.root for found in (*ours, *theirs)]
     names = {found.state_dict.root: plain_tensors(found).keys() for found in ours}
     wanted = {found.state_dict.root: plain_tensors(found).keys() for found in theirs}
-    offers = []
-    for order, (their_root, their_names) in enumerate(wanted.items()):
+    counts: dict[tuple[str, str], tuple[int, Meeting]] = {}
+    for their_root, their_names in wanted.items():
         for our_root, our_names in names.items():
             meeting = meet(our_names, their_names, roots)
             count = _count(meeting, our_names, set(their_names))
             if count:
-                same = our_root == their_root
-                offers.append((not same, -count, order, our_root, their_root, meeting))
+                counts[our_root, their_root] = count, meeting
     paired: dict[str, tuple[str, Meeting]] = {}
-    taken: set[str] = set()
-    for *_, our_root, their_root, meeting in sorted(offers, key=lambda offer: offer[:3]):
-        if their_root not in paired and our_root not in taken:
-            paired[their_root] = (our_root, meeting)
-            taken.add(our_root)
+    for root in wanted:
+        if (root, root) in counts:
+            paired[root] = root, counts.pop((root, root))[1]
+    counts = {
+        (our, their): offer
+        for (our, their), offer in counts.items()
+        if our not in paired and their not in paired
+    }
+    while counts:
+        most = max(count for count, _ in counts.values())
+        best = [pair for pair, (count, _) in counts.items() if count == most]
+        our, their = best[0]
+        _refuse_rivals(our_checkpoint, [one for one, other in best if other == their])
+        _refuse_rivals(their_checkpoint, [other for one, other in best if one == our])
+        paired[their] = our, counts[our, their][1]
+        counts = {
+            (one, other): offer
+            for (one, other), offer in counts.items()
+            if one != our and other != their
+        }
     return paired
 
 
-def refuse_ambiguity(
-    checkpoint: Checkpoint, ours: Sequence[Survey], theirs: Sequence[Survey], taken: Collection[str]
-) -> None:
-    """Where theirs is one state dict and several of ours meet it equally well, ask which is meant.
-
-    `taken` are the roots of ours that were paired.
-
-    Raises:
-        UsageError: several of ours could be meant, and none stands at the same root.
-    """
-    if len(theirs) != 1 or not taken or theirs[0].state_dict.root in taken:
-        return
-    wanted = set(plain_tensors(theirs[0]))
-    roots = [found.state_dict.root for found in (*ours, *theirs)]
-    counts = {}
-    for found in ours:
-        names = plain_tensors(found).keys()
-        counts[found.state_dict.root] = _count(meet(names, wanted, roots), names, wanted)
-    equal = [root for root, count in counts.items() if count == max(counts.values())]
+def _refuse_rivals(checkpoint: Checkpoint, equal: Sequence[str]) -> None:
     if len(equal) > 1:
         raise UsageError(
             str(checkpoint.path),
@@ -155,13 +162,22 @@ def _wrappers_below(names: Collection[str], top: str) -> list[str]:
     return [wrapper] if (wrapper := _wrapper(below)) else []
 
 
-def _probes(names: Collection[str], others: Collection[str]) -> list[Meeting]:
-    """Prefixes that make single names meet."""
-    found: dict[Meeting, None] = {}
-    for other in list(others)[:_PROBES]:
-        for name in names:
-            if name.endswith(f".{other}"):
-                found[Meeting(off=name[: -len(other)])] = None
-            elif other.endswith(f".{name}"):
-                found[Meeting(on=other[: -len(name)])] = None
-    return list(found)
+def _probes(names: Iterable[str], others: Iterable[str]) -> list[Meeting]:
+    """Prefixes that make single names meet, those that do so most often first."""
+    ends: dict[str, list[str]] = {}
+    for other in others:
+        for start in _starts(other):
+            prefixes = ends.setdefault(other[start:], [])
+            if len(prefixes) < _PROBES:
+                prefixes.append(other[:start])
+    votes: Counter[Meeting] = Counter()
+    for name in names:
+        start = next((start for start in _starts(name) if name[start:] in ends), len(name))
+        for on in ends.get(name[start:], []):
+            votes[Meeting(name[:start], on)] += 1
+    return [meeting for meeting, _ in votes.most_common(_PROBES)]
+
+
+def _starts(name: str) -> list[int]:
+    """Where the dotted endings of a name begin, the longest first."""
+    return [0, *(place + 1 for place, char in enumerate(name) if char == ".")]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wncli.errors import FileError
-from wncli.output import partial_name, target_of, unwritable
+from wncli.output import partial_name, unwritable
 
 #: `renameat2` of Linux (`linux/fs.h`), which swaps two names at once.
 _RENAME_EXCHANGE = 2
@@ -36,7 +36,7 @@ def check_folder(output: Path, *, force: bool) -> None:
                 "OUTPUT exists already and is not empty",
                 hint="--force replaces the checkpoint in it, or choose another name",
             )
-        parent = target_of(output).parent
+        parent = Path(os.path.realpath(output)).parent
         if not parent.is_dir():
             raise FileError(where, "the directory does not exist", hint=f"mkdir -p {parent}")
     except OSError as error:
@@ -54,7 +54,7 @@ def replacing_folder(output: Path, gone: Sequence[str]) -> Iterator[Path]:
     Raises:
         FileError: no room, or no permission; nothing is left behind.
     """
-    target = target_of(output)
+    target = Path(os.path.realpath(output))  # also where it is a link, or "."
     partial = target.parent / partial_name(target.name)
     try:
         partial.mkdir()
@@ -63,6 +63,7 @@ def replacing_folder(output: Path, gone: Sequence[str]) -> Iterator[Path]:
             _keep_others(target, partial, frozenset(gone))
             partial.chmod(stat.S_IMODE(target.stat().st_mode))
             _flush(partial)
+            _refuse_clashes(output, target, partial)
             _exchange(partial, target)
             _move_folders(partial, target)
             shutil.rmtree(partial)
@@ -70,7 +71,8 @@ def replacing_folder(output: Path, gone: Sequence[str]) -> Iterator[Path]:
             partial.rename(target)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            shutil.rmtree(partial)
+            if not any(entry.is_dir() for entry in partial.iterdir()):  # none of the user's
+                shutil.rmtree(partial)
         if isinstance(error, OSError):
             raise unwritable(output, error) from None
         raise
@@ -86,6 +88,17 @@ def _keep_others(old: Path, new: Path, gone: frozenset[str]) -> None:
             os.link(entry, place, follow_symlinks=False)
         except OSError:
             shutil.copy2(entry, place, follow_symlinks=False)
+
+
+def _refuse_clashes(output: Path, old: Path, new: Path) -> None:
+    """A new file must not have the name of a folder that is to stay."""
+    for entry in old.iterdir():
+        if entry.is_dir() and not entry.is_symlink() and (new / entry.name).exists():
+            raise FileError(
+                str(output),
+                f"the folder {entry.name} stands where a file of this name is to be written",
+                hint="choose another OUTPUT, or move the folder",
+            )
 
 
 def _move_folders(old: Path, new: Path) -> None:

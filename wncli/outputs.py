@@ -14,8 +14,16 @@ from wncli.errors import UsageError, WnError
 from wncli.layout import Layout, Slot, Whole
 from wncli.notes import Note
 from wncli.output import unwritable
-from wncli.plan import left_out, results_of
-from wncli.sharding import OutputFormat, ShardOutput, index_name, keep_shards, split_by_size
+from wncli.sharding import (
+    HUGGING_FACE_NAMES,
+    OutputFormat,
+    ShardOutput,
+    index_name,
+    keep_shards,
+    renamed,
+    split_by_size,
+    stored_nbytes,
+)
 from wncli.target import beside
 from wncli.tensors import Storage
 
@@ -68,8 +76,14 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
         return Outputs(target, ((target.path.name, layout),), notes=found)
     companions = _companions(folder) if folder else ()
     if target.max_shard is None and not plan.checkpoint.shards:  # one file, in a folder of its own
-        same = plan.checkpoint.format.startswith(target.format)
-        name = beside(Path(), plan.checkpoint.path, None if same else target.format).name
+        name = plan.checkpoint.path.name
+        if not plan.checkpoint.format.startswith(target.format):
+            known = name in HUGGING_FACE_NAMES
+            name = (
+                renamed(name, target.format)
+                if known
+                else beside(Path(), plan.checkpoint.path, target.format).name
+            )
         layout, found = _lay_out_file(plan, target.format, Path(name).stem)
         return Outputs(target, ((name, layout),), companions=companions, notes=found)
     _refuse_several(plan)
@@ -87,10 +101,6 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
         layout, found = _lay_out_file(shard.plan, target.format, Path(shard.name).stem)
         files.append((shard.name, layout))
         notes += found
-    lost = left_out(plan)
-    if lost and not any(note.code == "left-out" for note in notes):
-        message = f"a sharded checkpoint holds one state dict; left out: {', '.join(lost)}"
-        notes += (Note("left-out", message, str(plan.checkpoint.path), is_warning=not plan.alone),)
     index = _index(plan, target.format, files) if len(files) > 1 else None
     return Outputs(target, tuple(files), index, companions, tuple(dict.fromkeys(notes)))
 
@@ -202,10 +212,9 @@ def _index(
     plan: Plan, output_format: OutputFormat, files: Sequence[tuple[str, Layout]]
 ) -> tuple[str, bytes]:
     """The index of the shards, as `save_pretrained` writes it."""
-    sizes = dict(result for p in plan.parts for a in p.actions for result in results_of(a))
     weight_map = {name: file for file, layout in files for name in layout.names}
     content = {
-        "metadata": {"total_size": sum(sizes[name] for name in weight_map)},
+        "metadata": {"total_size": stored_nbytes(a for part in plan.parts for a in part.actions)},
         "weight_map": weight_map,
     }
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -234,11 +243,13 @@ def _checkpoint_in(folder: Path) -> tuple[str, ...]:
 
 def _companions(folder: Path) -> tuple[Path, ...]:
     """The files beside a checkpoint that are no weights: its config, its tokenizer."""
+    from wncli.formats.shard_index import index_kind
+
     return tuple(
         entry
         for entry in sorted(folder.iterdir())
         if entry.is_file()
         and not entry.name.startswith(".")
-        and not entry.name.endswith(".index.json")
+        and not index_kind(entry.name)
         and entry.suffix.lower() not in _WEIGHTS
     )

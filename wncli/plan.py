@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,9 @@ from wncli.tensors import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """A pair of the output: the names of g and v, their spelling, and g's shape."""
+    """A pair of the output: the names of the weight, of g and v, their spelling, and g's shape."""
 
+    weight: str
     g: str
     v: str
     naming: Naming
@@ -27,7 +29,7 @@ class Halves:
     def of(cls, weight: str, shape: tuple[int, ...], dim: int | None, naming: Naming) -> Halves:
         """Those that PyTorch makes for a weight of this full name and shape."""
         g, v = pair_names(weight, naming)
-        return cls(g, v, naming, magnitude_shape(shape, dim))
+        return cls(weight, g, v, naming, magnitude_shape(shape, dim))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +108,14 @@ Command = Literal["inspect", "apply", "remove", "convert"]
 class Part:
     """What becomes of one state dict: an action for each tensor that is kept, in their order.
 
-    `root` is where the result stands in the output.
+    `root` is where the result stands in the output; `keeps_others` tells whether what is no tensor
+    goes with it.
     """
 
     state_dict: StateDict
     actions: tuple[Action, ...]
     root: str
+    keeps_others: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,8 @@ class Plan:
     """What becomes of a checkpoint.
 
     `alone` is set where the state dicts are written by themselves, without what else is in the
-    checkpoint; `drop` are the paths of the entries that are left out.
+    checkpoint; `drop` are the paths of the entries that are left out; `elsewhere` are the storages
+    that other files of the output need as well, where the plan is for one of several.
     """
 
     command: Command
@@ -128,6 +133,7 @@ class Plan:
     alone: bool
     drop: frozenset[str]
     notes: tuple[Note, ...]
+    elsewhere: frozenset[tuple[int, str]] = frozenset()
 
     @property
     def changes(self) -> tuple[tuple[str, Change], ...]:
@@ -156,12 +162,20 @@ def results_of(action: Action) -> tuple[tuple[str, int], ...]:
     return (halves.g, math.prod(halves.g_shape) * itemsize), (halves.v, nbytes)
 
 
-def left_out(plan: Plan) -> list[str]:
-    """The paths of what stands beside the plan's state dicts, but for what `--drop` names."""
+def left_out(plan: Plan, keeping_others: Sequence[Part] = ()) -> list[str]:
+    """The paths of all that is in no part of the plan, but for what `--drop` names.
+
+    What is no tensor among a state dict's items goes with the parts in `keeping_others` alone.
+    """
     taken = {part.state_dict.root for part in plan.parts}
     lost = [entry.path for entry in plan.checkpoint.entries]
     lost += [sd.root for sd in plan.checkpoint.state_dicts if sd.root not in taken]
-    lost += [join(p.state_dict.root, name) for p in plan.parts for name in p.state_dict.others]
+    lost += [
+        join(part.state_dict.root, name)
+        for part in plan.parts
+        if part not in keeping_others
+        for name in part.state_dict.others
+    ]
     return [path for path in lost if not is_dropped(path, plan.drop)]
 
 

@@ -13,7 +13,7 @@ from wncli.plan import Action, Change, Command, Compose, Copy, Decompose, Plan, 
 
 SCHEMA = "wn/1"
 
-LayerAction = Literal["none", "apply", "remove", "convert"]
+LayerAction = Literal["none", "apply", "remove", "convert", "renormalize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,9 @@ class Layer:
     """A layer that is, was or will be normalized.
 
     `dim` is None for the norm of the whole tensor; `g` and `v` are the tensors' names; `shape` and
-    `dtype` are the weight's. `action` is `"none"`, `"apply"`, `"remove"`, or `"convert"` where the
-    layer is normalized before and after: then all but `dim` and `shape` tells of the output.
+    `dtype` are the weight's. `action` is `"none"`, `"apply"`, `"remove"`, `"convert"` where g and v
+    get other names, or `"renormalize"` where a layer is split along another dim than before. Names
+    are those of the output where g and v stand in it.
     """
 
     root: str
@@ -154,25 +155,25 @@ def make_report(  # noqa: PLR0913 - what was done, and where
 
 
 def _layer(plan: Plan, root: str, change: Change) -> Layer:
+    action: LayerAction = "none" if plan.command == "inspect" else "remove"
     match change:
         case Compose(pair):
-            action: LayerAction = "none" if plan.command == "inspect" else "remove"
             weight, dim, dtype = pair.weight, pair.dim, pair.dtype
             naming, g, v = pair.naming, pair.g.name, pair.v.name
+            shape = pair.shape
         case Decompose(spec, dim, halves):
             action = "apply"
-            weight, dtype = spec.name, spec.dtype
+            weight, dtype, shape = halves.weight, spec.dtype, spec.shape
             naming, g, v = halves.naming, halves.g, halves.v
         case Respell(pair, halves):
             action = "convert"
-            weight, dim, dtype = pair.weight, pair.dim, pair.dtype
+            weight, dim, dtype, shape = halves.weight, pair.dim, pair.dtype, pair.shape
             naming, g, v = halves.naming, halves.g, halves.v
         case Renormalize(pair, dim, halves):
-            action = "convert"
-            weight, dtype = pair.weight, pair.dtype
+            action = "renormalize"
+            weight, dtype, shape = halves.weight, pair.dtype, pair.shape
             naming, g, v = halves.naming, halves.g, halves.v
     module, parameter = split(weight)
-    shape = change.weight.shape if isinstance(change, Decompose) else change.pair.v.shape
     return Layer(root, module, parameter, dim, naming, shape, dtype.label, g, v, action)
 
 

@@ -8,12 +8,13 @@ The names are those that Hugging Face writes: `model-00001-of-00003.safetensors`
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from wncli.checkpoint import Checkpoint, StateDict
 from wncli.errors import UsageError
+from wncli.naming import read_half
 from wncli.plan import (
     Action,
     Compose,
@@ -35,6 +36,14 @@ _UNITS = {
 }  # fmt: skip
 _STEMS: dict[OutputFormat, str] = {"safetensors": "model", "torch": "pytorch_model"}
 _SUFFIXES: dict[OutputFormat, str] = {"safetensors": ".safetensors", "torch": ".bin"}
+
+
+#: What single files are called that `from_pretrained` looks for.
+HUGGING_FACE_NAMES = frozenset(
+    f"{stem}{suffix}"
+    for stem in ("model", "pytorch_model", "diffusion_pytorch_model")
+    for suffix in _SUFFIXES.values()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,28 +74,35 @@ def parse_size(text: str) -> int:
 def keep_shards(plan: Plan, output_format: OutputFormat) -> tuple[ShardOutput, ...]:
     """Each tensor in the file that it came from, v's where a pair is spread over two."""
     (part,) = plan.parts
-    same_format = plan.checkpoint.format.startswith(output_format)
     homes: dict[int, list[Action]] = {}
     for action in part.actions:
         homes.setdefault(_home(action).storage.file, []).append(action)
     shards = plan.checkpoint.shards
-    names = [shard.name for number, shard in enumerate(shards) if number in homes]
-    if len(homes) < len(shards):
+    names = [
+        shard.name
+        if _is_of(shard.checkpoint, output_format)
+        else renamed(shard.name, output_format)
+        for number, shard in enumerate(shards)
+        if number in homes
+    ]
+    if len(set(names)) < len(shards):
         names = _numbered(output_format, len(homes))
-    elif not same_format:
-        names = [_renamed(name, output_format) for name in names]
     found = []
     for name, (number, actions) in zip(names, sorted(homes.items()), strict=True):
         shard = shards[number].checkpoint
-        (state_dict,) = shard.state_dicts
-        untouched = same_format and _keeps_all(state_dict, actions)
-        own = replace(
+        (own,) = shard.state_dicts
+        # The index may tie further names to this shard's tensors.
+        held = tuple(spec for spec in part.state_dict.tensors if spec.storage.file == number)
+        state_dict = replace(own, tensors=held)
+        metadata = shard.metadata or {} if shard.format == "safetensors" else None
+        own_plan = replace(
             plan,
-            checkpoint=replace(shard, path=plan.checkpoint.path),
+            checkpoint=replace(shard, path=plan.checkpoint.path, metadata=metadata),
             parts=(Part(state_dict, tuple(actions), ""),),
             notes=(),
         )
-        found.append(ShardOutput(name, own, number if untouched else None))
+        untouched = _is_of(shard, output_format) and _keeps_all(own, actions)
+        found.append(ShardOutput(name, own_plan, number if untouched else None))
     return tuple(found)
 
 
@@ -98,32 +114,32 @@ def split_by_size(plan: Plan, output_format: OutputFormat, limit: int) -> tuple[
     (part,) = plan.parts
     groups: list[list[Action]] = [[]]
     size = 0
-    group_of: dict[object, list[Action]] = {}
-    for action in part.actions:
-        tie = _home(action).view
-        if tie in group_of:
-            group_of[tie].append(action)
-            continue
-        nbytes = sum(nbytes for _, nbytes in results_of(action))
+    for actions in _together(part.actions):
+        nbytes = stored_nbytes(actions)
         if groups[-1] and size + nbytes > limit:
             groups.append([])
             size = 0
-        groups[-1].append(action)
-        group_of[tie] = groups[-1]
+        groups[-1] += actions
         size += nbytes
-    flat = replace(plan.checkpoint, tree=None)  # a shard holds a plain state dict
+    files_of: dict[tuple[int, str], set[int]] = {}
+    for number, group in enumerate(groups):
+        for action in group:
+            for spec in action.sources:
+                files_of.setdefault(spec.storage.identity, set()).add(number)
+    elsewhere = frozenset(storage for storage, files in files_of.items() if len(files) > 1)
+    names = _numbered(output_format, len(groups))
     return tuple(
         ShardOutput(
             name,
             replace(
                 plan,
-                checkpoint=flat,
-                parts=(Part(part.state_dict, tuple(actions), ""),),
+                parts=(Part(part.state_dict, tuple(group), "", keeps_others=not number),),
                 alone=True,
                 notes=(),
+                elsewhere=elsewhere,
             ),
         )
-        for name, actions in zip(_numbered(output_format, len(groups)), groups, strict=True)
+        for number, (name, group) in enumerate(zip(names, groups, strict=True))
     )
 
 
@@ -134,6 +150,43 @@ def index_name(names: Sequence[str], output_format: OutputFormat, checkpoint: Ch
         return old
     stem = re.sub(r"-\d+-of-\d+$", "", names[0].removesuffix(_SUFFIXES[output_format]))
     return f"{stem}{_SUFFIXES[output_format]}.index.json"
+
+
+def _together(actions: Iterable[Action]) -> list[list[Action]]:
+    """Actions that must not be parted: those of tied tensors, and of the halves of a pair."""
+    found: list[list[Action]] = []
+    group_of: dict[object, list[Action]] = {}
+    for action in actions:
+        keys: list[object] = [_home(action).view]
+        half = read_half(action.name) if isinstance(action, Copy) else None
+        if half:
+            keys.append((half.weight, half.naming))
+        groups = {id(group_of[key]): group_of[key] for key in keys if key in group_of}
+        first, *others = groups.values() or [[]]
+        if not groups:
+            found.append(first)
+        for other in others:
+            first += other
+            found.remove(other)
+            group_of.update((key, first) for key, group in group_of.items() if group is other)
+        first.append(action)
+        group_of.update((key, first) for key in keys)
+    return found
+
+
+def stored_nbytes(actions: Iterable[Action]) -> int:
+    """Bytes of the tensors that actions leave, tied ones counted once."""
+    sizes: dict[object, int] = {}
+    for action in actions:
+        views = tuple(spec.view for spec in action.sources)
+        for place, (_, nbytes) in enumerate(results_of(action)):
+            sizes[type(action), views, place] = nbytes
+    return sum(sizes.values())
+
+
+def _is_of(checkpoint: Checkpoint, output_format: OutputFormat) -> bool:
+    """Whether a shard is of the output's format already."""
+    return (checkpoint.format == "safetensors") == (output_format == "safetensors")
 
 
 def _home(action: Action) -> TensorSpec:
@@ -160,8 +213,8 @@ def _numbered(output_format: OutputFormat, count: int) -> list[str]:
     return [f"{stem}-{number:05}-of-{count:05}{suffix}" for number in range(1, count + 1)]
 
 
-def _renamed(name: str, output_format: OutputFormat) -> str:
-    """A shard's name in the other format, as Hugging Face would have it."""
+def renamed(name: str, output_format: OutputFormat) -> str:
+    """The name of a file of the other format, as Hugging Face would have it."""
     stem = name.rpartition(".")[0]
     old, new = ("pytorch_model", "model") if output_format == "safetensors" else (
         "model", "pytorch_model"

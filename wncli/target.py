@@ -41,7 +41,7 @@ def decide_target(
     """Read OUTPUT as it was typed.
 
     A folder is meant where a size for shards is given or OUTPUT ends with a slash, and, without a
-    suffix, where the input was one. `from_folder` tells whether it was.
+    suffix, where the input was one (`from_folder`). A single file goes into an existing folder.
 
     Raises:
         UsageError: the suffix says no format.

@@ -33,7 +33,7 @@ Output = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="OUTPUT",
-        help="The file to write: .safetensors, .pt, .pth, …; or a folder/ of shards. With "
+        help="The file to write: .safetensors, .pt, .pth, …; for shards a folder. With "
         "--output-dir, further checkpoints.",
         show_default=False,
     ),

@@ -47,7 +47,7 @@ def show_comparison(found: Comparison) -> None:
 
 
 def _draw_tensors(target: Console, tensors: list[TensorDifference]) -> None:
-    header = ("weight", "max abs", "max rel", "ulps", "", "shape", "dtype")
+    header = ("tensor", "max abs", "max rel", "ulps", "", "shape", "dtype")
     rows = [
         (
             printable(join(tensor.root, tensor.name)),
@@ -91,7 +91,7 @@ def _summary(found: Comparison) -> list[str]:
         words = [f"{kinds['identical']:,} identical"]
     words += [f"{kinds['within']:,} within {allowed}"] if kinds["within"] else []
     words += [f"{kinds['beyond']:,} beyond {allowed}"] if kinds["beyond"] else []
-    lines = [f"{many(len(found.tensors), 'weight')} compared: {', '.join(words)}"]
+    lines = [f"{many(len(found.tensors), 'tensor')} compared: {', '.join(words)}"]
     for what, names in (
         (f"only in {found.checkpoint}", found.only_in_a),
         (f"only in {found.other}", found.only_in_b),

@@ -72,7 +72,12 @@ def _note(report: Report, note: Note) -> str:
     return printable(f"{note.where}: {note.message}" if elsewhere else note.message)
 
 
-_VERBS = {"apply": "normalized", "remove": "folded", "convert": "respelled"}
+_VERBS = {
+    "apply": "normalized",
+    "remove": "folded",
+    "convert": "respelled",
+    "renormalize": "split along another dim",
+}
 
 
 def _show_headline(target: Console, report: Report, more: str = "") -> None:

@@ -144,7 +144,10 @@ def _tensors(part: Part, recorded: set[str]) -> list[_Tensor]:
 
 def _kept(spec: TensorSpec, name: str, shape: tuple[int, ...], recorded: set[str]) -> _Tensor:
     tie = (spec.view, shape) if spec.numel or recorded else name
-    return _Tensor(name, spec.dtype, shape, Elements(spec), tie, spec.name in recorded)
+    dtype = spec.dtype
+    if dtype is DType.F4X2 and shape:  # torch counts bytes of two elements, safetensors elements
+        dtype, shape = DType.F4, (*shape[:-1], 2 * shape[-1])
+    return _Tensor(name, dtype, shape, Elements(spec), tie, spec.name in recorded)
 
 
 def _lay_out(tensors: list[_Tensor], metadata: Mapping[str, str] | None) -> Layout:

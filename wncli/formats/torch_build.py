@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from wncli.checkpoint import StateDict
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Call, Global, Node, PersistentId, SetItems
-from wncli.formats.pickles.writer import Entries, write_pickle
+from wncli.formats.pickles.writer import Edits, Entries, write_pickle
 from wncli.formats.torch_tensor import NewStorage, class_of, make_tensor, storage_pid
 from wncli.formats.torch_tree import TorchTree
 from wncli.layout import Content, Elements, Magnitude, Product, Whole
-from wncli.plan import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
+from wncli.plan import Action, Compose, Copy, Decompose, Part, Renormalize, Respell
 from wncli.survey import Pair
-from wncli.tensors import Storage, TensorSpec, row_major
+from wncli.tensors import DType, Storage, TensorSpec, row_major
 
 
 @dataclass(slots=True)
@@ -26,38 +24,20 @@ class Build:
     contents: list[Content] = field(default_factory=list)
     made: dict[object, tuple[Node, int]] = field(default_factory=dict)
     wholes: dict[tuple[int, str], int] = field(default_factory=dict)
-    private: set[tuple[int, str]] = field(default_factory=set)
+    #: Storages that other files of the output hold as well: here only what is needed is stored.
+    elsewhere: frozenset[tuple[int, str]] = frozenset()
 
-    def count_private(self, plan: Plan) -> None:
-        """Find the storages that no tensor uses but weights that are split in one way.
-
-        Giving an all-zero slice a direction writes into v, which must not reach other tensors.
-        """
-        assert self.tree is not None  # noqa: S101 - for the type checker
-        uses = Counter(storage.identity for _, storage in self.tree.references.values())
-        splits: dict[tuple[int, str], set[object]] = {}
-        known: Counter[tuple[int, str]] = Counter()
-        for _, action in plan.changes:
-            if isinstance(action, Decompose):
-                spec = action.weight
-                known[spec.storage.identity] += 1
-                splits.setdefault(spec.storage.identity, set()).add((spec.view, action.dim))
-        self.private = {
-            key for key, ways in splits.items() if len(ways) == 1 and uses[key] <= known[key]
-        }
-
-    def state_dict(
-        self, state_dict: StateDict, actions: tuple[Action, ...], entries: Entries
-    ) -> Entries:
-        """The items of a state dict's mapping after `actions`, everything else kept in place."""
-        by_source = {spec.name: action for action in actions for spec in action.sources}
-        tensors = {spec.name for spec in state_dict.tensors}
+    def state_dict(self, part: Part, entries: Entries) -> Entries:
+        """The items of a state dict's mapping after its actions, everything else in place."""
+        by_source = {spec.name: action for action in part.actions for spec in action.sources}
+        tensors = {spec.name for spec in part.state_dict.tensors}
         nodes = {key: value for key, value in entries if isinstance(key, str)}
         done: set[int] = set()
         kept: Entries = []
         for key, value in entries:
             if key not in tensors:
-                kept.append((key, value))
+                if part.keeps_others:
+                    kept.append((key, value))
                 continue
             action = by_source.get(key)
             if action and id(action) not in done:
@@ -82,9 +62,9 @@ class Build:
                 return [(halves.g, g), (halves.v, self.kept(pair.v, nodes))]
             case Decompose(weight, dim, halves):
                 node = nodes.get(weight.name)
-                direction, place = self.direction(weight, dim, node)
-                content = Magnitude(weight, dim, math.prod(halves.g_shape), *place)
-                tie: object = ("g", weight.view, dim, place)
+                direction, index, strides = self.direction(weight, dim, node)
+                content = Magnitude(weight, dim, math.prod(halves.g_shape), index, 0, strides)
+                tie: object = ("g", weight.view, dim)
                 magnitude, _ = self.new(tie, content, weight, halves.g_shape, like=node)
                 return [(halves.g, magnitude), (halves.v, direction)]
             case Compose(pair, name):
@@ -105,8 +85,12 @@ class Build:
     ) -> Node:
         """A tensor of the input: its node where there is one, unless `shape` is another."""
         node = nodes.get(spec.name)
-        same = shape is None or shape == spec.shape
-        return node if node is not None and same else self.elements(spec, node, shape=shape)[0]
+        stays = (shape is None or shape == spec.shape) and (
+            spec.storage.identity not in self.elsewhere
+        )
+        if node is not None and stays:
+            return node
+        return self.elements(spec, node, shape=spec.shape if shape is None else shape)[0]
 
     def product(self, pair: Pair, nodes: dict[str, Node]) -> tuple[Node, int, TensorSpec]:
         """The weight that a pair stands for, the number of its content, and what it is there."""
@@ -125,12 +109,20 @@ class Build:
 
     def direction(
         self, weight: TensorSpec, dim: int | None, node: Node
-    ) -> tuple[Node, tuple[int, int, tuple[int, ...]]]:
-        """The node of v, and where v's elements will be: content, offset, strides."""
-        if node is not None and weight.storage.identity in self.private:
-            return node, (self.whole(weight.storage), weight.offset, weight.strides)
-        direction, index = self.elements(weight, node, ("v", weight.view, dim))
-        return direction, (index, 0, row_major(weight.shape))
+    ) -> tuple[Node, int, tuple[int, ...]]:
+        """The node of v, the number of its content, and its strides there.
+
+        Its storage is its own: where a slice is all zero, v is given a direction, which must not
+        reach other tensors.
+        """
+        tie = ("v", weight.view, dim)
+        if weight.memory_order is None:
+            return *self.elements(weight, node, tie), row_major(weight.shape)
+        run = replace(weight, shape=(weight.numel,), strides=(1,))
+        direction, index = self.new(
+            tie, Elements(run), weight, weight.shape, strides=weight.strides, like=node
+        )
+        return direction, index, weight.strides
 
     def elements(
         self,
@@ -140,6 +132,10 @@ class Build:
         shape: tuple[int, ...] | None = None,
     ) -> tuple[Node, int]:
         """A copy of a tensor over a storage of its own, seen in another shape if need be."""
+        if spec.dtype is DType.F4 and spec.shape and spec.shape[-1] % 2 == 0:
+            shape = (*spec.shape[:-1], spec.shape[-1] // 2)  # torch counts bytes of two elements
+            packed = replace(spec, dtype=DType.F4X2, shape=shape, strides=row_major(shape))
+            return self.elements(packed, like, tie)
         if spec.dtype.torch is None:
             raise FormatError(
                 spec.name,
@@ -180,9 +176,7 @@ class Build:
             self.contents.append(Whole(storage))
         return self.wholes[storage.identity]
 
-    def finish(
-        self, root: Node, protocol: int, edits: dict[Node, Entries]
-    ) -> tuple[bytes, tuple[Content, ...]]:
+    def finish(self, root: Node, protocol: int, edits: Edits) -> tuple[bytes, tuple[Content, ...]]:
         """Write the pickle; storages are numbered in the order in which it names them."""
         numbers: dict[int, str] = {}
 

@@ -30,7 +30,10 @@ class TorchTree:
         """Whether `path` leads to an item of one of the mappings."""
         for end in (-1, *(place for place, char in enumerate(path) if char == ".")):
             node = self.containers.get(path[: max(end, 0)])
-            if any(path_key(key) == path[end + 1 :] for key, _ in entries_of(node) or []):
+            keys = [path_key(key) for key, _ in entries_of(node) or []]
+            if isinstance(node, list):
+                keys = [str(number) for number in range(len(node))]
+            if path[end + 1 :] in keys:
                 return True
         return False
 

@@ -11,13 +11,16 @@ from wncli.formats.pickles.nodes import (
     Node,
     entries_of,
 )
-from wncli.formats.pickles.writer import Entries
 from wncli.formats.torch_build import Build
 from wncli.formats.torch_tree import TorchTree, path_key
 from wncli.layout import Content
+from wncli.naming import split
 from wncli.notes import Note
 from wncli.plan import (
+    Change,
+    Compose,
     Copy,
+    Part,
     Plan,
     Respell,
     is_dropped,
@@ -51,13 +54,10 @@ def torch_content(plan: Plan) -> TorchContent:
     """
     _refuse_objects(plan)
     tree = plan.checkpoint.tree
-    build = Build(tree)
-    edits: dict[Node, Entries] = {}
-    if tree:
-        build.count_private(plan)
-        edits = _without_dropped(plan, tree)
+    build = Build(tree, elsewhere=plan.elsewhere)
+    edits = _without_dropped(plan, tree) if tree else {}
     state_dicts: dict[str, Node] = {}
-    edited: set[Node] = set()
+    edited: set[int] = set()
     for part in plan.parts:
         node = tree.mappings.get(part.state_dict.root) if tree else None
         if node is None:
@@ -65,11 +65,11 @@ def torch_content(plan: Plan) -> TorchContent:
                 state_dicts[part.root] = build.flat(part)
             continue
         state_dicts[part.root] = node
-        if node in edited:  # one mapping under two keys
+        if id(node) in edited:  # one mapping under two keys
             continue
-        edited.add(node)
-        entries = edits[node] if node in edits else entries_of(node) or []
-        edits[node] = build.state_dict(part.state_dict, part.actions, entries)
+        edited.add(id(node))
+        entries = edits[id(node)] if id(node) in edits else entries_of(node) or []
+        edits[id(node)] = build.state_dict(part, entries)
     if tree and not plan.alone:
         root, protocol = tree.root, tree.protocol
     else:
@@ -118,12 +118,47 @@ def _nest(state_dicts: dict[str, Node]) -> Node:
     return top
 
 
+def _keeps_parameters(part: Part) -> bool:
+    """Whether the parameters keep number, shapes and order, which is how optimizers know them.
+
+    Both spellings have g and v behind the module's other parameters; but the parametrized ones
+    come behind those of its children too.
+    """
+    kept = {spec.name for action in part.actions for spec in action.sources}
+    if any(spec.name not in kept for spec in part.state_dict.tensors):
+        return False
+    parents: set[str] = set()
+    for action in part.actions:
+        module = split(action.name if isinstance(action, Copy) else _weight_of(action))[0]
+        while module:
+            module = split(module)[0]
+            parents.add(module)
+    return all(
+        isinstance(action, Copy)
+        or (
+            isinstance(action, Respell)
+            and action.halves.g_shape == action.pair.g.shape
+            and (
+                action.halves.naming == action.pair.naming
+                or split(action.halves.weight)[0] not in parents
+            )
+        )
+        for action in part.actions
+    )
+
+
+def _weight_of(change: Change) -> str:
+    return change.name if isinstance(change, Compose) else change.halves.weight
+
+
 def _lost_entries(plan: Plan) -> list[Note]:
-    """What stood beside the state dicts that are written by themselves."""
-    lost = left_out(plan) if plan.alone or plan.checkpoint.tree is None else []
+    """What stood beside or in the state dicts that are written by themselves."""
+    tree = plan.checkpoint.tree
+    mapped = [part for part in plan.parts if tree and part.state_dict.root in tree.mappings]
+    lost = left_out(plan, mapped) if plan.alone or tree is None else []
     if not lost:
         return []
-    return [Note("left-out", f"left out: {', '.join(lost)}", str(plan.checkpoint.path))]
+    return [Note("left-out", f"left out: {', '.join(lost)}")]
 
 
 def _lost_metadata(plan: Plan) -> list[Note]:
@@ -141,14 +176,14 @@ def _optimizer_notes(plan: Plan) -> list[Note]:
     """A word on each optimizer that comes along though its parameters have changed."""
     if plan.alone or not plan.changes:
         return []
-    respelled = all(isinstance(action, Respell) for _, action in plan.changes)
+    valid = all(_keeps_parameters(part) for part in plan.parts)
     return [
         Note(
             "optimizer",
             f"the optimizer state {entry.path!r} stays valid: g and v keep their numbers and order",
             entry.path,
         )
-        if respelled
+        if valid
         else Note(
             "optimizer",
             f"the optimizer state {entry.path!r} is kept, but no longer fits the changed"
@@ -161,17 +196,18 @@ def _optimizer_notes(plan: Plan) -> list[Note]:
     ]
 
 
-def _without_dropped(plan: Plan, tree: TorchTree) -> dict[Node, Entries]:
-    """The items of every mapping that loses one to `--drop`."""
-    edits: dict[Node, Entries] = {}
+def _without_dropped(plan: Plan, tree: TorchTree) -> dict[int, list[Node]]:
+    """What is left of every mapping and list that loses an item to `--drop`."""
+    edits: dict[int, list[Node]] = {}
     for path, node in tree.containers.items():
-        entries = entries_of(node)
-        if entries is None or not plan.drop:
+        is_list = isinstance(node, list)
+        items: list[Node] | None = node if is_list else entries_of(node)
+        if items is None or not plan.drop:
             continue
-        entries = edits.get(node, entries)
-        keys = [path_key(key) for key, _ in entries]
+        items = edits.get(id(node), items)
+        keys = [str(n) for n in range(len(items))] if is_list else [path_key(k) for k, _ in items]
         paths = [f"{path}.{key}" if path else key for key in keys]
         gone = plan.drop.intersection(path for path in paths if path)
         if gone:
-            edits[node] = [e for e, p in zip(entries, paths, strict=True) if p not in gone]
+            edits[id(node)] = [e for e, p in zip(items, paths, strict=True) if p not in gone]
     return edits

@@ -35,12 +35,14 @@ _PAIRS = (pickle.SETITEM, pickle.SETITEMS)
 _WITHIN_ITSELF = 2
 
 Entries = list[tuple[Node, Node]]
+#: By the `id` of a mapping or list, the items that it is to have.
+Edits = Mapping[int, Sequence[Node]]
 
 
 def write_pickle(
     root: Node,
     protocol: int,
-    edits: Mapping[Node, Entries],
+    edits: Edits,
     persistent: Callable[[PersistentId], Node],
 ) -> bytes:
     """The pickle of `root`.
@@ -48,7 +50,8 @@ def write_pickle(
     Args:
         root: what to write.
         protocol: the number to declare; names are looked up by its rules when the file is loaded.
-        edits: mappings (`Dict`, or a `Call` with items) whose items are to be these instead.
+        edits: by the `id` of a mapping (`Dict`, or a `Call` with items) or list, the items that it
+            is to have instead.
         persistent: the pid to write for each persistent id, or the class that stands in its place.
     """
     return _Writer(edits, persistent).run(root, protocol)
@@ -63,9 +66,7 @@ class _Then:
 
 
 class _Writer:
-    def __init__(
-        self, edits: Mapping[Node, Entries], persistent: Callable[[PersistentId], Node]
-    ) -> None:
+    def __init__(self, edits: Edits, persistent: Callable[[PersistentId], Node]) -> None:
         self.edits = edits
         self.persistent = persistent
         self.out = bytearray()
@@ -178,12 +179,13 @@ class _Writer:
 
     def emit_list(self, node: list[Node]) -> None:
         self.atom(node, pickle.EMPTY_LIST)
-        single = pickle.APPEND if len(node) == 1 else None
-        self.queue(*self.batches(node, single, pickle.APPENDS))
+        items = self.edits.get(id(node), node)
+        single = pickle.APPEND if len(items) == 1 else None
+        self.queue(*self.batches(items, single, pickle.APPENDS))
 
     def emit_dict(self, node: Dict) -> None:
         self.atom(node, pickle.EMPTY_DICT)
-        items = self.edits.get(node, node.entries)
+        items = self.edits.get(id(node), node.entries)
         single = pickle.SETITEM if len(items) == 1 else None
         # The pickler stops behind a batch that is not full, which may be one without items.
         self.queue(*self.batches(items, single, pickle.SETITEMS, until_short=True))
@@ -234,10 +236,10 @@ class _Writer:
             return
         self.atom(node, _CALLS[node.opcode])
         tasks: list[Node] = []
-        edit = self.edits.get(node)
+        edit = self.edits.get(id(node))
         for effect in node.effects:
             if isinstance(effect, SetItems) and edit is not None:
-                tasks += self.effect(SetItems(edit))
+                tasks += self.effect(SetItems(list(edit)))
                 edit = []
             else:
                 tasks += self.effect(effect)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from wncli.comparison import Comparison, TensorDifference
 from wncli.difference import Difference, Tolerance
-from wncli.effective import aligned_runs
+from wncli.effective import aligned_runs, are_comparable
+from wncli.naming import join
 from wncli.report import Parameters
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def compare_weights(
     def difference(item: Counterparts) -> tuple[TensorDifference, list[Note]]:
         found = Difference(item.a.dtype, item.b.dtype, tolerance)
         notes: list[Note] = []
+        if not are_comparable(item.a.dtype, item.b.dtype):
+            found.be_incomparable()
+            return _result(item, found), notes
         for one, other in aligned_runs(((a, item.a), (b, item.b)), notes):
             if stopping:
                 break
@@ -66,7 +70,10 @@ def compare_weights(
     return Comparison(
         str(plan.a.path), str(plan.b.path), tolerance.rtol, tolerance.atol,
         Parameters(plan.stored_in_a, plan.stored_in_b), tuple(tensors),
-        plan.only_in_a, plan.only_in_b, plan.misshapen, (*plan.notes, *notes),
+        tuple(join(*place) for place in plan.only_in_a),
+        tuple(join(*place) for place in plan.only_in_b),
+        tuple(f"{join(*place)} {shapes}" for place, shapes in plan.misshapen),
+        (*plan.notes, *notes),
     )  # fmt: skip
 
 
