@@ -70,6 +70,31 @@ def run_wn(*arguments: str | Path, cwd: Path | None = None, **extra: str) -> Ran
     return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
+#: Gives up root's right to pass over permissions (capget(2), capset(2)), then runs `wn`.
+AS_ANYBODY = """
+import ctypes, os, sys
+if os.geteuid() == 0:
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, sets) == 0
+from wncli.cli import main
+main()
+"""
+
+
+def refused_for_anybody(*arguments: Path | str) -> str:
+    """What `wn` says, with exit code 2, where the system's permissions count for it."""
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ANYBODY, *map(str, arguments)],
+        check=False, capture_output=True, text=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
 @pytest.fixture(scope="session")
 def wn() -> Wn:
     return run_wn

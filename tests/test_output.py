@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused_for_anybody
 
 import wncli
 from wncli.errors import FileError, UsageError, WeightNormError, WnError
@@ -301,30 +302,6 @@ def test_a_full_disk_is_refused_and_leaves_the_old_file(
     assert "cannot be written" in done.stdout
     assert out.read_bytes() == b"old"
     assert names(tmp_path) == ["model.pt", out.name]
-
-
-#: Gives up root's right to pass over permissions (capget(2), capset(2)), then runs `wn`.
-AS_ANYBODY = """
-import ctypes, os, sys
-if os.geteuid() == 0:
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    sets = (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, sets) == 0
-    sets[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    assert libc.capset(header, sets) == 0
-from wncli.cli import main
-main()
-"""
-
-
-def refused_for_anybody(*arguments: Path | str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", AS_ANYBODY, *map(str, arguments)],
-        check=False, capture_output=True, text=True, cwd=ROOT, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    return done.stderr
 
 
 def test_a_read_only_directory_is_refused(model: Path) -> None:

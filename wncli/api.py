@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wncli.checkpoint import Checkpoint
-from wncli.decide import plan_apply, plan_convert, plan_inspect, plan_remove
+from wncli.decide import (
+    plan_apply,
+    plan_convert,
+    plan_inspect,
+    plan_remove,
+    refuse_objects,
+)
 from wncli.decide_like import plan_like
 from wncli.errors import FormatError, UsageError
 from wncli.formats import open_checkpoint
@@ -291,6 +297,8 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
             )
         if not plan.changes and not _converts(plan, target):
             raise _nothing(plan)
+        if target.format == "torch":
+            refuse_objects(plan, os.fspath(output))
         outputs = lay_out(plan, target, folder if from_folder else None)
         notes = outputs.notes
         if not dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,7 +11,7 @@ from wncli.dims import resolve_dim
 from wncli.errors import UsageError, WeightNormError, WnError
 from wncli.naming import Naming, split
 from wncli.notes import Note
-from wncli.plan import Action, Compose, Decompose, Halves, Plan, Respell
+from wncli.plan import Action, Compose, Copy, Decompose, Halves, Plan, Respell
 from wncli.scope import (
     Request,
     chosen_pairs,
@@ -132,6 +133,34 @@ def plan_apply(
     notes += [] if request.layers or not actions else [_default_note(len(actions))]
     notes += look_alike_notes(surveys)
     return _plan("apply", checkpoint, request, surveys, actions, notes)
+
+
+def refuse_objects(plan: Plan, output: str) -> None:
+    """A module's tensors can be read without its class, but no module be made of others.
+
+    Args:
+        plan: what is to be written to a torch file.
+        output: OUTPUT as it was typed.
+
+    Raises:
+        UsageError: an object that is no state dict would have to be written back as itself.
+    """
+    held = [part for part in plan.parts if part.state_dict.holder]
+    has_others = len(held) < len(plan.parts) or any(
+        entry.kind == "tensor" for entry in plan.checkpoint.entries
+    )
+    for part in held:
+        changes = any(not isinstance(action, Copy) for action in part.actions)
+        if plan.alone or (has_others and not changes):
+            continue
+        root = part.state_dict.root
+        words = ("wn", plan.command, str(plan.checkpoint.path), output, "--only", root)
+        raise UsageError(
+            f"{plan.checkpoint.path}: {root}" if root else str(plan.checkpoint.path),
+            f"this is {part.state_dict.holder}, which cannot be written back as itself",
+            expected="a state dict, which can be read off it",
+            hint=f"{shlex.join(words)} writes that",
+        )
 
 
 def _plan(  # noqa: PLR0913, PLR0917 - what a plan is made of

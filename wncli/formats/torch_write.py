@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wncli.checkpoint import aliases
-from wncli.errors import UsageError
 from wncli.formats.pickles.nodes import (
     Dict,
     Node,
@@ -50,9 +49,7 @@ def torch_content(plan: Plan) -> TorchContent:
 
     Raises:
         FormatError: a tensor's dtype does not exist in PyTorch.
-        UsageError: an object that is no state dict would have to be written back as itself.
     """
-    _refuse_objects(plan)
     tree = plan.checkpoint.tree
     build = Build(tree, elsewhere=plan.elsewhere)
     edits = _without_dropped(plan, tree) if tree else {}
@@ -78,26 +75,6 @@ def torch_content(plan: Plan) -> TorchContent:
     names = [name for part in plan.parts for a in part.actions for name, _ in results_of(a)]
     notes = (*_lost_metadata(plan), *_lost_entries(plan), *_optimizer_notes(plan))
     return TorchContent(pickle, tuple(names), contents, notes)
-
-
-def _refuse_objects(plan: Plan) -> None:
-    """A module's tensors can be read without its class, but no module be made of others."""
-    held = [part for part in plan.parts if part.state_dict.holder]
-    has_others = len(held) < len(plan.parts) or any(
-        entry.kind == "tensor" for entry in plan.checkpoint.entries
-    )
-    for part in held:
-        changes = any(not isinstance(action, Copy) for action in part.actions)
-        if plan.alone or (has_others and not changes):
-            continue
-        root = part.state_dict.root
-        raise UsageError(
-            f"{plan.checkpoint.path}: {root}" if root else str(plan.checkpoint.path),
-            f"this is {part.state_dict.holder}, which cannot be written back as itself",
-            expected="a state dict, or an OUTPUT that is to hold one",
-            hint=f"wn {plan.command} CHECKPOINT OUTPUT --only {root or repr('')} writes its state"
-            " dict alone",
-        )
 
 
 def _nest(state_dicts: dict[str, Node]) -> Node:

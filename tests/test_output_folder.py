@@ -1,0 +1,218 @@
+"""The folder of a sharded output: complete or not there, and nobody else's files harmed."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import environment
+from shards import KINDS, index_path, shard_name, sharded
+from test_sharded_writing import (
+    State,
+    both_kinds,
+    folded,
+    hold_equal,
+    merged,
+    names,
+    read,
+    snapshot,
+    three,
+    weight_files,
+)
+
+import wncli
+from wncli.errors import FileError, WeightNormError, WnError
+
+# -- the folder --------------------------------------------------------------------------------
+
+COMPANIONS = {"config.json", "tokenizer.json", "README.md", "merges.txt", "modeling.py", "LICENSE"}
+NO_COMPANIONS = (
+    "x.bin", "y.safetensors", "model.gguf", "m.onnx", "tf_model.h5", "flax_model.msgpack", "a.pt",
+    "other.safetensors.index.json", "model.safetensors.index.fp16.json",
+)  # fmt: skip
+
+
+@both_kinds
+@pytest.mark.parametrize("size", [None, 200])
+def test_what_is_no_weights_comes_along_byte_for_byte(
+    kind: str, size: int | None, tmp_path: Path
+) -> None:
+    index = sharded(tmp_path / "in", kind, three())
+    for name in (*COMPANIONS, *NO_COMPANIONS):
+        (tmp_path / "in" / name).write_bytes(f"{{{name}\r\n\xff}}".encode("latin-1"))
+    (tmp_path / "in" / "link.json").symlink_to("config.json")
+    (tmp_path / "in" / "onnx").mkdir()
+    wncli.remove(index, tmp_path / "out", max_shard_size=size)
+    read(tmp_path / "out")
+    kept = COMPANIONS | {"link.json"}
+    assert set(names(tmp_path / "out")) == kept | {index.name, *weight_files(tmp_path / "out")}
+    for name in kept:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
+
+
+def old_output(folder: Path, kind: str) -> None:
+    """A checkpoint of four shards, and what else can stand in a folder."""
+    sharded(folder, kind, {n: {f"old{n}": torch.ones(2)} for n in range(1, 5)})
+    (folder / "runs").mkdir()
+    for name in ("runs/log", "notes.txt", "config.json", ".gitattributes"):
+        (folder / name).write_bytes(b"old")
+    (folder / "link").symlink_to("/nowhere")
+    folder.chmod(0o2750)
+
+
+@both_kinds
+@pytest.mark.parametrize("old", KINDS)
+@pytest.mark.parametrize("out", ["out", "link"])
+def test_force_replaces_the_checkpoint_in_a_folder_and_nothing_else(
+    kind: str, old: str, out: str, tmp_path: Path
+) -> None:
+    shards, place = three(), tmp_path / out
+    (sharded(tmp_path / "in", kind, shards).parent / "config.json").write_bytes(b"new")
+    old_output(tmp_path / "out", old)
+    (tmp_path / "link").symlink_to("out")
+    before = snapshot(tmp_path)
+    with pytest.raises(FileError, match="not empty"):
+        wncli.remove(tmp_path / "in", place)
+    wncli.remove(tmp_path / "in", place, force=True, dry_run=True)
+    assert snapshot(tmp_path) == before
+    wncli.remove(tmp_path / "in", place, force=True)
+    hold_equal(read(place), folded(merged(shards)))
+    written = {index_path(place, kind).name, *weight_files(place)}
+    kept = {name: data for name, data in snapshot(place).items() if name not in written}
+    others = dict.fromkeys((".gitattributes", "notes.txt", "runs/log"), b"old")
+    assert kept == {**others, "config.json": b"new", "runs": None, "link": None}
+    assert stat.S_IMODE(place.stat().st_mode) == 0o2750
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == ["in", "link", "out"]
+
+
+@both_kinds
+@pytest.mark.parametrize("how", ["path", "link", "index", "here"])
+def test_a_sharded_checkpoint_is_replaced_in_place(
+    kind: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, model = three(), tmp_path / "model"
+    index = sharded(model, kind, shards)
+    (model / "config.json").write_bytes(b"{}")
+    (tmp_path / "link").symlink_to("model")
+    monkeypatch.chdir(model)
+    folder = {"link": tmp_path / "link", "here": Path()}.get(how, model)
+    wncli.remove(index if how == "index" else folder, folder, force=True)
+    hold_equal(read(model), folded(merged(shards)))
+    assert (model / "config.json").read_bytes() == b"{}"
+    assert names(tmp_path) == ["link", "model"]
+
+
+@pytest.mark.parametrize("name", ["assets", "model.safetensors", index_path(Path()).name])
+def test_a_subfolder_is_never_lost_to_a_file_of_its_name(name: str, tmp_path: Path) -> None:
+    index = sharded(tmp_path / "in", shards=three())
+    (index.parent / "assets").write_bytes(b"a file")
+    (tmp_path / "out" / name).mkdir(parents=True)
+    (tmp_path / "out" / name / "precious").write_bytes(b"work of years")
+    before = snapshot(tmp_path)
+    try:
+        wncli.convert(index, tmp_path / "out", force=True)
+    except WnError:
+        assert snapshot(tmp_path) == before
+    assert b"work of years" in snapshot(tmp_path / "out").values()
+
+
+#: Each is planned, and refused while it is written: a norm overflows, a direction is undefined.
+BAD: dict[str, State] = {
+    "apply": {"z.weight": torch.full((2, 3), 6e4, dtype=torch.float16)},
+    "remove": {"z.weight_g": torch.ones(2, 1), "z.weight_v": torch.zeros(2, 3)},
+}
+
+
+@both_kinds
+@pytest.mark.parametrize("command", BAD)
+@pytest.mark.parametrize("out", ["new", "old", "in"])
+def test_a_refusal_half_way_changes_nothing(
+    kind: str, command: str, out: str, tmp_path: Path
+) -> None:
+    sharded(tmp_path / "in", kind, three() | {4: BAD[command]})
+    old_output(tmp_path / "old", "safetensors")
+    before, inode = snapshot(tmp_path), (tmp_path / "in").stat().st_ino
+    with pytest.raises(WeightNormError, match=r"z\.weight"):
+        getattr(wncli, command)(tmp_path / "in", tmp_path / out, force=True)
+    assert (snapshot(tmp_path), (tmp_path / "in").stat().st_ino) == (before, inode)
+
+
+@pytest.mark.parametrize("file", ["../in.safetensors", "/etc/x.safetensors", "gone.safetensors"])
+def test_from_an_index_that_leads_elsewhere_nothing_is_written(file: str, tmp_path: Path) -> None:
+    index = sharded(tmp_path / "in", shards=three())
+    (tmp_path / "in.safetensors").write_bytes(index.with_name(shard_name(1, count=3)).read_bytes())
+    index.write_text(index.read_text().replace(shard_name(1, count=3), file))
+    before = snapshot(tmp_path)
+    for out in ("new", "in"):
+        with pytest.raises(WnError):
+            wncli.convert(index, tmp_path / out, force=True)
+    assert snapshot(tmp_path) == before
+
+
+#: Kills a child of itself at each step that Python takes on files, and prints what is left.
+KILLED = """
+import json, os, shutil, signal, sys
+from itertools import pairwise
+from pathlib import Path
+import wncli
+home, steps, dead = Path(sys.argv[1]), float("-inf"), 0
+spare = home.with_name("spare")
+def look():
+    return {str(p.relative_to(home)): p.read_bytes().hex() if p.is_file() else ""
+            for p in sorted(home.rglob("*"))}
+def count(event, _):
+    global steps
+    if event == "open" or event.startswith(("os.", "shutil.", "ctypes.dlsym")):
+        steps += 1
+        if steps == dead:
+            os.kill(os.getpid(), signal.SIGKILL)
+def run():
+    wncli.remove(home / "in", home / "out", force=True)
+shutil.copytree(home, spare, symlinks=True)
+old = look()
+run()
+new, found = look(), []
+sys.addaudithook(count)
+for dead in range(1, 1000):
+    shutil.rmtree(home)
+    shutil.copytree(spare, home, symlinks=True)
+    child = os.fork()
+    if not child:
+        steps = 0
+        run()
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    found.append(look())
+print(json.dumps([old, new, found]))
+"""
+
+
+@pytest.mark.parametrize("exists", ["", "exists"])
+def test_whenever_a_run_is_killed_the_folder_is_the_old_or_the_new_one(
+    exists: str, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    (sharded(home / "in", shards=three()).parent / "config.json").write_bytes(b"new")
+    if exists:
+        old_output(home / "out", "torch")
+    command = [sys.executable, "-c", KILLED, str(home)]
+    ran = subprocess.run(command, check=True, capture_output=True, env=environment(), timeout=60)
+    old, new, states = json.loads(ran.stdout)
+    assert len(states) > 20
+    seen = set()
+    for state in states:
+        left = {name for name in state if name.split("/")[0] not in {"in", "out"}}
+        assert all(name.split("/")[0].endswith(".wn-partial") for name in left)
+        assert not exists or b"old".hex() in [state[n] for n in state if n.endswith("runs/log")]
+        found = {n: state[n] for n in state if n not in left and "/runs" not in n}
+        outcomes = [{n: s[n] for n in s if "/runs" not in n} for s in (old, new)]
+        assert found in outcomes
+        seen.add(outcomes.index(found))
+    assert seen == ({0, 1} if exists else {0})
