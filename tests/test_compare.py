@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -387,3 +388,38 @@ def test_a_direction_that_is_undefined_is_refused(wn_here: RunHere, tmp_path: Pa
     ran = wn_here("compare", tmp_path / "a.pt", tmp_path / "a.pt")
     assert ran.code == 2
     assert "up.weight" in ran.stderr
+
+
+def test_a_rule_for_a_tensor_of_one_side_finds_a_difference(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    a, b = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save({"x": torch.ones(2)}, a)
+    torch.save({"x": torch.ones(2), "y": torch.ones(1)}, b)
+    assert wn_here("compare", a, b, "-l", "y").code == 1
+    assert wn_here("compare", a, b, "-l", "x").code == 0
+    refused = wn_here("compare", a, b, "-x", "*")
+    assert refused.code == 2
+    assert "nothing to compare" in refused.stderr
+
+
+def test_roots_can_be_named_on_both_sides(wn_here: RunHere, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save({"model": {"x": torch.ones(2)}, "ema": {"x": torch.zeros(2)}}, a)
+    torch.save({"gen": {"x": torch.ones(2)}, "avg": {"x": torch.zeros(2)}}, b)
+    refused = wn_here("compare", a, b, "--only", "model")
+    assert refused.code == 2
+    assert "--only model=gen or --only model=avg" in refused.stderr
+    assert wn_here("compare", a, b, "--only", "model=gen").code == 0
+    assert wn_here("compare", a, b, "--only", "model=avg").code == 1
+
+
+def test_names_of_many_dots_take_no_memory(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save({f"{'.' * 50_000}{n}": torch.ones(1) for n in range(8)}, a)
+    torch.save({f"{'.' * 50_000}{n}": torch.ones(1) for n in range(8, 16)}, b)
+    tracemalloc.start()
+    assert not wncli.compare(a, b).equal
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6

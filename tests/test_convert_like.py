@@ -391,3 +391,9 @@ def test_the_report_tells_what_became_of_each_layer(tmp_path: Path) -> None:
     assert report.layers[2].action == "apply"
     assert report.parameters.change == (3 - 6) + (4 - 6) + 3
     assert [note.code for note in report.notes] == ["matched"]
+
+
+def test_an_empty_name_is_a_name(tmp_path: Path) -> None:
+    torch.save({"": torch.ones(2, 2), "a": torch.ones(2)}, tmp_path / "in.pt")
+    wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", like=tmp_path / "in.pt")
+    assert set(load(tmp_path / "out.pt")) == {"", "a"}

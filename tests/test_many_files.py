@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Ran, bits, load
+from conftest import Ran, Wn, bits, load
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -242,3 +242,16 @@ def test_the_function_makes_the_folder_where_it_is_told_to(tmp_path: Path) -> No
         wncli.remove(path, tmp_path / "out" / "a.pt")
     wncli.remove(path, tmp_path / "out" / "a.pt", make_folder=True)
     assert bits(load(tmp_path / "out" / "a.pt")["up.weight"]) == bits(FOLDED)
+
+
+def test_outputs_stay_in_the_folder_whatever_the_inputs_are_called(wn: Wn, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    (model / "sub").mkdir(parents=True)
+    save_file({"a.weight": torch.ones(2, 2)}, model / "model.safetensors")
+    torch.save({"b.weight": torch.ones(2, 2)}, tmp_path / "b.pt")
+    ran = wn("apply", "..", "--output-dir", "out", cwd=model / "sub")
+    assert ran.code == 0, ran.stderr
+    assert [p.name for p in (model / "sub" / "out").iterdir()] == ["model"]
+    ran = wn("convert", "b.pt", "--output-dir", "out", "--max-shard-size", "1KB", cwd=tmp_path)
+    assert ran.code == 0, ran.stderr
+    assert [p.name for p in (tmp_path / "out" / "b").iterdir()] == ["pytorch_model.bin"]

@@ -348,3 +348,16 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, suffix:
     with pytest.raises(WnError):
         wncli.apply(model, tmp_path / f"out{suffix}", progress=shrink)
     assert names(tmp_path) == ["model.pt"]
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "model.pt")
+    out = tmp_path / "out.pt"
+
+    def appear(_done: int, _total: int) -> None:
+        out.write_bytes(b"of another process")
+
+    with pytest.raises(FileError, match="File exists"):
+        wncli.apply(tmp_path / "model.pt", out, progress=appear)
+    assert out.read_bytes() == b"of another process"
+    assert names(tmp_path) == ["model.pt", "out.pt"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -194,25 +195,73 @@ print(json.dumps([old, new, found]))
 """
 
 
-@pytest.mark.parametrize("exists", ["", "exists"])
-def test_whenever_a_run_is_killed_the_folder_is_the_old_or_the_new_one(
-    exists: str, tmp_path: Path
-) -> None:
-    home = tmp_path / "home"
-    (sharded(home / "in", shards=three()).parent / "config.json").write_bytes(b"new")
-    if exists:
-        old_output(home / "out", "torch")
+def killed_runs(home: Path) -> tuple[dict[str, str], dict[str, str], list[dict[str, str]]]:
+    """What stands below `home` before, after, and after each run that was killed on its way."""
     command = [sys.executable, "-c", KILLED, str(home)]
     ran = subprocess.run(command, check=True, capture_output=True, env=environment(), timeout=60)
     old, new, states = json.loads(ran.stdout)
-    assert len(states) > 20
-    seen = set()
+    assert len(states) > 10
+    return old, new, states
+
+
+def without_leftovers(state: dict[str, str]) -> dict[str, str]:
+    """What is no leftover of a killed run; those are known by the end of their names."""
+    return {
+        name: content
+        for name, content in state.items()
+        if not any(part.endswith(".wn-partial") for part in name.split("/"))
+    }
+
+
+def test_whenever_a_run_is_killed_a_new_folder_is_complete_or_not_there(tmp_path: Path) -> None:
+    sharded(tmp_path / "home" / "in", shards=three())
+    old, new, states = killed_runs(tmp_path / "home")
+    assert all(without_leftovers(state) in (old, new) for state in states)
+    assert old in map(without_leftovers, states)
+
+
+def test_whenever_a_run_is_killed_old_and_new_files_are_never_one_checkpoint(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    sharded(home / "in", shards=three())
+    old_output(home / "out", "torch")
+    old, new, states = killed_runs(home)
+    between = 0
     for state in states:
-        left = {name for name in state if name.split("/")[0] not in {"in", "out"}}
-        assert all(name.split("/")[0].endswith(".wn-partial") for name in left)
-        assert not exists or b"old".hex() in [state[n] for n in state if n.endswith("runs/log")]
-        found = {n: state[n] for n in state if n not in left and "/runs" not in n}
-        outcomes = [{n: s[n] for n in s if "/runs" not in n} for s in (old, new)]
-        assert found in outcomes
-        seen.add(outcomes.index(found))
-    assert seen == ({0, 1} if exists else {0})
+        found = without_leftovers(state)
+        assert found["out/runs/log"] == b"old".hex()
+        if found in (old, new):
+            continue
+        between += 1
+        assert not any(name.endswith(".index.json") for name in found if name.startswith("out/"))
+        assert set(old.values()) | set(new.values()) <= set(state.values())
+    assert 0 < between < len(states) / 2
+
+
+def test_what_others_keep_in_the_folder_is_neither_opened_nor_moved(tmp_path: Path) -> None:
+    sharded(tmp_path / "model", shards=three())
+    os.mkfifo(tmp_path / "model" / "pipe")  # opening it would wait for ever
+    (tmp_path / "model" / "locked").mkdir(mode=0o555)
+    (tmp_path / "model" / "private.txt").write_text("mine")
+    (tmp_path / "model" / "private.txt").chmod(0o600)
+    inode = (tmp_path / "model").stat().st_ino
+    wncli.remove(tmp_path / "model", tmp_path / "model", force=True)
+    assert (tmp_path / "model").stat().st_ino == inode  # whoever stands in it still does
+    assert stat.S_IMODE((tmp_path / "model" / "private.txt").stat().st_mode) == 0o600
+    assert {"pipe", "locked", "private.txt"} <= set(names(tmp_path / "model"))
+    hold_equal(read(tmp_path / "model"), folded(merged(three())) | read(tmp_path / "model"))
+
+
+def test_only_small_papers_go_with_a_checkpoint(tmp_path: Path) -> None:
+    sharded(tmp_path / "model", shards=three())
+    for name in ("config.json", "vocab.txt", "LICENSE", "movie.mp4", "id_rsa", ".secret.json"):
+        (tmp_path / "model" / name).write_text(name)
+    (tmp_path / "model" / "passwd.txt").symlink_to("/etc/passwd")
+    report = wncli.remove(tmp_path / "model", tmp_path / "out")
+    papers = {"config.json", "vocab.txt", "LICENSE"}
+    assert set(names(tmp_path / "out")) - set(weight_files(tmp_path / "out")) == papers | {
+        "model.safetensors.index.json"
+    }
+    (note,) = [note for note in report.notes if note.code == "companions"]
+    assert all(name in note.message for name in papers)

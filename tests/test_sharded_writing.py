@@ -316,3 +316,11 @@ def test_what_is_no_size_is_refused(size: str, tmp_path: Path) -> None:
     torch.save(blocks(), tmp_path / "in.pt")
     with pytest.raises(UsageError, match="max-shard-size"):
         wncli.convert(tmp_path / "in.pt", tmp_path / "out", max_shard_size=size)
+
+
+def test_a_shard_of_scalars_alone_is_read_again(tmp_path: Path) -> None:
+    state = {"a.weight": torch.ones(3000), "n": torch.tensor(1), "b.weight": torch.ones(3000)}
+    torch.save(state, tmp_path / "in.pt")
+    wncli.convert(tmp_path / "in.pt", tmp_path / "out", max_shard_size=12_000)
+    assert len(weight_files(tmp_path / "out")) == 3
+    assert wncli.compare(tmp_path / "in.pt", tmp_path / "out").equal

@@ -17,7 +17,7 @@ from wncli.decide import (
     refuse_objects,
 )
 from wncli.decide_like import plan_like
-from wncli.errors import FormatError, UsageError
+from wncli.errors import FileError, FormatError, UsageError
 from wncli.formats import open_checkpoint
 from wncli.naming import Naming
 from wncli.plan import Plan
@@ -53,7 +53,7 @@ def inspect(
     Raises:
         WnError: the file cannot be read, or a rule or root matches nothing.
     """
-    with open_checkpoint(Path(checkpoint)) as (opened, _):
+    with open_checkpoint(_path(checkpoint)) as (opened, _):
         plan = plan_inspect(opened, Request.parse(layers, exclude, only))
         return make_report(plan, ())
 
@@ -210,7 +210,7 @@ def convert(  # noqa: PLR0913 - the command's options
         raise UsageError(
             f"--naming {naming}", "--like takes the spelling of REFERENCE", hint="leave one out"
         )
-    with open_checkpoint(Path(like)) as (reference, _):
+    with open_checkpoint(_path(like)) as (reference, _):
         return _write(
             lambda opened: plan_like(opened, reference, request, partial=partial),
             checkpoint, output, format, max_shard_size, progress,
@@ -256,7 +256,7 @@ def compare(  # noqa: PLR0913 - the command's options
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
             raise UsageError(f"--{name}", "no tolerance", expected="0 or more", found=str(value))
-    with open_checkpoint(Path(a)) as (one, files), open_checkpoint(Path(b)) as (other, others):
+    with open_checkpoint(_path(a)) as (one, files), open_checkpoint(_path(b)) as (other, others):
         plan = plan_compare(one, other, request)
         return compare_weights(plan, files, others, Tolerance(rtol, atol), progress)
 
@@ -278,7 +278,8 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
 
     _check_choice("format", chosen, (None, "torch", "safetensors"))
     limit = parse_size(str(max_shard_size)) if max_shard_size is not None else None
-    path = Path(checkpoint)
+    path = _path(checkpoint)
+    _path(output)
     with open_checkpoint(path) as (opened, sources):
         from_folder = path.is_dir() or bool(opened.shards)
         folder = path if path.is_dir() else path.parent
@@ -304,7 +305,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
         if not dry_run:
             if make_folder:
                 make_parent(target)
-            notes += write(outputs, sources, progress)
+            notes += write(outputs, sources, progress, force=force)
         names = tuple(name for name, _ in outputs.files) if target.is_folder else ()
         return make_report(plan, notes, str(target.path), target.format, names, dry_run=dry_run)
 
@@ -316,6 +317,13 @@ def _converts(plan: Plan, target: Target) -> bool:
     unnormalized = any(note.code == "no-weight-norm" for note in plan.notes)
     same = plan.checkpoint.format == target.format and not target.is_folder
     return not (unnormalized and same and not plan.alone and not plan.drop)
+
+
+def _path(given: AnyPath) -> Path:
+    """A path that says something: an empty one would be the working directory."""
+    if not os.fspath(given):
+        raise FileError("''", "this is no path", expected="a file or a folder")
+    return Path(given)
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from wncli.checkpoint import Checkpoint, refuse_expansion
 from wncli.errors import FormatError, UsageError
-from wncli.matching import pair_up, plain_tensors
+from wncli.matching import pair_up, plain_tensors, split_only
 from wncli.notes import Note
 from wncli.scope import Request, look_alike_notes
 from wncli.selection import Candidate, check_exclusions, choose_pairs
@@ -92,19 +92,17 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
         a, b, tuple(counterparts), tuple(only_in_a), tuple(only_in_b), tuple(misshapen),
         tuple(notes), _stored(ours), _stored(theirs),
     )  # fmt: skip
-    return _chosen(plan, request)
+    plan = _chosen(plan, request)
+    for item in plan.counterparts:
+        for checkpoint, side in ((a, item.a), (b, item.b)):
+            refuse_expansion(checkpoint, side.v if isinstance(side, Pair) else side)
+    return plan
 
 
 def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Survey], list[Survey]]:
     sides = []
-    known = [sd.root for checkpoint in (a, b) for sd in checkpoint.state_dicts]
-    if request.only is not None and request.only not in known:
-        raise UsageError(
-            f"--only {request.only}",
-            "neither checkpoint has a state dict of this name",
-            expected=f"one of: {', '.join(dict.fromkeys(root or 'the top' for root in known))}",
-        )
-    for checkpoint in (a, b):
+    roots = [[sd.root for sd in checkpoint.state_dicts] for checkpoint in (a, b)]
+    for checkpoint, only in zip((a, b), split_only(request.only, *roots), strict=True):
         if not checkpoint.state_dicts:
             raise FormatError(
                 str(checkpoint.path),
@@ -112,12 +110,7 @@ def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Surve
                 expected="a mapping of names to tensors",
                 hint="wn inspect shows what is in the file",
             )
-        named = [sd for sd in checkpoint.state_dicts if sd.root == request.only]
-        sides.append([survey(sd) for sd in named or checkpoint.state_dicts])
-    for checkpoint, found in zip((a, b), sides, strict=True):
-        for side in found:
-            for spec in side.state_dict.tensors:
-                refuse_expansion(checkpoint, spec)
+        sides.append([survey(sd) for sd in checkpoint.state_dicts if only in {None, sd.root}])
     return sides[0], sides[1]
 
 
@@ -143,16 +136,20 @@ def _chosen(plan: ComparePlan, request: Request) -> ComparePlan:
     }
     misshapen = [place for place, _ in plan.misshapen]
     alone = [name for _, name in (*plan.only_in_a, *plan.only_in_b, *misshapen)]
-    reasons = dict.fromkeys(alone, "has no counterpart of its shape")
     check_exclusions(request.exclude, [*(item.weight for item in items), *alone])
-    chosen = choose_pairs(list(items), request.layers, request.exclude, reasons)
+    # A rule may speak of what stands on one side only: that is a difference, and no mistake.
+    rules = [rule for rule in request.layers if not any(map(rule.matches, alone))]
+    taken = [item for item in items if request.wants(item.weight)]
+    choose_pairs(list(items), rules, (), {})
 
     def left(places: Sequence[Place]) -> tuple[Place, ...]:
         return tuple(place for place in places if request.wants(place[1]))
 
+    if not (taken or any(map(request.wants, alone))):
+        raise UsageError("-x", "the rules leave nothing to compare", hint="-l takes less away")
     return replace(
         plan,
-        counterparts=tuple(items[item] for item in chosen),
+        counterparts=tuple(items[item] for item in taken),
         only_in_a=left(plan.only_in_a),
         only_in_b=left(plan.only_in_b),
         misshapen=tuple(item for item in plan.misshapen if request.wants(item[0][1])),

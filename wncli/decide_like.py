@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from wncli.checkpoint import Checkpoint, refuse_expansion
 from wncli.errors import FormatError, UsageError, WeightNormError
-from wncli.matching import Meeting, pair_up, plain_tensors
+from wncli.matching import Meeting, pair_up, plain_tensors, split_only
 from wncli.naming import join
 from wncli.notes import Note
 from wncli.plan import (
@@ -57,15 +57,13 @@ def plan_like(
             raise UsageError(
                 f"{option} {rules[0].text}",
                 "--like takes every layer as REFERENCE has it",
-                hint=f"leave {option} out, or --partial",
+                hint=f"leave {option} out",
             )
-    wanted_roots = [sd.root for sd in reference.state_dicts]
-    if request.only in wanted_roots:
-        wanted_roots = [request.only]
-    theirs = [survey(sd) for sd in reference.state_dicts if sd.root in wanted_roots]
     known = [state_dict.root for state_dict in checkpoint.state_dicts]
-    chosen = request.only if request.only in known or request.only not in wanted_roots else None
-    ours = surveys_of(checkpoint, replace(request, only=chosen))
+    wanted_roots = [state_dict.root for state_dict in reference.state_dicts]
+    our_only, their_only = split_only(request.only, known, wanted_roots)
+    ours = surveys_of(checkpoint, replace(request, only=our_only))
+    theirs = [survey(sd) for sd in reference.state_dicts if their_only in {None, sd.root}]
     if not theirs:
         raise FormatError(
             str(reference.path), "no state dict was found", expected="a checkpoint as REFERENCE"
@@ -122,7 +120,7 @@ def _actions(
 ) -> tuple[Action, ...]:
     root = wanted.state_dict.root
     held = plain_tensors(found)
-    by_name = {name: item for own, item in held.items() if (name := meeting.rename(own))}
+    by_name = {meeting.rename(own): item for own, item in held.items()}
     actions: list[Action] = []
     targets = plain_tensors(wanted)
     for name, target in targets.items():

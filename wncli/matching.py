@@ -6,6 +6,7 @@ spellings and the folded weight meet.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from wncli.tensors import TensorSpec
 _WRAPPERS = ("module.", "_orig_mod.")
 #: As many prefixes are tried.
 _PROBES = 16
+#: As many modules deep they are looked for.
+_DEEPEST = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,29 @@ def meet(names: Collection[str], others: Collection[str], roots: Iterable[str]) 
     return best
 
 
+def split_only(
+    only: str | None, ours: Collection[str], theirs: Collection[str]
+) -> tuple[str | None, str | None]:
+    """What `--only ROOT`, or `--only OURS=THEIRS`, names on each side; None takes all there.
+
+    Raises:
+        UsageError: neither side has such a root.
+    """
+    if only is None:
+        return None, None
+    if only in ours or only in theirs:
+        return only if only in ours else None, only if only in theirs else None
+    our, equals, their = only.partition("=")
+    if equals and our in ours and their in theirs:
+        return our, their
+    known = dict.fromkeys(root or "the top" for root in (*ours, *theirs))
+    raise UsageError(
+        f"--only {only}",
+        "there is no state dict of this name",
+        expected=f"one of: {', '.join(known)}" if known else "a checkpoint with a state dict",
+    )
+
+
 def pair_up(
     our_checkpoint: Checkpoint,
     ours: Sequence[Survey],
@@ -98,27 +124,25 @@ def pair_up(
     names = {found.state_dict.root: plain_tensors(found).keys() for found in ours}
     wanted = {found.state_dict.root: plain_tensors(found).keys() for found in theirs}
     counts: dict[tuple[str, str], tuple[int, Meeting]] = {}
-    for their_root, their_names in wanted.items():
-        for our_root, our_names in names.items():
-            meeting = meet(our_names, their_names, roots)
-            count = _count(meeting, our_names, set(their_names))
+    paired: dict[str, tuple[str, Meeting]] = {}
+    for root in [root for root in wanted if root in names]:
+        meeting = meet(names[root], wanted[root], roots)
+        if _count(meeting, names[root], set(wanted[root])):
+            paired[root] = root, meeting
+    for their_root in [root for root in wanted if root not in paired]:
+        for our_root in [root for root in names if root not in paired]:
+            meeting = meet(names[our_root], wanted[their_root], roots)
+            count = _count(meeting, names[our_root], set(wanted[their_root]))
             if count:
                 counts[our_root, their_root] = count, meeting
-    paired: dict[str, tuple[str, Meeting]] = {}
-    for root in wanted:
-        if (root, root) in counts:
-            paired[root] = root, counts.pop((root, root))[1]
-    counts = {
-        (our, their): offer
-        for (our, their), offer in counts.items()
-        if our not in paired and their not in paired
-    }
     while counts:
         most = max(count for count, _ in counts.values())
         best = [pair for pair, (count, _) in counts.items() if count == most]
         our, their = best[0]
-        _refuse_rivals(our_checkpoint, [one for one, other in best if other == their])
-        _refuse_rivals(their_checkpoint, [other for one, other in best if one == our])
+        mine = [one for one, other in best if other == their]
+        yours = [other for one, other in best if one == our]
+        _refuse_rivals(our_checkpoint, mine, mine)
+        _refuse_rivals(their_checkpoint, yours, [f"{our}={other}" for other in yours])
         paired[their] = our, counts[our, their][1]
         counts = {
             (one, other): offer
@@ -128,14 +152,14 @@ def pair_up(
     return paired
 
 
-def _refuse_rivals(checkpoint: Checkpoint, equal: Sequence[str]) -> None:
+def _refuse_rivals(checkpoint: Checkpoint, equal: Sequence[str], ways: Sequence[str]) -> None:
     if len(equal) > 1:
         raise UsageError(
             str(checkpoint.path),
             "several state dicts could be meant",
             expected="one that has the names of the other side",
             found=", ".join(root or "the top" for root in equal),
-            hint=" or ".join(f"--only {root or repr('')}" for root in equal),
+            hint=" or ".join(f"--only {shlex.quote(way)}" for way in ways),
         )
 
 
@@ -179,5 +203,8 @@ def _probes(names: Iterable[str], others: Iterable[str]) -> list[Meeting]:
 
 
 def _starts(name: str) -> list[int]:
-    """Where the dotted endings of a name begin, the longest first."""
-    return [0, *(place + 1 for place, char in enumerate(name) if char == ".")]
+    """Where the dotted endings of a name begin, the longest first; of many, the first ones."""
+    starts = [0]
+    while len(starts) < _DEEPEST and (dot := name.find(".", starts[-1])) >= 0:
+        starts.append(dot + 1)
+    return starts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,12 @@ def check_output(output: Path, *, force: bool) -> None:
         reason = os.strerror(error.errno or 0)
         raise FileError(where, f"OUTPUT cannot be written ({reason})") from None
     if mode is not None and stat.S_ISDIR(mode):
-        raise FileError(where, "OUTPUT is a directory", expected="a file's name")
+        raise FileError(
+            where,
+            "OUTPUT is a directory",
+            expected="a file's name",
+            hint=f"{shlex.quote(where)}/ writes into it",
+        )
     if mode is not None and not stat.S_ISREG(mode):
         raise FileError(where, "OUTPUT is no regular file", expected="a file's name")
     if mode is not None and not force:
@@ -44,7 +50,9 @@ def check_output(output: Path, *, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileError(where, f"{folder} is no directory")
     if not folder.exists():
-        raise FileError(where, "the directory does not exist", hint=f"mkdir -p {folder}")
+        raise FileError(
+            where, "the directory does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}"
+        )
 
 
 def target_of(output: Path) -> Path:
@@ -53,13 +61,14 @@ def target_of(output: Path) -> Path:
 
 
 @contextmanager
-def replacing(output: Path, nbytes: int) -> Iterator[int]:
+def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[int]:
     """A descriptor for a new file of `nbytes` that takes `output`'s place when the block ends well.
 
-    An existing file keeps its permissions, and is replaced only once the new one is on disk.
+    An existing file keeps its permissions, and is replaced only with `force`, and once the new one
+    is on disk.
 
     Raises:
-        FileError: no room, or no permission; nothing is left behind.
+        FileError: no room, no permission, or `output` is there by now; nothing is left behind.
     """
     target = target_of(output)
     partial = target.parent / partial_name(target.name)
@@ -73,13 +82,28 @@ def replacing(output: Path, nbytes: int) -> Iterator[int]:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        partial.replace(target)
+        if force:
+            partial.replace(target)
+        else:
+            _rename_onto_nothing(partial, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise unwritable(output, error, f"room for {nbytes:,} bytes, and permission") from None
         raise
+
+
+def _rename_onto_nothing(partial: Path, target: Path) -> None:
+    """Rename, unless another process has written `target` in the meantime."""
+    try:
+        target.hardlink_to(partial)
+    except FileExistsError:
+        raise
+    except OSError:  # not every file system has hard links
+        partial.rename(target)
+    else:
+        partial.unlink()
 
 
 def unwritable(output: Path, error: OSError, expected: str = "room, and permission") -> FileError:

@@ -1,9 +1,15 @@
-"""A folder of output files: complete or not there. A temporary sibling that takes its place."""
+"""A folder of output files: complete or not there, and what else stands in it stays.
+
+A new folder is made beside its place and renamed. Into a folder that is there already the files
+are moved once all are written, the index last. Until then the old checkpoint is whole; and while
+files are moved there is no index, so that nobody takes old and new ones for one checkpoint.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
@@ -11,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wncli.errors import FileError
+from wncli.formats.shard_index import index_kind
 from wncli.output import partial_name, unwritable
 
-#: `renameat2` of Linux (`linux/fs.h`), which swaps two names at once.
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
+#: Where, in the temporary folder, the files stand that are being replaced.
+_REPLACED = "replaced"
 
 
 def check_folder(output: Path, *, force: bool) -> None:
@@ -38,103 +44,81 @@ def check_folder(output: Path, *, force: bool) -> None:
             )
         parent = Path(os.path.realpath(output)).parent
         if not parent.is_dir():
-            raise FileError(where, "the directory does not exist", hint=f"mkdir -p {parent}")
+            raise FileError(
+                where, "the directory does not exist", hint=f"mkdir -p {shlex.quote(str(parent))}"
+            )
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise FileError(where, f"OUTPUT cannot be written ({reason})") from None
 
 
 @contextmanager
-def replacing_folder(output: Path, gone: Sequence[str]) -> Iterator[Path]:
-    """A new folder that takes `output`'s place when the block ends well.
+def replacing_folder(output: Path, names: Sequence[str], old: Sequence[str]) -> Iterator[Path]:
+    """A folder to write the files `names` in, which take their places when the block ends well.
 
-    What stands in an existing folder stays, but for files of the names that are written anew and
-    those in `gone`, which belong to the checkpoint that is replaced.
+    `old` are the files of the checkpoint that `output` holds so far, and that go. The last of
+    `names` is moved last.
 
     Raises:
         FileError: no room, or no permission; nothing is left behind.
     """
     target = Path(os.path.realpath(output))  # also where it is a link, or "."
-    partial = target.parent / partial_name(target.name)
+    is_new = not target.exists()
+    partial = (target.parent if is_new else target) / partial_name(target.name)
     try:
+        if not is_new:
+            _refuse_clashes(output, target, names)
         partial.mkdir()
         yield partial
-        if target.exists():
-            _keep_others(target, partial, frozenset(gone))
-            partial.chmod(stat.S_IMODE(target.stat().st_mode))
-            _flush(partial)
-            _refuse_clashes(output, target, partial)
-            _exchange(partial, target)
-            _move_folders(partial, target)
-            shutil.rmtree(partial)
-        else:
+        if is_new:
             partial.rename(target)
+        else:
+            _move_in(partial, target, names, old)
+            shutil.rmtree(partial)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            if not any(entry.is_dir() for entry in partial.iterdir()):  # none of the user's
-                shutil.rmtree(partial)
+            shutil.rmtree(partial)
         if isinstance(error, OSError):
             raise unwritable(output, error) from None
         raise
 
 
-def _keep_others(old: Path, new: Path, gone: frozenset[str]) -> None:
-    """Have what is no part of the checkpoint in the new folder too."""
-    for entry in sorted(old.iterdir()):
-        place = new / entry.name
-        if entry.name in gone or place.exists() or (entry.is_dir() and not entry.is_symlink()):
-            continue
-        try:
-            os.link(entry, place, follow_symlinks=False)
-        except OSError:
-            shutil.copy2(entry, place, follow_symlinks=False)
-
-
-def _refuse_clashes(output: Path, old: Path, new: Path) -> None:
-    """A new file must not have the name of a folder that is to stay."""
-    for entry in old.iterdir():
-        if entry.is_dir() and not entry.is_symlink() and (new / entry.name).exists():
+def _refuse_clashes(output: Path, target: Path, names: Sequence[str]) -> None:
+    """A new file must not have the name of a folder that stays."""
+    for name in names:
+        place = target / name
+        if place.is_dir() and not place.is_symlink():
             raise FileError(
                 str(output),
-                f"the folder {entry.name} stands where a file of this name is to be written",
+                f"the folder {name} stands where a file of this name is to be written",
                 hint="choose another OUTPUT, or move the folder",
             )
 
 
-def _move_folders(old: Path, new: Path) -> None:
-    for entry in sorted(old.iterdir()):
-        if entry.is_dir() and not entry.is_symlink():
-            entry.rename(new / entry.name)
+def _is_file(path: Path) -> bool:
+    """Whether something stands there that is no folder; a link is what it is, wherever it leads."""
+    return os.path.lexists(path) and (path.is_symlink() or not path.is_dir())
 
 
-def _flush(folder: Path) -> None:
-    """Have all of it on disk before anything old goes."""
-    for entry in (*folder.iterdir(), folder):
-        if not entry.is_symlink():
-            descriptor = os.open(entry, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders, at once where the system can, else in two steps."""
-    import ctypes
-
+def _move_in(partial: Path, target: Path, names: Sequence[str], old: Sequence[str]) -> None:
+    """Put the new files in the place of the old ones, or everything back where that fails."""
+    replaced = partial / _REPLACED
+    replaced.mkdir()
+    there = [name for name in dict.fromkeys((*old, *names)) if _is_file(target / name)]
+    there.sort(key=lambda name: index_kind(name) is None)
+    for name in names:
+        if name in there and (target / name).exists():
+            (partial / name).chmod(stat.S_IMODE((target / name).stat().st_mode))
+        with (partial / name).open("rb") as file:
+            os.fsync(file.fileno())
+    moves = [(target / name, replaced / name) for name in there]
+    moves += [(partial / name, target / name) for name in names]
+    done: list[tuple[Path, Path]] = []
     try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-        names = os.fsencode(one), os.fsencode(other)
-        swapped = rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
-    except (AttributeError, OSError):
-        swapped = False
-    if swapped:
-        return
-    aside = one.with_name(f"{one.name}-old")
-    other.rename(aside)
-    try:
-        one.rename(other)
-    except OSError:
-        aside.rename(other)
+        for source, place in moves:
+            source.rename(place)
+            done.append((source, place))
+    except BaseException:
+        for source, place in reversed(done):
+            place.rename(source)
         raise
-    aside.rename(one)

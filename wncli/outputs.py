@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 
 from wncli.checkpoint import aliases
 from wncli.errors import UsageError, WnError
+from wncli.formats.files import unreadable
+from wncli.formats.shard_files import resolve
+from wncli.formats.shard_index import index_kind
 from wncli.layout import Layout, Slot, Whole
 from wncli.notes import Note
 from wncli.output import unwritable
@@ -36,11 +40,13 @@ if TYPE_CHECKING:
 #: Called with the bytes that have just been written and the bytes that there will be.
 Progress = Callable[[int, int], None]
 
-#: What holds weights itself, and so is no companion of a checkpoint.
-_WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar"),
-    *(".h5", ".msgpack", ".onnx", ".gguf", ".npz", ".ot"),
+#: The suffixes of what goes with a checkpoint, and the beginnings of names without one.
+_COMPANIONS = frozenset(
+    {".json", ".txt", ".md", ".model", ".py", ".yaml", ".yml", ".toml", ".jinja", ".tiktoken"}
 )
+_PAPERS = ("LICENSE", "LICENCE", "NOTICE", "README")
+#: Bytes; larger files are no config and no tokenizer.
+_SMALL = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
         layout, found = _lay_out_file(plan, target.format, stem or "archive")
         return Outputs(target, ((target.path.name, layout),), notes=found)
     companions = _companions(folder) if folder else ()
+    along = _companion_notes(companions)
     if target.max_shard is None and not plan.checkpoint.shards:  # one file, in a folder of its own
         name = plan.checkpoint.path.name
         if not plan.checkpoint.format.startswith(target.format):
@@ -85,7 +92,7 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
                 else beside(Path(), plan.checkpoint.path, target.format).name
             )
         layout, found = _lay_out_file(plan, target.format, Path(name).stem)
-        return Outputs(target, ((name, layout),), companions=companions, notes=found)
+        return Outputs(target, ((name, layout),), companions=companions, notes=found + along)
     _refuse_several(plan)
     shards = (
         keep_shards(plan, target.format)
@@ -102,7 +109,7 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
         files.append((shard.name, layout))
         notes += found
     index = _index(plan, target.format, files) if len(files) > 1 else None
-    return Outputs(target, tuple(files), index, companions, tuple(dict.fromkeys(notes)))
+    return Outputs(target, tuple(files), index, companions, (*dict.fromkeys(notes), *along))
 
 
 def check(target: Target, *, force: bool, make_folder: bool) -> None:
@@ -131,8 +138,10 @@ def make_parent(target: Target) -> None:
         raise unwritable(target.path.parent, error) from None
 
 
-def write(outputs: Outputs, sources: Sources, progress: Progress | None) -> tuple[Note, ...]:
-    """Write everything, then put it in its place.
+def write(
+    outputs: Outputs, sources: Sources, progress: Progress | None, *, force: bool
+) -> tuple[Note, ...]:
+    """Write everything, then put it in its place; what is there already only with `force`.
 
     Returns:
         What the data showed.
@@ -153,22 +162,43 @@ def write(outputs: Outputs, sources: Sources, progress: Progress | None) -> tupl
     target = outputs.target
     if not target.is_folder:
         ((_, layout),) = outputs.files
-        with replacing(target.path, layout.nbytes) as descriptor:
+        with replacing(target.path, layout.nbytes, force=force) as descriptor:
             return fill(layout, sources, descriptor, report)
     notes: tuple[Note, ...] = ()
-    with replacing_folder(target.path, _checkpoint_in(target.path)) as folder:
+    index = (outputs.index,) if outputs.index else ()
+    companions = [path for path in outputs.companions if not _is_in(path, target.path)]
+    names = [path.name for path in companions]
+    names += [name for name, _ in (*outputs.files, *index)]
+    with replacing_folder(target.path, names, _checkpoint_in(target)) as folder:
         for name, layout in outputs.files:
             with (folder / name).open("xb") as new:
                 allocate(new.fileno(), layout.nbytes)
         for name, layout in outputs.files:
             with (folder / name).open("r+b") as laid_out:
                 notes += fill(layout, sources, laid_out.fileno(), report)
-        for path in outputs.companions:
-            shutil.copyfile(path, folder / path.name)
-        if outputs.index:
-            name, content = outputs.index
+        for path in companions:
+            _copy_companion(path, folder)
+        for name, content in index:
             (folder / name).write_bytes(content)
     return notes
+
+
+def _companion_notes(companions: Sequence[Path]) -> tuple[Note, ...]:
+    names = ", ".join(path.name for path in companions)
+    return (Note("companions", f"copied beside it: {names}"),) if names else ()
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return folder.is_dir() and path.parent.samefile(folder)
+
+
+def _copy_companion(path: Path, folder: Path) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(str(path), error) from None
+    (folder / path.name).write_bytes(content)
+    shutil.copymode(path, folder / path.name)
 
 
 def _lay_out_file(
@@ -217,39 +247,51 @@ def _index(
         "metadata": {"total_size": stored_nbytes(a for part in plan.parts for a in part.actions)},
         "weight_map": weight_map,
     }
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     name = index_name([file for file, _ in files], output_format, plan.checkpoint)
-    return name, text.encode("utf-8", "surrogatepass")
+    return name, text.encode()
 
 
-def _checkpoint_in(folder: Path) -> tuple[str, ...]:
-    """The names of the checkpoint's files in a folder that is to be replaced."""
+def _checkpoint_in(target: Target) -> tuple[str, ...]:
+    """The files of the checkpoint in a folder that is to be replaced, the indexes last.
+
+    That is the one which the folder stands for, and whatever would be read before the new one:
+    safetensors files come before torch files.
+    """
     from wncli.formats.files import Source
     from wncli.formats.folder import find_in_folder
-    from wncli.formats.shard_index import index_kind, read_index
+    from wncli.formats.shard_index import read_index
 
-    if not folder.is_dir():
+    if not target.path.is_dir():
         return ()
-    try:
-        found, _ = find_in_folder(folder)
-        if not index_kind(found.name):
-            return (found.name,)
-        with found.open("rb") as file:
-            listed = read_index(Source(found, file)).file_names
-    except (WnError, OSError):
-        return ()
-    return (found.name, *listed)
+    present = sorted(entry.name for entry in target.path.iterdir())
+    formats = {"safetensors", target.format}
+    found = [name for name in present if HUGGING_FACE_NAMES.get(name) in formats]
+    found += [name for name in present if index_kind(name) in formats]
+    with contextlib.suppress(WnError):
+        found.append(find_in_folder(target.path)[0].name)
+    for name in [name for name in found if index_kind(name)]:
+        with contextlib.suppress(WnError, OSError), (target.path / name).open("rb") as file:
+            found += read_index(Source(target.path / name, file)).file_names
+    return tuple(dict.fromkeys(found))
 
 
 def _companions(folder: Path) -> tuple[Path, ...]:
-    """The files beside a checkpoint that are no weights: its config, its tokenizer."""
-    from wncli.formats.shard_index import index_kind
-
+    """The small files beside a checkpoint that go with it: its config, its tokenizer."""
     return tuple(
         entry
         for entry in sorted(folder.iterdir())
-        if entry.is_file()
-        and not entry.name.startswith(".")
+        if not entry.name.startswith(".")
+        and (entry.suffix.lower() in _COMPANIONS or entry.name.startswith(_PAPERS))
         and not index_kind(entry.name)
-        and entry.suffix.lower() not in _WEIGHTS
+        and _is_small_file(entry)
     )
+
+
+def _is_small_file(path: Path) -> bool:
+    """Whether it is a file of this folder, no link out of it, and no larger than such files are."""
+    try:
+        place = resolve(path)
+    except WnError:
+        return False
+    return place is not None and place.is_file() and place.stat().st_size <= _SMALL

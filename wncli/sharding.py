@@ -39,11 +39,11 @@ _SUFFIXES: dict[OutputFormat, str] = {"safetensors": ".safetensors", "torch": ".
 
 
 #: What single files are called that `from_pretrained` looks for.
-HUGGING_FACE_NAMES = frozenset(
-    f"{stem}{suffix}"
+HUGGING_FACE_NAMES = {
+    f"{stem}{suffix}": output_format
     for stem in ("model", "pytorch_model", "diffusion_pytorch_model")
-    for suffix in _SUFFIXES.values()
-)
+    for output_format, suffix in _SUFFIXES.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def parse_size(text: str) -> int:
     Raises:
         UsageError: it is none.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]{0,3})\s*", text)
     unit = _UNITS.get(match[2].upper()) if match else None
     nbytes = int(float(match[1]) * unit) if match and unit else 0
     if not nbytes:

@@ -85,6 +85,8 @@ def format_of(output: Path, checkpoint: Checkpoint) -> OutputFormat:
 
 def beside(folder: Path, checkpoint: Path, chosen: Literal["torch", "safetensors"] | None) -> Path:
     """The OUTPUT in `folder` for one of several inputs: its name, the suffix that of the format."""
+    if checkpoint.name in {"", ".."}:
+        checkpoint = checkpoint.resolve()
     suffix = checkpoint.suffix.lower()
     if chosen is None or _SUFFIXES.get(suffix) == chosen:
         return folder / checkpoint.name

@@ -32,7 +32,9 @@ def main() -> NoReturn:
         _discard_output()
         code = DONE  # whoever read the output has read enough
     except KeyboardInterrupt:
-        print("interrupted: OUTPUT is as it was before, or complete", file=sys.stderr)
+        writes = not {"inspect", "compare"} & set(sys.argv[1:2])
+        what = ": OUTPUT is as it was before, or complete" if writes else ""
+        print(f"interrupted{what}", file=sys.stderr)
         code = INTERRUPTED
     except StreamError as error:
         _discard_output()

@@ -93,7 +93,11 @@ Exclude = Annotated[
 ]
 Only = Annotated[
     str | None,
-    typer.Option("--only", metavar="ROOT", help="Take one state dict alone, as `generator`."),
+    typer.Option(
+        "--only",
+        metavar="ROOT",
+        help="Take one state dict alone, as `generator`; with two files also `ROOT=OTHER`.",
+    ),
 ]
 Drop = Annotated[
     list[str],
@@ -224,7 +228,8 @@ def apply(  # noqa: PLR0913
             drop=drop, format=format, max_shard_size=max_shard_size, force=force, dry_run=dry_run,
             make_folder=output_dir is not None, progress=progress,
         ),
-        Paths(checkpoint, output or [], output_dir, format), json=json, quiet=quiet,
+        Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
+        json=json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -253,7 +258,8 @@ def remove(  # noqa: PLR0913
             max_shard_size=max_shard_size, force=force, dry_run=dry_run,
             make_folder=output_dir is not None, progress=progress,
         ),
-        Paths(checkpoint, output or [], output_dir, format), json=json, quiet=quiet,
+        Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
+        json=json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -285,7 +291,8 @@ def convert(  # noqa: PLR0913
             only=only, drop=drop, format=format, max_shard_size=max_shard_size, force=force,
             dry_run=dry_run, make_folder=output_dir is not None, progress=progress,
         ),
-        Paths(checkpoint, output or [], output_dir, format), json=json, quiet=quiet,
+        Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
+        json=json, quiet=quiet,
     )  # fmt: skip
 
 

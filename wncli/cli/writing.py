@@ -29,6 +29,7 @@ class Paths:
     others: list[str]
     output_dir: Path | None
     format: OutputFormat | None
+    is_sharded: bool
 
 
 def write_all(command: str, run: Command, paths: Paths, *, json: bool, quiet: bool) -> int:
@@ -84,8 +85,12 @@ def _outputs(paths: Paths, folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for checkpoint in (paths.checkpoint, *paths.others):
         path = Path(checkpoint)
+        if path.name.endswith(".index.json"):
+            path = path.resolve().parent
         is_folder = path.is_dir()
         output = str(beside(folder, path, None if is_folder else paths.format)) + "/" * is_folder
+        if paths.is_sharded and not is_folder:
+            output = f"{Path(output).with_suffix('')}/"
         if output in found.values():
             raise UsageError(
                 checkpoint,

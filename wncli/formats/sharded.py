@@ -9,6 +9,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from wncli.checkpoint import Checkpoint, Format, Shard, StateDict, aliases
@@ -54,7 +55,7 @@ def open_shards(
                 refusal.hint = f"ulimit -n {len(names) + _FEW_FILES}"
             raise refusal from None
         sources.append(Source(shown, file, number))
-        shards.append(Shard(name, read(sources[-1])))
+        shards.append(Shard(name, _as_shard(read(sources[-1]))))
     return combine(path, index, tuple(shards)), tuple(sources)
 
 
@@ -111,6 +112,20 @@ def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpo
         index=index.path,
         notes=notes,
     )
+
+
+def _as_shard(checkpoint: Checkpoint) -> Checkpoint:
+    """A torch shard's top is its state dict, because the index says so, whatever stands in it."""
+    tree = checkpoint.tree
+    if tree is None or checkpoint.state_dicts:
+        return checkpoint
+    from wncli.formats.torch_roots import top_state_dict
+
+    found = top_state_dict(tree, str(checkpoint.path))
+    if found is None:
+        return checkpoint
+    tree = replace(tree, mappings={"": tree.root})
+    return replace(checkpoint, state_dicts=(found,), entries=(), tree=tree)
 
 
 def _state_dict(checkpoint: Checkpoint) -> StateDict:

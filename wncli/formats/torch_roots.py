@@ -81,6 +81,15 @@ def read_tree(
     return tree, tuple(found.state_dicts), tuple(found.entries), tuple(refused)
 
 
+def top_state_dict(tree: TorchTree, where: str) -> StateDict | None:
+    """The tensors at the top of a tree, or None where there are none."""
+    members = [(k, v) for k, v in entries_of(tree.root) or [] if isinstance(k, str)]
+    specs = {name: read_tensor(node, tree.references, name, where) for name, node in members}
+    tensors = tuple(spec for spec in specs.values() if spec)
+    others = tuple(name for name, spec in specs.items() if spec is None)
+    return StateDict("", tensors, others) if tensors else None
+
+
 @dataclass(slots=True)
 class _Held:
     """What was found in one mapping or list: what may hold state dicts, by the path's next part."""
