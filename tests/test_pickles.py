@@ -37,12 +37,13 @@ DEEP = 100_000
 
 
 def read(data: bytes) -> Node:
-    return read_pickle(data, "a test")[0]
+    return read_pickle(data, "a test").root
 
 
 def rewritten(data: bytes) -> bytes:
     """The pickle after one trip through the reader and the writer."""
-    root, protocol = read_pickle(data, "a test")
+    found = read_pickle(data, "a test")
+    root, protocol = found.root, found.protocol
     return write_pickle(root, protocol, {}, lambda node: node.pid)
 
 
@@ -461,7 +462,8 @@ def test_persistent_ids_are_kept_as_data_and_can_be_exchanged() -> None:
     for protocol in range(1, 6):
         file = io.BytesIO()
         Pickler(file, protocol).dump([bytearray(b"x"), 1])
-        root, declared = read_pickle(file.getvalue(), "a test")
+        found = read_pickle(file.getvalue(), "a test")
+        root, declared = found.root, found.protocol
         assert isinstance(root[0], PersistentId)
         data = write_pickle(root, declared, {}, lambda node: [*node.pid, "new"])
         assert Unpickler(io.BytesIO(data)).load() == [["storage", 7, "new"], 1]
@@ -471,7 +473,7 @@ def test_several_pickles_of_one_file_are_read_one_after_another() -> None:
     values = [1, ["a"], {"b": None}]
     data = b"".join(pickle.dumps(value, 2) for value in values)
     file = io.BytesIO(data + b"raw")
-    found = [read_pickle(file, "a test", len(data) + 3)[0] for _ in values]
+    found = [read_pickle(file, "a test", len(data) + 3).root for _ in values]
     assert found[:2] == values[:2]
     assert file.read() == b"raw"
 

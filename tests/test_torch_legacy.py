@@ -403,3 +403,12 @@ def test_a_tar_of_older_torch_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_plain_pickle_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": 1}))
     assert "plain pickle" in refusal(tmp_path / "a.pkl")
+
+
+def test_a_pickle_larger_than_what_is_read_at_once_is_read(tmp_path: Path) -> None:
+    state = {f"{'long ' * 200}{n}.weight": torch.full((1, 1), float(n)) for n in range(3000)}
+    torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    wncli.convert(tmp_path / "a.pt", tmp_path / "b.pt")
+    found = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert list(found) == list(state)
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())

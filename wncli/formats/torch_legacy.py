@@ -10,11 +10,10 @@ import struct
 from wncli.checkpoint import Checkpoint
 from wncli.errors import FormatError
 from wncli.formats.files import Source
-from wncli.formats.pickles.nodes import Node, PersistentId, brief, entries_of
-from wncli.formats.pickles.reader import read_pickle
+from wncli.formats.pickles.nodes import Node, brief, entries_of
+from wncli.formats.pickles.reader import Pickle, read_pickle
 from wncli.formats.torch_roots import read_tree
 from wncli.formats.torch_tensor import StorageId, class_of, read_storage_id
-from wncli.formats.torch_tree import walk
 from wncli.tensors import Storage
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -31,17 +30,17 @@ def read_torch_legacy(source: Source) -> Checkpoint:
         FormatError: the file is truncated, or its parts disagree.
     """
     source.file.seek(0)
-    (_magic, _), (version, _), (system, _), (root, protocol), (keys, _) = (
-        _next_pickle(source) for _ in range(5)
+    _magic, version, system, content, keys = (
+        read_pickle(source.file, source.where, source.nbytes) for _ in range(5)
     )
-    if version != _PROTOCOL_VERSION:
+    if version.root != _PROTOCOL_VERSION:
         raise FormatError(
             source.where,
             "this legacy torch file has an unknown version",
             expected=str(_PROTOCOL_VERSION),
-            found=brief(version),
+            found=brief(version.root),
         )
-    facts = {key: value for key, value in entries_of(system) or [] if isinstance(key, str)}
+    facts = {key: value for key, value in entries_of(system.root) or [] if isinstance(key, str)}
     if facts.get("little_endian") is not True:
         raise FormatError(
             source.where,
@@ -50,7 +49,7 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             hint="load it with torch.load and save it again on a little-endian machine",
         )
     nbytes = source.file.tell()
-    storages = _locate_all(source, root, keys)
+    storages = _locate_all(source, content, keys.root)
 
     def locate(identity: StorageId) -> Storage:
         whole = storages[identity.key]
@@ -69,21 +68,17 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             source.number,
         )
 
-    tree, state_dicts, entries, refused = read_tree(root, protocol, nbytes, locate, source.where)
+    tree, state_dicts, entries, refused = read_tree(content, nbytes, locate, source.where)
     return Checkpoint(
         source.path, "torch legacy", source.nbytes, state_dicts, entries, None, tree, refused
     )
 
 
-def _next_pickle(source: Source) -> tuple[Node, int]:
-    return read_pickle(source.file, source.where, source.nbytes)
-
-
-def _locate_all(source: Source, root: Node, keys: Node) -> dict[str, Storage]:
+def _locate_all(source: Source, content: Pickle, keys: Node) -> dict[str, Storage]:
     """The storages in the order in which the file lists them."""
     identities: dict[str, StorageId] = {}
-    for node in walk(root):
-        if isinstance(node, PersistentId) and not class_of(node):
+    for node in content.persistent_ids:
+        if not class_of(node):
             identity = read_storage_id(node, source.where)
             known = identities.setdefault(identity.key, identity)
             if known.nbytes != identity.nbytes:

@@ -11,12 +11,12 @@ from wncli.formats.pickles.nodes import (
     Built,
     Call,
     Dict,
-    Global,
     Node,
     PersistentId,
     Set,
     entries_of,
 )
+from wncli.formats.pickles.reader import Pickle
 from wncli.formats.torch_modules import (
     Allowance,
     ModuleReader,
@@ -31,7 +31,7 @@ from wncli.formats.torch_tensor import (
     read_storage_id,
     read_tensor,
 )
-from wncli.formats.torch_tree import References, TorchTree, walk
+from wncli.formats.torch_tree import References, TorchTree
 from wncli.formats.weights_only import accepts
 from wncli.tensors import DType, Storage, TensorSpec
 
@@ -57,27 +57,28 @@ class _Place:
 
 
 def read_tree(
-    root: Node, protocol: int, nbytes: int, locate: Callable[[StorageId], Storage], where: str
+    pickled: Pickle, nbytes: int, locate: Callable[[StorageId], Storage], where: str
 ) -> tuple[TorchTree, tuple[StateDict, ...], tuple[Entry, ...], tuple[str, ...]]:
     """Find the state dicts, the other entries, and the names that `weights_only` refuses.
 
     Args:
-        root: the pickled content.
-        protocol: of the pickle.
+        pickled: the content.
         nbytes: of the pickle.
         locate: finds a storage's bytes in the file.
         where: the file, for refusals.
     """
     references: dict[PersistentId, tuple[StorageId, Storage]] = {}
     refused: dict[str, None] = {}
-    for node in walk(root):
-        if isinstance(node, PersistentId) and not class_of(node):
+    for node in pickled.persistent_ids:
+        if not class_of(node):
             identity = read_storage_id(node, where)
             references[node] = (identity, locate(identity))
-        elif isinstance(node, Global) and not accepts(str(node)):
-            refused[str(node)] = None
+    for name in map(str, pickled.globals):
+        if not accepts(name):
+            refused[name] = None
+    root = pickled.root
     found = _Finder(references, allowance_for(where, nbytes)).run(root)
-    tree = TorchTree(root, protocol, references, found.mappings, found.containers)
+    tree = TorchTree(root, pickled.protocol, references, found.mappings, found.containers)
     return tree, tuple(found.state_dicts), tuple(found.entries), tuple(refused)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wncli.formats.pickles.nodes import Node, PersistentId, children, entries_of
+from wncli.formats.pickles.nodes import Node, PersistentId, entries_of
 from wncli.formats.torch_tensor import StorageId
 from wncli.tensors import Storage
 
@@ -41,16 +41,3 @@ class TorchTree:
 def path_key(key: Node) -> str | None:
     """A mapping's key as it is written in paths: text, or a number; None for any other."""
     return str(key) if isinstance(key, (str, int)) else None
-
-
-def walk(root: Node) -> Iterator[Node]:
-    """Every node below `root`, each once, in the order of the pickle."""
-    seen: set[int] = set()
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, (str, int, float, bytes, type(None))) or id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        stack.extend(reversed(children(node)))

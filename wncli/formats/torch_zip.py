@@ -31,9 +31,9 @@ def read_torch_zip(source: Source) -> Checkpoint:
         archive.refuse_packed(member)
     archive.refuse_big_endian()
     pickle = archive.read("data.pkl")
-    root, protocol = read_pickle(pickle, f"{source.where}: data.pkl")
+    pickled = read_pickle(pickle, f"{source.where}: data.pkl")
     tree, state_dicts, entries, refused = read_tree(
-        root, protocol, len(pickle), archive.locate, source.where
+        pickled, len(pickle), archive.locate, source.where
     )
     return Checkpoint(
         source.path, "torch", source.nbytes, state_dicts, entries, None, tree, refused

@@ -19,7 +19,6 @@ from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.torch_archive import TorchArchive
 from wncli.formats.torch_modules import Allowance, Module, ModuleReader, allowance_for
 from wncli.formats.torch_tensor import StorageId, called_name, read_storage_id
-from wncli.formats.torch_tree import walk
 from wncli.tensors import Storage
 
 #: More than the code of any model takes, in bytes.
@@ -59,12 +58,12 @@ def read_torchscript(archive: TorchArchive) -> Checkpoint:
         )
     archive.refuse_big_endian()
     pickle = archive.read("data.pkl")
-    root, _ = read_pickle(pickle, f"{source.where}: data.pkl")
+    pickled = read_pickle(pickle, f"{source.where}: data.pkl")
+    root = pickled.root
     references: dict[PersistentId, tuple[StorageId, Storage]] = {}
-    for node in walk(root):
-        if isinstance(node, PersistentId):
-            identity = read_storage_id(node, source.where)
-            references[node] = (identity, archive.locate(identity))
+    for node in pickled.persistent_ids:
+        identity = read_storage_id(node, source.where)
+        references[node] = (identity, archive.locate(identity))
     allowance = allowance_for(source.where, len(pickle))
     reader = ModuleReader(_Code(archive, allowance).read_module, references, allowance)
     if reader.module(root) is None:

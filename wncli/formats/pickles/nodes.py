@@ -128,31 +128,6 @@ def is_called(node: Node, module: str, *names: str) -> bool:
     )
 
 
-def children(node: Node) -> list[Node]:
-    """The nodes directly inside `node`, in the order they were pickled."""
-    if isinstance(node, (list, tuple)):
-        return list(node)
-    if isinstance(node, Dict):
-        return [part for entry in node.entries for part in entry]
-    if isinstance(node, Set):
-        return node.items
-    if isinstance(node, PersistentId):
-        return [node.pid]
-    if isinstance(node, Call):
-        found = [node.function, node.args]
-        if node.keywords is not None:
-            found.append(node.keywords)
-        for effect in node.effects:
-            if isinstance(effect, SetItems):
-                found += [part for entry in effect.entries for part in entry]
-            elif isinstance(effect, Built):
-                found.append(effect.state)
-            else:
-                found += effect.items
-        return found
-    return []
-
-
 def brief(node: Node) -> str:
     """A few words about a node for a message, however large or deep it is."""
     if isinstance(node, tuple):

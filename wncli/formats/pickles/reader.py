@@ -8,10 +8,10 @@ with the bytes that are there, never with a length that an opcode claims.
 from __future__ import annotations
 
 import codecs
-import io
 import pickle
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any
 
 from wncli.errors import FormatError
@@ -30,108 +30,219 @@ from wncli.formats.pickles.nodes import (
     SetItems,
 )
 
-#: Reads below this are cheap enough to try; longer ones are first held against what is left.
-_TRUSTED_LENGTH = 1 << 16
+#: Bytes of a file that are read at first; each further read doubles them.
+_WINDOW = 1 << 20
 
-_MARK = object()
+_UINT16 = struct.Struct("<H")
+_INT32 = struct.Struct("<i")
+_UINT32 = struct.Struct("<I")
+_UINT64 = struct.Struct("<Q")
+_FLOAT64 = struct.Struct(">d")
+
+
+@dataclass(frozen=True, slots=True)
+class Pickle:
+    """What one pickle says.
+
+    `root` is the object, `protocol` the number that is declared (0 where none is); `globals` and
+    `persistent_ids` are all names and references that an unpickler would look up on the way, also
+    those that are not part of the object in the end.
+    """
+
+    root: Node
+    protocol: int
+    globals: list[Global]
+    persistent_ids: list[PersistentId]
 
 
 class _Stop(Exception):  # noqa: N818 - control flow, never seen outside
     """The STOP opcode."""
 
 
-def read_pickle(source: bytes | IO[bytes], where: str, size: int | None = None) -> tuple[Node, int]:
-    """Read one pickle; of a file, the one that begins at its position.
+class _AtEndError(Exception):
+    """The bytes that have been read so far end inside an opcode."""
+
+
+def read_pickle(source: bytes | IO[bytes], where: str, size: int = 0) -> Pickle:
+    """Read one pickle; of a file, the one that begins at its position, to its end.
 
     Args:
         source: the pickle, or a seekable file that stands where it begins.
         where: what to call it in a refusal.
         size: bytes of the file, needed where `source` is one.
 
-    Returns:
-        The object as nodes, and the protocol that the pickle declares (0 where it does not).
-
     Raises:
         FormatError: no pickle, a truncated one, or one that no unpickler would take.
     """
     if isinstance(source, bytes):
-        return _Machine(io.BytesIO(source), where, len(source)).run()
-    return _Machine(source, where, size or 0).run()
+        return _Machine(source, where).run()
+    start = source.tell()
+    data = source.read(_WINDOW)
+
+    def more(known: bytes) -> bytes:
+        return known + source.read(max(len(known), _WINDOW))
+
+    machine = _Machine(data, where, start, size - start, more)
+    found = machine.run()
+    source.seek(start + machine.place)
+    return found
 
 
 class _Machine:
-    """One reading: the stack, the memo, and a method per opcode."""
+    """One reading: the bytes and the place in them, the stack, the memo, and a method per opcode.
 
-    def __init__(self, file: IO[bytes], where: str, size: int) -> None:
-        self.file = file
+    A method that raises for want of bytes has changed nothing but `place`, so that it can be tried
+    again once there are more.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        where: str,
+        start: int = 0,
+        size: int | None = None,
+        more: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        self.data = data
+        self.place = 0
         self.where = where
-        self.size = size
+        self.start = start
+        self.size = len(data) if size is None else size
+        self.more = more
         self.protocol = 0
         self.stack: list[Node] = []
+        #: The stacks below each mark.
+        self.marks: list[list[Node]] = []
         self.memo: dict[int, Node] = {}
+        self.globals: list[Global] = []
+        self.persistent_ids: list[PersistentId] = []
 
-    def run(self) -> tuple[Node, int]:
-        read = self.file.read
+    def run(self) -> Pickle:
+        steps = _STEPS
         try:
             while True:
-                opcode = read(1)
-                step = _STEPS.get(opcode)
-                if step is None:
-                    raise self.broken(
-                        f"opcode {opcode!r} is unknown" if opcode else "it ends early"
-                    )
-                step(self)
+                begin = self.place
+                try:
+                    code = self.data[begin]
+                    self.place = begin + 1
+                    steps[code](self)
+                except (_AtEndError, IndexError, struct.error):
+                    self.place = begin
+                    self.read_on()
         except _Stop:
-            return self.pop(), self.protocol
-        except (ValueError, OverflowError, struct.error) as error:
+            return Pickle(self.pop(), self.protocol, self.globals, self.persistent_ids)
+        except (ValueError, OverflowError) as error:
             raise self.broken(str(error)) from None
+
+    def read_on(self) -> None:
+        """Get more bytes, where there are any."""
+        known = len(self.data)
+        if self.more:
+            self.data = self.more(self.data)
+        if len(self.data) == known:
+            self.place = known
+            raise self.broken("it ends early")
 
     def broken(self, why: str) -> FormatError:
         return FormatError(
             self.where,
-            f"the pickle cannot be read: {why} (near byte {self.file.tell()})",
+            f"the pickle cannot be read: {why} (near byte {self.start + self.place})",
             hint="check that the file is complete, or save it again with torch.save",
         )
 
+    def unknown(self) -> None:
+        opcode = self.data[self.place - 1 : self.place]
+        raise self.broken(f"opcode {opcode!r} is unknown")
+
     def take(self, count: int) -> bytes:
-        if count > _TRUSTED_LENGTH and count > self.size - self.file.tell():
-            raise self.broken(f"an item claims {count} bytes, more than there are")
-        data = self.file.read(count)
-        if len(data) != count:
-            raise self.broken("it ends early")
+        end = self.place + count
+        if end > len(self.data):
+            if end > self.size:
+                claimed = f"an item claims {count} bytes, more than there are"
+                raise self.broken(claimed if count > _WINDOW else "it ends early")
+            raise _AtEndError
+        data = self.data[self.place : end]
+        self.place = end
         return data
 
     def line(self) -> bytes:
-        data = self.file.readline()
-        if not data.endswith(b"\n"):
-            raise self.broken("it ends early")
-        return data[:-1]
+        end = self.data.find(b"\n", self.place)
+        if end < 0:
+            raise _AtEndError
+        data = self.data[self.place : end]
+        self.place = end + 1
+        return data
 
-    def number(self, code: str) -> int:
-        return int(struct.unpack(code, self.take(struct.calcsize(code)))[0])
+    def uint8(self) -> int:
+        found = self.data[self.place]
+        self.place += 1
+        return found
+
+    def uint16(self) -> int:
+        (found,) = _UINT16.unpack_from(self.data, self.place)
+        self.place += 2
+        return int(found)
+
+    def int32(self) -> int:
+        (found,) = _INT32.unpack_from(self.data, self.place)
+        self.place += 4
+        return int(found)
+
+    def uint32(self) -> int:
+        (found,) = _UINT32.unpack_from(self.data, self.place)
+        self.place += 4
+        return int(found)
+
+    def uint64(self) -> int:
+        (found,) = _UINT64.unpack_from(self.data, self.place)
+        self.place += 8
+        return int(found)
 
     def pop(self) -> Node:
-        if not self.stack or self.stack[-1] is _MARK:
+        if not self.stack:
             raise self.broken("its stack is empty")
         return self.stack.pop()
 
     def top(self) -> Node:
-        if not self.stack or self.stack[-1] is _MARK:
+        if not self.stack:
             raise self.broken("its stack is empty")
         return self.stack[-1]
 
+    def mark(self) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
     def since_mark(self) -> list[Node]:
-        place = len(self.stack) - 1
-        while place >= 0 and self.stack[place] is not _MARK:
-            place -= 1
-        if place < 0:
+        if not self.marks:
             raise self.broken("a mark is missing")
-        items = self.stack[place + 1 :]
-        del self.stack[place:]
+        items = self.stack
+        self.stack = self.marks.pop()
         return items
 
     def push(self, node: Node) -> None:
         self.stack.append(node)
+
+    def binput(self) -> None:
+        self.memo[self.data[self.place]] = self.top()
+        self.place += 1
+
+    def long_binput(self) -> None:
+        (place,) = _UINT32.unpack_from(self.data, self.place)
+        self.memo[place] = self.top()
+        self.place += 4
+
+    def binget(self) -> None:
+        self.recall(self.data[self.place])
+        self.place += 1
+
+    def binint1(self) -> None:
+        self.stack.append(self.data[self.place])
+        self.place += 1
+
+    def binunicode(self) -> None:
+        (count,) = _UINT32.unpack_from(self.data, self.place)
+        self.place += 4
+        self.stack.append(self.take(count).decode("utf-8", "surrogatepass"))
 
     def remember(self, place: int) -> None:
         self.memo[place] = self.top()
@@ -139,7 +250,7 @@ class _Machine:
     def recall(self, place: int) -> None:
         if place not in self.memo:
             raise self.broken(f"memo {place} is read before it is written")
-        self.push(self.memo[place])
+        self.stack.append(self.memo[place])
 
     def text(self, raw: bytes) -> None:
         self.push(raw.decode("utf-8", "surrogatepass"))
@@ -165,7 +276,9 @@ class _Machine:
             raise self.broken("a global's name is no text")
         if "\n" in module or "\n" in name:
             raise self.broken("a global's name has a line break")
-        self.push(Global(module, name))
+        node = Global(module, name)
+        self.globals.append(node)
+        self.stack.append(node)
 
     def name_from_stack(self) -> None:
         name = self.pop()
@@ -200,7 +313,9 @@ class _Machine:
     def old_instance(self) -> None:
         module, name = self.line().decode("utf-8"), self.line().decode("utf-8")
         args = tuple(self.since_mark())
-        self.instantiate(Global(module, name), args)
+        node = Global(module, name)
+        self.globals.append(node)
+        self.instantiate(node, args)
 
     def instantiate(self, function: Node, args: tuple[Node, ...]) -> None:
         """What the two protocol-0 opcodes do: without arguments no `__init__` is called."""
@@ -254,22 +369,32 @@ class _Machine:
         target.effects.append(Built(state))
 
     def tuple_of(self, count: int) -> None:
-        items = tuple(self.pop() for _ in range(count))
-        self.push(items[::-1])
+        stack = self.stack
+        if len(stack) < count:
+            raise self.broken("its stack is empty")
+        stack[-count:] = [tuple(stack[-count:])]
+
+    def persistent(self, pid: Node) -> None:
+        node = PersistentId(pid)
+        self.persistent_ids.append(node)
+        self.stack.append(node)
 
     def frame(self) -> None:
-        self.take(8)  # a hint for buffering: the frame's length
+        self.uint64()  # a hint for buffering: the frame's length
 
     def drop_to_mark(self) -> None:
         self.since_mark()
 
     def pop_top(self) -> None:
-        if not self.stack:
+        if self.stack:
+            self.stack.pop()
+        elif self.marks:
+            self.since_mark()
+        else:
             raise self.broken("its stack is empty")
-        self.stack.pop()
 
     def declare(self) -> None:
-        self.protocol = self.number("<B")
+        self.protocol = self.uint8()
         if self.protocol > pickle.HIGHEST_PROTOCOL:
             raise self.broken(f"protocol {self.protocol} is unknown")
 
@@ -288,11 +413,11 @@ def _python2_items(args: Node) -> list[tuple[Node, Node]] | None:
     return None
 
 
-_STEPS: dict[bytes, Callable[[_Machine], None]] = {
+_METHODS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.PROTO: _Machine.declare,
     pickle.STOP: _Machine.stop,
     pickle.FRAME: _Machine.frame,
-    pickle.MARK: lambda m: m.push(_MARK),
+    pickle.MARK: _Machine.mark,
     pickle.POP: _Machine.pop_top,
     pickle.POP_MARK: _Machine.drop_to_mark,
     pickle.DUP: lambda m: m.push(m.top()),
@@ -300,25 +425,25 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.NEWTRUE: lambda m: m.push(True),  # noqa: FBT003
     pickle.NEWFALSE: lambda m: m.push(False),  # noqa: FBT003
     pickle.INT: _Machine.integer_line,
-    pickle.BININT: lambda m: m.push(m.number("<i")),
-    pickle.BININT1: lambda m: m.push(m.number("<B")),
-    pickle.BININT2: lambda m: m.push(m.number("<H")),
+    pickle.BININT: lambda m: m.push(m.int32()),
+    pickle.BININT1: _Machine.binint1,
+    pickle.BININT2: lambda m: m.push(m.uint16()),
     pickle.LONG: lambda m: m.push(int(m.line().rstrip(b"L"))),
-    pickle.LONG1: lambda m: m.push(int.from_bytes(m.take(m.number("<B")), "little", signed=True)),
-    pickle.LONG4: lambda m: m.push(int.from_bytes(m.take(m.number("<I")), "little", signed=True)),
+    pickle.LONG1: lambda m: m.push(int.from_bytes(m.take(m.uint8()), "little", signed=True)),
+    pickle.LONG4: lambda m: m.push(int.from_bytes(m.take(m.uint32()), "little", signed=True)),
     pickle.FLOAT: lambda m: m.push(float(m.line())),
-    pickle.BINFLOAT: lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
+    pickle.BINFLOAT: lambda m: m.push(_FLOAT64.unpack(m.take(8))[0]),
     pickle.STRING: _Machine.quoted,
-    pickle.BINSTRING: lambda m: m.old_text(m.take(m.number("<I"))),
-    pickle.SHORT_BINSTRING: lambda m: m.old_text(m.take(m.number("<B"))),
+    pickle.BINSTRING: lambda m: m.old_text(m.take(m.uint32())),
+    pickle.SHORT_BINSTRING: lambda m: m.old_text(m.take(m.uint8())),
     pickle.UNICODE: lambda m: m.push(m.line().decode("raw-unicode-escape")),
-    pickle.BINUNICODE: lambda m: m.text(m.take(m.number("<I"))),
-    pickle.SHORT_BINUNICODE: lambda m: m.text(m.take(m.number("<B"))),
-    pickle.BINUNICODE8: lambda m: m.text(m.take(m.number("<Q"))),
-    pickle.BINBYTES: lambda m: m.push(m.take(m.number("<I"))),
-    pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.number("<B"))),
-    pickle.BINBYTES8: lambda m: m.push(m.take(m.number("<Q"))),
-    pickle.BYTEARRAY8: lambda m: m.push(bytearray(m.take(m.number("<Q")))),
+    pickle.BINUNICODE: _Machine.binunicode,
+    pickle.SHORT_BINUNICODE: lambda m: m.text(m.take(m.uint8())),
+    pickle.BINUNICODE8: lambda m: m.text(m.take(m.uint64())),
+    pickle.BINBYTES: lambda m: m.push(m.take(m.uint32())),
+    pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.uint8())),
+    pickle.BINBYTES8: lambda m: m.push(m.take(m.uint64())),
+    pickle.BYTEARRAY8: lambda m: m.push(bytearray(m.take(m.uint64()))),
     pickle.EMPTY_LIST: lambda m: m.push([]),
     pickle.LIST: lambda m: m.push(m.since_mark()),
     pickle.APPEND: _Machine.append,
@@ -336,11 +461,11 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.ADDITEMS: lambda m: m.effect(Added, m.since_mark()),
     pickle.FROZENSET: lambda m: m.push(Set(m.since_mark(), frozen=True)),
     pickle.GET: lambda m: m.recall(int(m.line())),
-    pickle.BINGET: lambda m: m.recall(m.number("<B")),
-    pickle.LONG_BINGET: lambda m: m.recall(m.number("<I")),
+    pickle.BINGET: _Machine.binget,
+    pickle.LONG_BINGET: lambda m: m.recall(m.uint32()),
     pickle.PUT: lambda m: m.remember(int(m.line())),
-    pickle.BINPUT: lambda m: m.remember(m.number("<B")),
-    pickle.LONG_BINPUT: lambda m: m.remember(m.number("<I")),
+    pickle.BINPUT: _Machine.binput,
+    pickle.LONG_BINPUT: _Machine.long_binput,
     pickle.MEMOIZE: lambda m: m.remember(len(m.memo)),
     pickle.GLOBAL: lambda m: m.name(m.line().decode("utf-8"), m.line().decode("utf-8")),
     pickle.STACK_GLOBAL: _Machine.name_from_stack,
@@ -350,11 +475,12 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.OBJ: _Machine.old_object,
     pickle.INST: _Machine.old_instance,
     pickle.BUILD: _Machine.build,
-    pickle.PERSID: lambda m: m.push(PersistentId(m.line().decode("ascii"))),
-    pickle.BINPERSID: lambda m: m.push(PersistentId(m.pop())),
+    pickle.PERSID: lambda m: m.persistent(m.line().decode("ascii")),
+    pickle.BINPERSID: lambda m: m.persistent(m.pop()),
     pickle.EXT1: lambda m: m.refuse("the extension registry"),
     pickle.EXT2: lambda m: m.refuse("the extension registry"),
     pickle.EXT4: lambda m: m.refuse("the extension registry"),
     pickle.NEXT_BUFFER: lambda m: m.refuse("out-of-band buffers"),
     pickle.READONLY_BUFFER: lambda m: m.refuse("out-of-band buffers"),
 }
+_STEPS = [_METHODS.get(bytes([code]), _Machine.unknown) for code in range(256)]
