@@ -10,7 +10,7 @@ import errno
 import os
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +34,8 @@ Progress = Callable[[int], None]
 
 #: Bytes of one copying step, between which a run can be stopped and progress shown.
 _STEP = 16 << 20
+#: Bytes that one thread copies before it takes up something else.
+_PART = 64 << 20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
@@ -45,6 +47,12 @@ class _Copying:
     offset: int
     target: int
     nbytes: int
+
+    def parts(self) -> Iterator[_Copying]:
+        """Pieces that threads can copy side by side."""
+        for start in range(0, self.nbytes, _PART):
+            count = min(_PART, self.nbytes - start)
+            yield _Copying(self.file, self.offset + start, self.target + start, count)
 
     def leads_to(self, other: _Copying) -> bool:
         """Whether `other` goes on where this ends, in both files."""
@@ -129,7 +137,7 @@ class _Filling:
                 copies[-1] = replace(copies[-1], nbytes=copies[-1].nbytes + slot.nbytes)
             else:
                 copies.append(copying)
-        tasks += [partial(self.copy, copying) for copying in copies]
+        tasks += [partial(self.copy, part) for copying in copies for part in copying.parts()]
         return tasks, afterwards
 
     @staticmethod

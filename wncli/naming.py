@@ -78,6 +78,8 @@ def parametrized_weight(name: str) -> str | None:
 
     `conv.parametrizations.weight.0._u` belongs to `conv.weight`.
     """
+    if _PARAMETRIZATIONS not in name:
+        return None
     parts = name.split(".")
     if _PARAMETRIZATIONS not in parts[:-2]:
         return None

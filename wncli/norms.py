@@ -78,6 +78,9 @@ class Box:
 def boxes(shape: tuple[int, ...], limit: int) -> Iterator[Box]:
     """Cut `(outer, channels, inner)` into row-major runs of at most `limit` elements."""
     outer, channels, inner = shape
+    if 0 < outer * channels * inner <= limit:
+        yield Box(slice(0, outer), slice(0, channels), slice(0, inner))
+        return
     if not outer * channels * inner:
         return
     inners = min(inner, limit)

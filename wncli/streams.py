@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wncli.blocks import Array, Block, TensorBlocks, numpy_dtype
+from wncli.blocks import BLOCK, Array, Block, TensorBlocks, numpy_dtype
 from wncli.errors import WeightNormError
 from wncli.norms import Factors, NormSum, factors, room
 from wncli.notes import Note
@@ -141,6 +141,10 @@ def _scaling(where: str, pair: Pair, g: Array, total: NormSum, first: int) -> Fa
 
 def _read_all(sources: Sources, spec: TensorSpec) -> Array:
     dtype = numpy_dtype(spec.dtype)
+    if spec.is_contiguous and spec.nbytes <= BLOCK:
+        place = spec.storage.offset + spec.offset * dtype.itemsize
+        source = sources[spec.storage.file]
+        return np.frombuffer(source.read_at(place, spec.nbytes, f"tensor {spec.name!r}"), dtype)
     blocks = TensorBlocks(sources[spec.storage.file], spec, dtype, row_major=True)
     parts = [blocks.read(block).flatten() for block in blocks]
     return np.concatenate(parts) if parts else np.empty(0, dtype)

@@ -144,6 +144,8 @@ class TensorSpec:
     @property
     def memory_order(self) -> tuple[int, ...] | None:
         """The axes from slowest to fastest if the elements fill one run of bytes, else None."""
+        if self.is_contiguous:
+            return tuple(range(len(self.shape)))
         order = sorted(range(len(self.shape)), key=lambda axis: (-self.strides[axis], axis))
         return tuple(order) if self.numel == 0 or self._dense_in(order) else None
 

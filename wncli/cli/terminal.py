@@ -99,8 +99,7 @@ def draw_table(
         narrow: the columns that are left on a narrow terminal, from the left.
     """
     if target.width == _UNBOUNDED:
-        for line in _aligned(header, rows, right):
-            target.out(line, highlight=False)
+        target.out("\n".join(_aligned(header, rows, right)), highlight=False)
         return
     from rich import box
     from rich.table import Table

@@ -222,10 +222,14 @@ class TorchArchive:
         raise self.broken(f"member {name!r} has no zip64 sizes", "a zip64 field", "none")
 
     def _data_offset(self, member: Member) -> int:
-        raw = self.source.read_at(member.header, _LOCAL.size, f"member {member.name}")
-        magic, *_, name_size, extra_size = _LOCAL.unpack(raw)
+        expected = len(member.name.encode("utf-8", "replace"))
+        size = _LOCAL.size + expected
+        raw = self.source.read_at(member.header, size, f"member {member.name}")
+        magic, *_, name_size, extra_size = _LOCAL.unpack_from(raw)
         start = member.header + _LOCAL.size
-        name = self.source.read_at(start, name_size, f"member {member.name}")
+        name = raw[_LOCAL.size :]
+        if name_size != expected:  # it is another, or was not to be decoded
+            name = self.source.read_at(start, name_size, f"member {member.name}")
         if magic != MAGIC or name.decode("utf-8", "replace") != member.name:
             raise self.broken(
                 f"member {member.name!r} is not where the directory says",

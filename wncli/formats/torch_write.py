@@ -151,25 +151,25 @@ def _lost_metadata(plan: Plan) -> list[Note]:
 
 def _optimizer_notes(plan: Plan) -> list[Note]:
     """A word on each optimizer that comes along though its parameters have changed."""
-    if plan.alone or not plan.changes:
+    paths = [
+        entry.path
+        for entry in plan.checkpoint.entries
+        if entry.kind == "optimizer" and not is_dropped(entry.path, plan.drop)
+    ]
+    if plan.alone or not paths or not plan.changes:
         return []
-    valid = all(_keeps_parameters(part) for part in plan.parts)
+    if all(_keeps_parameters(part) for part in plan.parts):
+        words = "stays valid: g and v keep their numbers and order"
+        return [Note("optimizer", f"the optimizer state {path!r} {words}", path) for path in paths]
     return [
         Note(
             "optimizer",
-            f"the optimizer state {entry.path!r} stays valid: g and v keep their numbers and order",
-            entry.path,
-        )
-        if valid
-        else Note(
-            "optimizer",
-            f"the optimizer state {entry.path!r} is kept, but no longer fits the changed"
-            f" parameters; --drop {entry.path} leaves it out",
-            entry.path,
+            f"the optimizer state {path!r} is kept, but no longer fits the changed"
+            f" parameters; --drop {path} leaves it out",
+            path,
             is_warning=True,
         )
-        for entry in plan.checkpoint.entries
-        if entry.kind == "optimizer" and not is_dropped(entry.path, plan.drop)
+        for path in paths
     ]
 
 
