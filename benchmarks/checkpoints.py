@@ -29,7 +29,7 @@ SUFFIXES: dict[Format, str] = {"torch": ".pt", "safetensors": ".safetensors", "l
 #: Relative difference up to which two ways to compute a g or a weight agree. PyTorch sums the
 #: squares in the dtype itself: over the 2 million elements of a whole float32 tensor its norm is
 #: off by 3e-5.
-_AGREEMENT: dict[DTypeName, float] = {
+AGREEMENT: dict[DTypeName, float] = {
     "float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3, "float64": 1e-12
 }  # fmt: skip
 
@@ -136,8 +136,13 @@ def write(checkpoint: Checkpoint, path: Path, *, plain: bool) -> None:
     partial.rename(path)
 
 
-def check_agreement(ours: Path, theirs: Path, dtype: DTypeName) -> None:
+def check_agreement(ours: Path, theirs: Path, rtol: float) -> None:
     """Hold two results against each other: the same names, values that differ by rounding only.
+
+    Args:
+        ours: a file, or a folder with `model.safetensors`.
+        theirs: the same from elsewhere.
+        rtol: how much the values may differ, as a part of theirs.
 
     Raises:
         DisagreementError: they differ.
@@ -146,13 +151,15 @@ def check_agreement(ours: Path, theirs: Path, dtype: DTypeName) -> None:
     from safetensors.torch import load_file
 
     def load(path: Path) -> dict[str, torch.Tensor]:
+        if path.is_dir():
+            return load_file(path / "model.safetensors")
         if path.suffix == ".safetensors":
             return load_file(path)
         state: dict[str, torch.Tensor] = torch.load(path, mmap=True, weights_only=True)
         return state
 
     try:
-        torch.testing.assert_close(load(ours), load(theirs), rtol=_AGREEMENT[dtype], atol=0)
+        torch.testing.assert_close(load(ours), load(theirs), rtol=rtol, atol=0)
     except AssertionError as error:
         message = f"{ours.name} and {theirs.name} differ: {error}"
         raise DisagreementError(message) from None

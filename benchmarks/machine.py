@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import wncli
@@ -26,9 +26,16 @@ def machine(folder: Path) -> str:
 
 def versions() -> str:
     """Of the interpreter and every package that takes part."""
-    packages = ("torch", "numpy", "safetensors", "typer", "rich")
+    packages = ("torch", "transformers", "numpy", "ml_dtypes", "safetensors", "typer", "rich")
     found = [f"Python {platform.python_version()}", f"wncli {wncli.__version__}"]
-    return ", ".join(found + [f"{package} {version(package)}" for package in packages])
+    return ", ".join(found + [_version(package) for package in packages])
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"
 
 
 def _processor() -> str:

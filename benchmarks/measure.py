@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -21,7 +22,10 @@ class ProcessFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A command to measure, and the file it writes, which is deleted before the next one starts."""
+    """A command to measure, and what it writes, which is deleted before the next one starts.
+
+    Were it left there, the next round would replace a file, which also has to wait for the disk.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -109,4 +113,12 @@ def discard_outputs(processes: Sequence[Process]) -> None:
     """Delete what the processes have written."""
     for process in processes:
         if process.output:
-            process.output.unlink(missing_ok=True)
+            discard(process.output)
+
+
+def discard(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

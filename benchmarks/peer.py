@@ -3,11 +3,15 @@
 python benchmarks/peer.py inspect INPUT
 python benchmarks/peer.py remove INPUT OUTPUT
 python benchmarks/peer.py apply INPUT OUTPUT DIM [WEIGHT ...]
+python benchmarks/peer.py convert INPUT OUTPUT
+python benchmarks/peer.py respell INPUT OUTPUT
+python benchmarks/peer.py compare NORMALIZED FOLDED RTOL
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,13 +42,16 @@ def inspect(state: State) -> None:
             print(name.removesuffix("_g"), tuple(state[name.removesuffix("g") + "v"].shape))
 
 
-def remove(state: State) -> None:
-    """Replace every `weight_g` and `weight_v` by their `weight`."""
-    for name in [name for name in state if name.endswith("weight_g")]:
-        g = state.pop(name)
-        v = state.pop(name.removesuffix("g") + "v")
-        dim = max(range(g.dim()), key=lambda axis: g.shape[axis], default=-1)
-        state[name.removesuffix("_g")] = torch._weight_norm(v, g, dim)  # noqa: SLF001 - the hook's own
+def weights(state: State) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the plain model, one at a time; the state dict is used up."""
+    for name in list(state):
+        if name.endswith("weight_g"):
+            g = state.pop(name)
+            v = state.pop(name.removesuffix("g") + "v")
+            dim = max(range(g.dim()), key=lambda axis: g.shape[axis], default=-1)
+            yield name.removesuffix("_g"), torch._weight_norm(v, g, dim)  # noqa: SLF001 - the hook's own
+        elif name in state and not name.endswith("weight_v"):
+            yield name, state.pop(name)
 
 
 def apply(state: State, dim: int, names: list[str]) -> None:
@@ -56,18 +63,47 @@ def apply(state: State, dim: int, names: list[str]) -> None:
         state[name + "_v"] = v
 
 
-def main(command: str, source: str, target: str = "", dim: str = "0", *names: str) -> None:
-    """Run one command; `dim` is -1 for the norm of the whole tensor."""
-    state = load(source)
-    if command == "inspect":
-        inspect(state)
-        return
-    if command == "remove":
-        remove(state)
-    else:
-        apply(state, int(dim), list(names))
-    save(state, target)
+def respell(state: State) -> State:
+    """The same tensors under the names of `torch.nn.utils.parametrizations.weight_norm`."""
+    originals = {"weight_g": "original0", "weight_v": "original1"}
+    renamed = {}
+    for name, tensor in state.items():
+        module, _, last = name.rpartition(".")
+        original = originals.get(last)
+        renamed[f"{module}.parametrizations.weight.{original}" if original else name] = tensor
+    return renamed
+
+
+def compare(normalized: State, folded: State, rtol: float) -> None:
+    """Print the weights that differ and by how much; end with 1 where one differs by too much."""
+    apart = False
+    for name, weight in weights(normalized):
+        other = folded.pop(name)
+        if not torch.equal(weight, other):
+            print(name, (weight - other).abs().max().item())
+            apart |= not torch.allclose(weight, other, rtol=rtol)
+    if apart or folded:
+        sys.exit(1)
+
+
+def run(read: Callable[[str], State], command: str, source: str, *rest: str) -> None:
+    """Run one command on what `read` gives; a DIM of -1 is the norm of the whole tensor."""
+    state = read(source)
+    match command:
+        case "inspect":
+            inspect(state)
+            return
+        case "compare":
+            compare(state, read(rest[0]), float(rest[1]))
+            return
+        case "remove":
+            state = dict(weights(state))
+        case "apply":
+            apply(state, int(rest[1]), list(rest[2:]))
+        case "respell":
+            state = respell(state)
+    save(state, rest[0])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(load, *sys.argv[1:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shlex
 import stat
 from collections.abc import Iterator
@@ -115,7 +114,7 @@ def unwritable(output: Path, error: OSError, expected: str = "room, and permissi
 def partial_name(name: str) -> str:
     """A name of its own beside `name`, which is cut where it would grow too long for the system."""
     kept = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
-    return f".{kept}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
+    return f".{kept}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}"
 
 
 def allocate(descriptor: int, nbytes: int) -> None:
