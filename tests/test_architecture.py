@@ -28,7 +28,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.reader formats.pickles.writer formats.weights_only formats.torch_tensor
         formats.torch_tree formats.torch_roots formats.torch_modules formats.torch_archive
-        formats.torch_zip formats.torch_legacy formats.torchscript
+        formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_records
         formats.safetensors formats.strict_json formats.folder formats.shard_files
         formats.shard_index formats.sharded""",
         """plan matching scope decide decide_like decide_compare sharding target layout blocks

@@ -13,17 +13,13 @@ from dataclasses import dataclass
 from wncli.errors import FormatError
 from wncli.formats.files import Source
 from wncli.formats.torch_tensor import StorageId
+from wncli.formats.zip_records import CENTRAL, END, END64, LOCAL, LOCATOR64
 from wncli.tensors import Storage
 
 MAGIC = b"PK\x03\x04"
 
 _END_MAGIC = b"PK\x05\x06"
 _CENTRAL_MAGIC = b"PK\x01\x02"
-_END = struct.Struct("<4s4H2LH")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR64 = struct.Struct("<4sLQL")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
 _LONGEST_COMMENT = 0xFFFF
 _ZIP64 = 0xFFFFFFFF
 _ZIP64_FIELD = 1
@@ -186,14 +182,14 @@ class TorchArchive:
         )
 
     def _entry(self, raw: bytes, place: int) -> tuple[str, Member, int]:
-        if place + _CENTRAL.size > len(raw):
+        if place + CENTRAL.size > len(raw):
             raise self.broken("the central directory ends early", "one more member", "its end")
-        fields = _CENTRAL.unpack_from(raw, place)
+        fields = CENTRAL.unpack_from(raw, place)
         magic, _, _, flags, method, _, _, crc, packed, nbytes = fields[:10]
         name_size, extra_size, comment_size, *_, header = fields[10:]
         if magic != _CENTRAL_MAGIC:
             raise self.broken("an entry of the central directory is broken", "PK 1 2", repr(magic))
-        place += _CENTRAL.size
+        place += CENTRAL.size
         end = place + name_size + extra_size + comment_size
         if end > len(raw):
             raise self.broken("the central directory ends early", f"{end} bytes", f"{len(raw)}")
@@ -223,11 +219,11 @@ class TorchArchive:
 
     def _data_offset(self, member: Member) -> int:
         expected = len(member.name.encode("utf-8", "replace"))
-        size = _LOCAL.size + expected
+        size = LOCAL.size + expected
         raw = self.source.read_at(member.header, size, f"member {member.name}")
-        magic, *_, name_size, extra_size = _LOCAL.unpack_from(raw)
-        start = member.header + _LOCAL.size
-        name = raw[_LOCAL.size :]
+        magic, *_, name_size, extra_size = LOCAL.unpack_from(raw)
+        start = member.header + LOCAL.size
+        name = raw[LOCAL.size :]
         if name_size != expected:  # it is another, or was not to be decoded
             name = self.source.read_at(start, name_size, f"member {member.name}")
         if magic != MAGIC or name.decode("utf-8", "replace") != member.name:
@@ -251,11 +247,11 @@ def _broken(source: Source, what: str, expected: str, found: str) -> FormatError
 
 def _tail(source: Source) -> tuple[bytes, int, int]:
     """The file's last bytes, where they begin, and the place of the end record in them."""
-    size = min(source.nbytes, _END.size + _LONGEST_COMMENT)
+    size = min(source.nbytes, END.size + _LONGEST_COMMENT)
     start = source.nbytes - size
     tail = source.read_at(start, size, "the zip's end record")
     place = tail.rfind(_END_MAGIC)
-    if place < 0 or place + _END.size > len(tail):
+    if place < 0 or place + END.size > len(tail):
         raise source.truncated("the zip archive: its end record is missing", start + size + 1)
     return tail, start, place
 
@@ -263,14 +259,14 @@ def _tail(source: Source) -> tuple[bytes, int, int]:
 def _end_record(source: Source) -> tuple[int, int, int]:
     """Number of members, and size and offset of the central directory."""
     tail, start, place = _tail(source)
-    *_, count, cd_size, cd_offset, _comment = _END.unpack_from(tail, place)
-    locator = start + place - _LOCATOR64.size
+    *_, count, cd_size, cd_offset, _comment = END.unpack_from(tail, place)
+    locator = start + place - LOCATOR64.size
     if locator >= 0:
-        raw = source.read_at(locator, _LOCATOR64.size, "the zip's end record")
-        magic, _disk, end64, _disks = _LOCATOR64.unpack(raw)
+        raw = source.read_at(locator, LOCATOR64.size, "the zip's end record")
+        magic, _disk, end64, _disks = LOCATOR64.unpack(raw)
         if magic == b"PK\x06\x07":
-            raw = source.read_at(end64, _END64.size, "the zip64 end record")
-            magic, *_, count, cd_size, cd_offset = _END64.unpack(raw)
+            raw = source.read_at(end64, END64.size, "the zip64 end record")
+            magic, *_, count, cd_size, cd_offset = END64.unpack(raw)
             if magic != b"PK\x06\x06":
                 raise _broken(source, "the zip64 end record is missing", "PK 6 6", repr(magic))
     return count, cd_size, cd_offset
@@ -285,7 +281,7 @@ def disguise(source: Source) -> tuple[str, str] | None:
         tail, start, place = _tail(source)
     except FormatError:
         return None
-    *_, cd_size, cd_offset, _comment = _END.unpack_from(tail, place)
+    *_, cd_size, cd_offset, _comment = END.unpack_from(tail, place)
     file = shlex.quote(source.where)
     try:
         _, _, offset = _end_record(source)
@@ -296,7 +292,7 @@ def disguise(source: Source) -> tuple[str, str] | None:
             "a zip archive whose first bytes have been changed",
             f"printf 'PK\\003\\004' | dd of={file} conv=notrunc puts back what a zip starts with",
         )
-    for end in (start + place, start + place - _LOCATOR64.size - _END64.size):
+    for end in (start + place, start + place - LOCATOR64.size - END64.size):
         shift = end - cd_size - cd_offset
         if shift and _starts_directory(source, cd_offset + shift):
             if shift < 0:
@@ -310,7 +306,7 @@ def disguise(source: Source) -> tuple[str, str] | None:
 
 
 def _starts_directory(source: Source, place: int) -> bool:
-    if not 0 <= place <= source.nbytes - _CENTRAL.size:
+    if not 0 <= place <= source.nbytes - CENTRAL.size:
         return False
     magic = source.read_at(place, len(_CENTRAL_MAGIC), "the zip's central directory")
     return magic == _CENTRAL_MAGIC

@@ -8,15 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wncli.formats.torch_write import TorchContent
+from wncli.formats.zip_records import CENTRAL, END, END64, LOCAL, LOCATOR64
 from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot, Whole, Written
 
-_LOCAL = struct.Struct("<4s5H3L2H")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
 _DESCRIPTOR = struct.Struct("<4s3L")
 _DESCRIPTOR64 = struct.Struct("<4sL2Q")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR64 = struct.Struct("<4sLQL")
-_END = struct.Struct("<4s4H2LH")
 _UTF8_NAMES = 0x800
 _SIZES_FOLLOW = 0x8
 _BIG = 0xFFFFFFFF
@@ -70,8 +66,8 @@ class _Archive:
                 place = slots[slot.content.direction].offset
                 slots[index] = replace(slot, content=replace(slot.content, direction=place))
         self.add("version", b"3\n")
-        directory = sum(_CENTRAL.size + len(self.entry_name_and_extra(m)) for m in self.members)
-        nbytes = self.place + directory + _END64.size + _LOCATOR64.size + _END.size
+        directory = sum(CENTRAL.size + len(self.entry_name_and_extra(m)) for m in self.members)
+        nbytes = self.place + directory + END64.size + LOCATOR64.size + END.size
         return Layout(nbytes, content.names, tuple(slots), tuple(self.fixed), self.seal)
 
     def add(self, name: str, data: bytes) -> None:
@@ -86,10 +82,10 @@ class _Archive:
         if nbytes >= _BIG:
             zip64 = struct.pack("<2H2Q", 1, 16, nbytes, nbytes)
         shown = _BIG if zip64 else 0
-        start = header + _LOCAL.size + len(raw) + len(zip64) + 4
+        start = header + LOCAL.size + len(raw) + len(zip64) + 4
         padding = -start % _ALIGNMENT
         extra = zip64 + b"FB" + struct.pack("<H", padding) + b"Z" * padding
-        local = _LOCAL.pack(
+        local = LOCAL.pack(
             b"PK\x03\x04", 0, _flags(nbytes), 0, 0, 0, 0, shown, shown, len(raw), len(extra)
         )
         self.fixed.append((header, local + raw + extra))
@@ -121,17 +117,17 @@ class _Archive:
                 written.append((end, descriptor.pack(b"PK\x07\x08", crc, nbytes, nbytes)))
             named = self.entry_name_and_extra(member)
             shown = _BIG if big else nbytes
-            directory += _CENTRAL.pack(
+            directory += CENTRAL.pack(
                 b"PK\x01\x02", 0, 45 if len(named) > len(name) else 0, _flags(nbytes), 0, 0, 0, crc,
                 shown, shown, len(name), len(named) - len(name), 0, 0, 0, 0, min(header, _BIG),
             )  # fmt: skip
             directory += named
         start, size, count = self.place, len(directory), len(self.members)
-        end64 = _END64.pack(
-            b"PK\x06\x06", _END64.size - 12, 0x031E, 45, 0, 0, count, count, size, start
+        end64 = END64.pack(
+            b"PK\x06\x06", END64.size - 12, 0x031E, 45, 0, 0, count, count, size, start
         )
-        locator = _LOCATOR64.pack(b"PK\x06\x07", 0, start + size, 1)
+        locator = LOCATOR64.pack(b"PK\x06\x07", 0, start + size, 1)
         few = min(count, 0xFFFF)
-        end_record = _END.pack(b"PK\x05\x06", 0, 0, few, few, min(size, _BIG), min(start, _BIG), 0)
+        end_record = END.pack(b"PK\x05\x06", 0, 0, few, few, min(size, _BIG), min(start, _BIG), 0)
         written.append((start, bytes(directory) + end64 + locator + end_record))
         return written
