@@ -204,7 +204,7 @@ def convert(  # noqa: PLR0913 - the command's options
         return _write(
             lambda opened: plan_convert(opened, request, naming),
             checkpoint, output, format, max_shard_size, progress,
-        force=force, dry_run=dry_run, make_folder=make_folder,
+            force=force, dry_run=dry_run, make_folder=make_folder,
         )  # fmt: skip
     if naming:
         raise UsageError(
@@ -214,7 +214,7 @@ def convert(  # noqa: PLR0913 - the command's options
         return _write(
             lambda opened: plan_like(opened, reference, request, partial=partial),
             checkpoint, output, format, max_shard_size, progress,
-        force=force, dry_run=dry_run, make_folder=make_folder,
+            force=force, dry_run=dry_run, make_folder=make_folder,
         )  # fmt: skip
 
 

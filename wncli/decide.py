@@ -11,7 +11,7 @@ from wncli.dims import resolve_dim
 from wncli.errors import UsageError, WeightNormError, WnError
 from wncli.naming import Naming, split
 from wncli.notes import Note
-from wncli.plan import Action, Compose, Copy, Decompose, Halves, Plan, Respell
+from wncli.plan import Action, Command, Compose, Copy, Decompose, Halves, Plan, Respell
 from wncli.scope import (
     Request,
     chosen_pairs,
@@ -164,7 +164,7 @@ def refuse_objects(plan: Plan, output: str) -> None:
 
 
 def _plan(  # noqa: PLR0913, PLR0917 - what a plan is made of
-    command: Literal["inspect", "apply", "remove", "convert"],
+    command: Command,
     checkpoint: Checkpoint,
     request: Request,
     surveys: Sequence[Survey],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from wncli.checkpoint import Checkpoint, refuse_expansion
-from wncli.errors import FormatError, UsageError, WeightNormError
+from wncli.errors import FormatError, UsageError, WeightNormError, few
 from wncli.matching import Meeting, pair_up, plain_tensors, split_only
 from wncli.naming import join
 from wncli.notes import Note
@@ -96,7 +96,9 @@ def plan_like(
         ("shape-mismatch", fit.mismatched),
     ):
         if names:
-            notes.append(Note(code, f"{_WORDS[code]}: {_listed(names)}", names[0], is_warning=True))
+            notes.append(
+                Note(code, f"{_WORDS[code]}: {few(names, _NAMED)}", names[0], is_warning=True)
+            )
     alone = request.only is not None or not _same_places(ours, parts)
     return Plan("convert", checkpoint, tuple(parts), alone, request.drop, tuple(notes))
 
@@ -172,7 +174,7 @@ def _action(
 
 def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial: bool) -> None:
     bad = [
-        f"{len(names):,} {word} ({_listed(names)})"
+        f"{len(names):,} {word} ({few(names, _NAMED)})"
         for word, names in (
             ("missing", fit.missing),
             ("unexpected", fit.unexpected),
@@ -199,8 +201,3 @@ def _renaming_notes(our_root: str, root: str, meeting: Meeting) -> list[Note]:
         moved = f"the state dict at {our_root or 'the top'} is written at {root or 'the top'}"
         notes.append(Note("moved", moved, root))
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -12,6 +12,8 @@ A message says where, what is wrong, what was expected, what was found and what 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 def printable(text: str) -> str:
     """`text` with all escaped that could move the cursor or hide: names come from strangers."""
@@ -19,6 +21,12 @@ def printable(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )
+
+
+def few(names: Collection[str], most: int = 3) -> str:
+    """The first of these names, and how many more there are."""
+    shown = ", ".join(list(names)[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
 class WnError(Exception):

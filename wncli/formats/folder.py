@@ -11,9 +11,8 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from wncli.errors import FileError
+from wncli.errors import FileError, few
 from wncli.formats.files import unreadable
-from wncli.formats.shard_files import few
 from wncli.formats.shard_index import index_kind
 from wncli.notes import Note
 

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from wncli.errors import FileError, FormatError
+from wncli.errors import FileError, FormatError, few
 from wncli.formats.files import unreadable
 
 
@@ -96,9 +96,3 @@ def locate(index: Path, names: Collection[str]) -> list[Path]:
             hint=f"download or copy the rest into {index.parent}",
         )
     return [target for target in found.values() if target is not None]
-
-
-def few(names: Collection[str], most: int = 3) -> str:
-    """The first of these names, and how many more there are."""
-    shown = ", ".join(list(names)[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

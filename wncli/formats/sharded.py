@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from wncli.checkpoint import Checkpoint, Format, Shard, StateDict, aliases
-from wncli.errors import FormatError
+from wncli.errors import FormatError, few
 from wncli.formats.files import Source, unreadable
 from wncli.formats.safetensors import tied
-from wncli.formats.shard_files import few, locate
+from wncli.formats.shard_files import locate
 from wncli.formats.shard_index import ShardIndex
 from wncli.notes import Note
 from wncli.tensors import TensorSpec
