@@ -11,11 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wncli.errors import FileError
-
-#: What the name of a temporary sibling ends with; no checkpoint's name does.
-PARTIAL_SUFFIX = ".wn-partial"
-#: Bytes of a target's name that its temporary sibling keeps; systems take 255 in all.
-_LONGEST_NAME = 200
+from wncli.partial_output import clear_leftovers, create_partial
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -60,37 +56,51 @@ def target_of(output: Path) -> Path:
 
 
 @contextmanager
-def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[int]:
-    """A descriptor for a new file of `nbytes` that takes `output`'s place when the block ends well.
+def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path, int]]:
+    """A new file of `nbytes` that takes `output`'s place when the block ends well.
 
-    An existing file keeps its permissions, and is replaced only with `force`, and once the new one
-    is on disk.
+    It is given as its path so far and a descriptor. An existing file keeps its permissions and,
+    where possible, its owner; it is replaced only with `force`, and once the new one is on disk.
 
     Raises:
         FileError: no room, no permission, or `output` is there by now; nothing is left behind.
     """
     target = target_of(output)
-    partial = target.parent / partial_name(target.name)
+    clear_leftovers(target.parent, target.name)
+    partial: Path | None = None
     try:
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        partial, descriptor = create_partial(target)
         try:
             allocate(descriptor, nbytes)
-            yield descriptor
+            yield partial, descriptor
             if target.exists():
-                os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
+                take_over(descriptor, target.stat())
                 os.fsync(descriptor)
+            if force:
+                partial.replace(target)
+            else:
+                _rename_onto_nothing(partial, target)
         finally:
             os.close(descriptor)
-        if force:
-            partial.replace(target)
-        else:
-            _rename_onto_nothing(partial, target)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        if partial:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise unwritable(output, error, f"room for {nbytes:,} bytes, and permission") from None
         raise
+
+
+def take_over(descriptor: int, old: os.stat_result) -> None:
+    """Give a new file the permissions of the `old` one, and its owner where the system lets us."""
+    new = os.fstat(descriptor)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        try:
+            os.fchown(descriptor, old.st_uid, old.st_gid)
+        except PermissionError:
+            with contextlib.suppress(PermissionError):
+                os.fchown(descriptor, -1, old.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))  # behind the owner: that clears bits of it
 
 
 def _rename_onto_nothing(partial: Path, target: Path) -> None:
@@ -109,12 +119,6 @@ def unwritable(output: Path, error: OSError, expected: str = "room, and permissi
     """The refusal of an output that the system does not let be written."""
     reason = os.strerror(error.errno or 0)
     return FileError(str(output), f"cannot be written ({reason})", expected=expected)
-
-
-def partial_name(name: str) -> str:
-    """A name of its own beside `name`, which is cut where it would grow too long for the system."""
-    kept = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
-    return f".{kept}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}"
 
 
 def allocate(descriptor: int, nbytes: int) -> None:

@@ -11,17 +11,14 @@ import contextlib
 import os
 import shlex
 import shutil
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from wncli.errors import FileError
 from wncli.formats.shard_index import index_kind
-from wncli.output import partial_name, unwritable
-
-#: Where, in the temporary folder, the files stand that are being replaced.
-_REPLACED = "replaced"
+from wncli.output import take_over, unwritable
+from wncli.partial_output import REPLACED, clear_leftovers, create_partial_folder
 
 
 def check_folder(output: Path, *, force: bool) -> None:
@@ -64,20 +61,26 @@ def replacing_folder(output: Path, names: Sequence[str], old: Sequence[str]) -> 
     """
     target = Path(os.path.realpath(output))  # also where it is a link, or "."
     is_new = not target.exists()
-    partial = (target.parent if is_new else target) / partial_name(target.name)
+    parent = target.parent if is_new else target
+    clear_leftovers(parent, target.name)
+    partial: Path | None = None
     try:
         if not is_new:
             _refuse_clashes(output, target, names)
-        partial.mkdir()
-        yield partial
-        if is_new:
-            partial.rename(target)
-        else:
-            _move_in(partial, target, names, old)
-            shutil.rmtree(partial)
+        partial, lock = create_partial_folder(parent, target.name)
+        try:
+            yield partial
+            if is_new:
+                partial.rename(target)
+            else:
+                _move_in(partial, target, names, old)
+                shutil.rmtree(partial)
+        finally:
+            os.close(lock)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(partial)
+        if partial:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(partial)
         if isinstance(error, OSError):
             raise unwritable(output, error) from None
         raise
@@ -102,14 +105,14 @@ def _is_file(path: Path) -> bool:
 
 def _move_in(partial: Path, target: Path, names: Sequence[str], old: Sequence[str]) -> None:
     """Put the new files in the place of the old ones, or everything back where that fails."""
-    replaced = partial / _REPLACED
+    replaced = partial / REPLACED
     replaced.mkdir()
     there = [name for name in dict.fromkeys((*old, *names)) if _is_file(target / name)]
     there.sort(key=lambda name: index_kind(name) is None)
     for name in names:
-        if name in there and (target / name).exists():
-            (partial / name).chmod(stat.S_IMODE((target / name).stat().st_mode))
         with (partial / name).open("rb") as file:
+            if name in there and (target / name).exists():
+                take_over(file.fileno(), (target / name).stat())
             os.fsync(file.fileno())
     moves = [(target / name, replaced / name) for name in there]
     moves += [(partial / name, target / name) for name in names]

@@ -162,7 +162,7 @@ def write(
     target = outputs.target
     if not target.is_folder:
         ((_, layout),) = outputs.files
-        with replacing(target.path, layout.nbytes, force=force) as descriptor:
+        with replacing(target.path, layout.nbytes, force=force) as (_, descriptor):
             return fill(layout, sources, descriptor, report)
     notes: tuple[Note, ...] = ()
     index = (outputs.index,) if outputs.index else ()

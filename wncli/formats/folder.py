@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path, PurePosixPath
 
 from wncli.errors import FileError, few
 from wncli.formats.files import unreadable
 from wncli.formats.shard_index import index_kind
 from wncli.notes import Note
+from wncli.partial_output import PARTIAL_SUFFIX, REPLACED
 
 _SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar"}
 _RANKS = {
@@ -94,6 +96,15 @@ def _rank(names: list[str]) -> dict[str, int]:
 
 def _nothing(folder: Path, names: list[str]) -> FileError:
     shards = [name for name in names if _SHARD.fullmatch(name)]
+    interrupted = sorted(folder.glob(f".*{PARTIAL_SUFFIX}/{REPLACED}"))
+    if interrupted:
+        return FileError(
+            str(folder),
+            "a run that put new files in this directory was killed meanwhile",
+            expected="its old files, or the new ones",
+            found=f"the old ones in {interrupted[0]}",
+            hint=f"mv {shlex.quote(str(interrupted[0]))}/* {shlex.quote(str(folder))}/",
+        )
     if shards:
         return FileError(
             str(folder),
