@@ -24,10 +24,11 @@ PACKAGE = Path(wncli.__file__).parent
 LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"wncli.{name}" for name in names.split())
     for names in (
-        "errors notes naming dims tensors double_double norms weight_norm difference partial_output",
+        """errors notes naming dims tensors double_double norms weight_norm difference
+        partial_output""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.reader formats.pickles.writer formats.weights_only formats.torch_tensor
-        formats.torch_tree formats.torch_roots formats.torch_modules formats.torch_archive
+        formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots formats.torch_modules formats.torch_archive
         formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_records
         formats.safetensors formats.strict_json formats.folder formats.shard_files
         formats.shard_index formats.sharded""",

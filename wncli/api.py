@@ -14,6 +14,7 @@ from wncli.decide import (
     plan_convert,
     plan_inspect,
     plan_remove,
+    refuse_calls,
     refuse_objects,
 )
 from wncli.decide_like import plan_like
@@ -300,6 +301,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
             raise _nothing(plan)
         if target.format == "torch":
             refuse_objects(plan, os.fspath(output))
+        refuse_calls(plan)
         outputs = lay_out(plan, target, folder if from_folder else None)
         notes = outputs.notes
         if not dry_run:

@@ -46,14 +46,27 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class DangerousCall:
+    """Something that loading the file with a plain `torch.load` would run.
+
+    `call` is what, as Python would write it, shortened; `where` the entry that it is part of, empty
+    where it is part of none; `node` the place in the pickle.
+    """
+
+    call: str
+    where: str
+    node: object
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One opened file, or the files of a sharded checkpoint taken together.
 
     `metadata` is the safetensors header's; `tree` is the torch file's whole pickled content;
     `refused_names` are the classes and functions that `torch.load(weights_only=True)` will not
-    take, and that a plain `torch.load` would import. `shards` are the files of a sharded one, in
-    the order of their numbers (`Storage.file`), and `index` is the path of what lists them. `notes`
-    are what opening it found that its reader should know.
+    take, and that a plain `torch.load` would import; `would_run` is what that would run. `shards`
+    are the files of a sharded one, in the order of their numbers (`Storage.file`), and `index` is
+    the path of what lists them. `notes` are what opening it found that its reader should know.
     """
 
     path: Path
@@ -64,6 +77,7 @@ class Checkpoint:
     metadata: Mapping[str, str] | None = None
     tree: TorchTree | None = None
     refused_names: tuple[str, ...] = ()
+    would_run: tuple[DangerousCall, ...] = ()
     shards: tuple[Shard, ...] = ()
     index: Path | None = None
     notes: tuple[Note, ...] = ()

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Literal
 
-from wncli.checkpoint import Checkpoint, refuse_expansion
+from wncli.checkpoint import Checkpoint, DangerousCall, refuse_expansion
 from wncli.dims import resolve_dim
-from wncli.errors import UsageError, WeightNormError, WnError
+from wncli.errors import FormatError, UsageError, WeightNormError, WnError, few
+from wncli.formats.torch_calls import calls_left
 from wncli.naming import Naming, split
 from wncli.notes import Note
 from wncli.plan import Action, Command, Compose, Copy, Decompose, Halves, Plan, Respell
@@ -133,6 +134,53 @@ def plan_apply(
     notes += [] if request.layers or not actions else [_default_note(len(actions))]
     notes += look_alike_notes(surveys)
     return _plan("apply", checkpoint, request, surveys, actions, notes)
+
+
+def refuse_calls(plan: Plan) -> None:
+    """Nothing is made of a file that runs something when it is loaded, unless that is left out.
+
+    Raises:
+        FormatError: what is to be written holds such calls, or the file makes them on the way.
+    """
+    checkpoint = plan.checkpoint
+    left = list(checkpoint.would_run)
+    if left and plan.alone and not checkpoint.shards:
+        left = _calls_in_parts(plan)
+    elif checkpoint.tree and plan.drop:
+        tree = checkpoint.tree
+        kept = calls_left(tree, checkpoint.would_run, (tree.root,), plan.drop)
+        reachable = calls_left(tree, checkpoint.would_run, (tree.root,), frozenset())
+        left = [call for call in left if call in kept or call not in reachable]
+    if not left:
+        return
+    entries = dict.fromkeys(call.where for call in left if call.where)
+    roots = [found.root or "''" for found in checkpoint.state_dicts]
+    drops = " ".join(f"--drop {shlex.quote(entry)}" for entry in entries)
+    alone = " or ".join(f"--only {root}" for root in roots)
+    raise FormatError(
+        str(checkpoint.path),
+        "loading this file with torch.load runs more than it takes to make tensors",
+        expected="tensors and values",
+        found=f"would run: {few([call.call for call in left])}",
+        hint=drops
+        if drops and all(call.where for call in left)
+        else f"{alone} takes a state dict alone"
+        if roots and not checkpoint.shards
+        else "don't load it",
+    )
+
+
+def _calls_in_parts(plan: Plan) -> list[DangerousCall]:
+    """The calls that stand in the state dicts which are written by themselves."""
+    tree = plan.checkpoint.tree
+    if tree is None:
+        return []
+    roots = [
+        tree.mappings[part.state_dict.root]
+        for part in plan.parts
+        if part.state_dict.root in tree.mappings and not part.state_dict.holder
+    ]
+    return calls_left(tree, plan.checkpoint.would_run, roots, plan.drop)
 
 
 def refuse_objects(plan: Plan, output: str) -> None:

@@ -75,12 +75,20 @@ class Other:
 
 
 @dataclass(frozen=True, slots=True)
+class WouldRun:
+    """A call that a plain `torch.load` would make, and the entry of the file that it is part of."""
+
+    call: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The result of a command.
 
     `output` is None for `inspect`. `checkpoint_files` and `output_files` name the shards, where
     there are any. With `dry_run` nothing has been written. `unsafe` are the names that a plain
-    `torch.load` would import and `weights_only=True` refuses.
+    `torch.load` would import and `weights_only=True` refuses, `would_run` what it would run.
     """
 
     command: Command
@@ -96,6 +104,7 @@ class Report:
     roots: tuple[Root, ...]
     entries: tuple[Other, ...]
     unsafe: tuple[str, ...]
+    would_run: tuple[WouldRun, ...]
     notes: tuple[Note, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -150,6 +159,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
         ),
         tuple(Other(e.path, e.kind, e.summary) for e in checkpoint.entries),
         checkpoint.refused_names,
+        tuple(WouldRun(call.call, call.where) for call in checkpoint.would_run),
         (*plan.notes, *notes),
     )
 

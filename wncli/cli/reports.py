@@ -150,6 +150,15 @@ def _show_contents(target: Console, report: Report) -> None:
     if report.unsafe:
         names = ", ".join(map(printable, report.unsafe))
         write(target, "\n  torch.load(weights_only=True) refuses: ", (names, "yellow"))
+    for call in report.would_run:
+        place = f"  ({printable(call.where)})" if call.where else ""
+        write(
+            target,
+            "  torch.load ",
+            ("would run: ", "bold red"),
+            (printable(call.call), "red"),
+            place,
+        )
     target.print()
 
 

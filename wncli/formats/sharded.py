@@ -108,6 +108,7 @@ def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpo
         tuple(entries.values()),
         metadata,
         refused_names=tuple(refused),
+        would_run=tuple(call for shard in shards for call in shard.checkpoint.would_run),
         shards=shards,
         index=index.path,
         notes=notes,

@@ -12,6 +12,7 @@ from wncli.errors import FormatError
 from wncli.formats.files import Source
 from wncli.formats.pickles.nodes import Node, brief, entries_of
 from wncli.formats.pickles.reader import Pickle, read_pickle
+from wncli.formats.torch_calls import find_calls
 from wncli.formats.torch_roots import read_tree
 from wncli.formats.torch_tensor import StorageId, class_of, read_storage_id
 from wncli.tensors import Storage
@@ -30,9 +31,8 @@ def read_torch_legacy(source: Source) -> Checkpoint:
         FormatError: the file is truncated, or its parts disagree.
     """
     source.file.seek(0)
-    _magic, version, system, content, keys = (
-        read_pickle(source.file, source.where, source.nbytes) for _ in range(5)
-    )
+    pickles = [read_pickle(source.file, source.where, source.nbytes) for _ in range(5)]
+    magic, version, system, content, keys = pickles
     if version.root != _PROTOCOL_VERSION:
         raise FormatError(
             source.where,
@@ -70,8 +70,9 @@ def read_torch_legacy(source: Source) -> Checkpoint:
 
     tree, state_dicts, entries, refused = read_tree(content, nbytes, locate, source.where)
     return Checkpoint(
-        source.path, "torch legacy", source.nbytes, state_dicts, entries, None, tree, refused
-    )
+        source.path, "torch legacy", source.nbytes, state_dicts, entries, None, tree, refused,
+        find_calls([content, magic, version, system, keys], tree, entries),
+    )  # fmt: skip
 
 
 def _locate_all(source: Source, content: Pickle, keys: Node) -> dict[str, Storage]:

@@ -37,6 +37,23 @@ class TorchTree:
                 return True
         return False
 
+    def without(self, drop: frozenset[str]) -> dict[int, list[Node]]:
+        """By its id, what is left of every mapping and list that loses an item to `drop`."""
+        left: dict[int, list[Node]] = {}
+        for path, node in self.containers.items() if drop else ():
+            is_list = isinstance(node, list)
+            items: list[Node] | None = left.get(id(node), node if is_list else entries_of(node))
+            if items is None:
+                continue
+            keys = (
+                [str(n) for n in range(len(items))] if is_list else [path_key(k) for k, _ in items]
+            )
+            paths = [f"{path}.{key}" if path else key for key in keys]
+            gone = drop.intersection(path for path in paths if path)
+            if gone:
+                left[id(node)] = [e for e, p in zip(items, paths, strict=True) if p not in gone]
+        return left
+
 
 def path_key(key: Node) -> str | None:
     """A mapping's key as it is written in paths: text, or a number; None for any other."""

@@ -11,7 +11,6 @@ from wncli.formats.pickles.nodes import (
     entries_of,
 )
 from wncli.formats.torch_build import Build
-from wncli.formats.torch_tree import TorchTree, path_key
 from wncli.layout import Content
 from wncli.naming import split
 from wncli.notes import Note
@@ -52,7 +51,7 @@ def torch_content(plan: Plan) -> TorchContent:
     """
     tree = plan.checkpoint.tree
     build = Build(tree, elsewhere=plan.elsewhere)
-    edits = _without_dropped(plan, tree) if tree else {}
+    edits = tree.without(plan.drop) if tree else {}
     state_dicts: dict[str, Node] = {}
     edited: set[int] = set()
     for part in plan.parts:
@@ -171,20 +170,3 @@ def _optimizer_notes(plan: Plan) -> list[Note]:
         )
         for path in paths
     ]
-
-
-def _without_dropped(plan: Plan, tree: TorchTree) -> dict[int, list[Node]]:
-    """What is left of every mapping and list that loses an item to `--drop`."""
-    edits: dict[int, list[Node]] = {}
-    for path, node in tree.containers.items():
-        is_list = isinstance(node, list)
-        items: list[Node] | None = node if is_list else entries_of(node)
-        if items is None or not plan.drop:
-            continue
-        items = edits.get(id(node), items)
-        keys = [str(n) for n in range(len(items))] if is_list else [path_key(k) for k, _ in items]
-        paths = [f"{path}.{key}" if path else key for key in keys]
-        gone = plan.drop.intersection(path for path in paths if path)
-        if gone:
-            edits[id(node)] = [e for e, p in zip(items, paths, strict=True) if p not in gone]
-    return edits

@@ -10,6 +10,7 @@ from wncli.errors import FormatError
 from wncli.formats.files import Source
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.torch_archive import TorchArchive, no_checkpoint
+from wncli.formats.torch_calls import find_calls
 from wncli.formats.torch_roots import read_tree
 
 
@@ -36,8 +37,9 @@ def read_torch_zip(source: Source) -> Checkpoint:
         pickled, len(pickle), archive.locate, source.where
     )
     return Checkpoint(
-        source.path, "torch", source.nbytes, state_dicts, entries, None, tree, refused
-    )
+        source.path, "torch", source.nbytes, state_dicts, entries, None, tree, refused,
+        find_calls([pickled], tree, entries),
+    )  # fmt: skip
 
 
 def _refuse_lookalikes(archive: TorchArchive) -> None:

@@ -17,6 +17,7 @@ from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Built, Call, Node, PersistentId, entries_of
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.torch_archive import TorchArchive
+from wncli.formats.torch_calls import find_calls
 from wncli.formats.torch_modules import Allowance, Module, ModuleReader, allowance_for
 from wncli.formats.torch_tensor import StorageId, called_name, read_storage_id
 from wncli.tensors import Storage
@@ -77,7 +78,12 @@ def read_torchscript(archive: TorchArchive) -> Checkpoint:
     )
     if not state_dict.tensors:
         raise _without_parameters(archive)
-    return Checkpoint(source.path, "TorchScript", source.nbytes, (state_dict,))
+    pickles = [pickled]
+    if archive.has("constants.pkl"):
+        constants = archive.read("constants.pkl")
+        pickles.append(read_pickle(constants, f"{source.where}: constants.pkl"))
+    calls = find_calls(pickles, None)
+    return Checkpoint(source.path, "TorchScript", source.nbytes, (state_dict,), would_run=calls)
 
 
 def _without_parameters(archive: TorchArchive) -> FormatError:

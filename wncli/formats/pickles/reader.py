@@ -44,15 +44,16 @@ _FLOAT64 = struct.Struct(">d")
 class Pickle:
     """What one pickle says.
 
-    `root` is the object, `protocol` the number that is declared (0 where none is); `globals` and
-    `persistent_ids` are all names and references that an unpickler would look up on the way, also
-    those that are not part of the object in the end.
+    `root` is the object, `protocol` the number that is declared (0 where none is); `globals`,
+    `persistent_ids` and `calls` are all that an unpickler would import, look up and call on the
+    way, also what is not part of the object in the end.
     """
 
     root: Node
     protocol: int
     globals: list[Global]
     persistent_ids: list[PersistentId]
+    calls: list[Call]
 
 
 class _Stop(Exception):  # noqa: N818 - control flow, never seen outside
@@ -116,6 +117,7 @@ class _Machine:
         self.memo: dict[int, Node] = {}
         self.globals: list[Global] = []
         self.persistent_ids: list[PersistentId] = []
+        self.calls: list[Call] = []
 
     def run(self) -> Pickle:
         steps = _STEPS
@@ -130,7 +132,7 @@ class _Machine:
                     self.place = begin
                     self.read_on()
         except _Stop:
-            return Pickle(self.pop(), self.protocol, self.globals, self.persistent_ids)
+            return Pickle(self.pop(), self.protocol, self.globals, self.persistent_ids, self.calls)
         except (ValueError, OverflowError) as error:
             raise self.broken(str(error)) from None
 
@@ -287,7 +289,9 @@ class _Machine:
     def call(self, opcode: str, function: Node, args: Node, keywords: Node = None) -> None:
         if not isinstance(args, tuple):
             raise self.broken("the arguments of a call are no tuple")
-        self.push(Call(opcode, function, args, keywords))
+        node = Call(opcode, function, args, keywords)
+        self.calls.append(node)
+        self.stack.append(node)
 
     def reduce(self, opcode: str) -> None:
         args = self.pop()

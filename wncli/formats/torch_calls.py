@@ -1,0 +1,179 @@
+"""Finds what a plain `torch.load` would run: the calls in a pickle that do more than make values.
+
+Where one stands is told as `--drop` takes it, by the entry of the file that it is part of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from wncli.checkpoint import DangerousCall, Entry
+from wncli.formats.harmless import is_dangerous, is_harmless, is_judged_by_arguments
+from wncli.formats.pickles.nodes import (
+    Added,
+    Appended,
+    Built,
+    ByteText,
+    Call,
+    Dict,
+    Effect,
+    Node,
+    PersistentId,
+    Set,
+    SetItems,
+    entries_of,
+)
+from wncli.formats.pickles.reader import Pickle
+from wncli.formats.torch_tensor import class_of
+from wncli.formats.torch_tree import TorchTree, path_key
+
+#: Of a call that is shown: its arguments, the characters of each, and calls inside calls.
+_ARGUMENTS = 4
+_LONGEST = 60
+_DEEPEST = 4
+
+
+def find_calls(
+    pickles: Sequence[Pickle], tree: TorchTree | None, entries: Iterable[Entry] = ()
+) -> tuple[DangerousCall, ...]:
+    """What loading these pickles would run, in the order in which it would.
+
+    Args:
+        pickles: all that the file has.
+        tree: what is in the first of them.
+        entries: those of the tree.
+    """
+    nodes = [node for pickled in pickles for node in _dangerous(pickled)]
+    if not nodes:
+        return ()
+    places = dict(_walk(tree, (tree.root,), frozenset(), nodes)) if tree else {}
+    listed = {entry.path for entry in entries}
+    return tuple(
+        DangerousCall(_spelled(node), _entry(places.get(id(node), ""), listed), node)
+        for node in nodes
+    )
+
+
+def calls_left(
+    tree: TorchTree, calls: Sequence[DangerousCall], roots: Iterable[Node], drop: frozenset[str]
+) -> list[DangerousCall]:
+    """Those of `calls` that are part of what stands at `roots`, when `drop` is left out of it."""
+    found = dict(_walk(tree, roots, drop, [call.node for call in calls]))
+    return [call for call in calls if id(call.node) in found]
+
+
+def _entry(path: str, listed: Collection[str]) -> str:
+    """The entry that a path leads into, or the path itself where none is listed."""
+    dots = (place for place, char in enumerate(path) if char == ".")
+    return next((path[:dot] for dot in dots if path[:dot] in listed), path)
+
+
+def _dangerous(pickled: Pickle) -> list[Node]:
+    """The calls that are not harmless, and the dangerous names that none of them calls."""
+    known: dict[tuple[int, str], bool] = {}
+    calls: list[Node] = []
+    for call in pickled.calls:
+        key = id(call.function), call.opcode
+        harmless = known.get(key)
+        if harmless is None:
+            harmless = is_harmless(call)
+            if not is_judged_by_arguments(call.function):
+                known[key] = harmless
+        if not harmless:
+            calls.append(call)
+    called = {id(call.function) for call in calls}
+    names = {id(name): name for name in pickled.globals if id(name) not in called}
+    return calls + [name for name in names.values() if is_dangerous(name)]
+
+
+def _walk(
+    tree: TorchTree, roots: Iterable[Node], drop: frozenset[str], wanted: Collection[Node]
+) -> Iterator[tuple[int, str]]:
+    """The ids of the wanted nodes that can be reached, with the entry that each is part of."""
+    edits = tree.without(drop)
+    paths: dict[int, str] = {}
+    for path, node in tree.containers.items():
+        paths.setdefault(id(node), path)
+    ids = {id(node) for node in wanted}
+    seen: set[int] = set()
+    stack: list[tuple[Node, str]] = [(root, paths.get(id(root), "")) for root in roots]
+    while stack:
+        node, path = stack.pop()
+        if isinstance(node, _PLAIN) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if id(node) in ids:
+            yield id(node), path
+        own = paths.get(id(node))
+        if own is None:
+            stack += [(part, path) for part in _parts(node)]
+            continue
+        is_list = isinstance(node, list)
+        items: list[Node] = node if is_list else entries_of(node) or []
+        for number, item in enumerate(edits.get(id(node), items)):
+            key, value = (number, item) if is_list else item
+            place = path_key(key)
+            inner = own if place is None else f"{own}.{place}" if own else place
+            stack += [(key, own), (value, inner)]
+        if isinstance(node, Call):
+            stack += [(part, own) for part in _own_parts(node)]
+
+
+_PLAIN = (str, bytes, int, float, type(None), bytearray, ByteText)
+
+
+def _parts(node: Node) -> Iterator[Node]:
+    """The nodes that a node is made of."""
+    match node:
+        case list() | tuple():
+            yield from node
+        case Set(items):
+            yield from items
+        case Dict(entries):
+            for key, value in entries:
+                yield key
+                yield value
+        case PersistentId(pid):
+            yield pid
+        case Call():
+            yield from _own_parts(node)
+            for effect in node.effects:
+                if isinstance(effect, SetItems):
+                    yield from _handed(effect)
+
+
+def _own_parts(call: Call) -> Iterator[Node]:
+    """What a call is made of, but for the items that are set on its result."""
+    yield from (call.function, call.args, call.keywords)
+    for effect in call.effects:
+        if not isinstance(effect, SetItems):
+            yield from _handed(effect)
+
+
+def _handed(effect: Effect) -> Iterator[Node]:
+    match effect:
+        case Appended(items) | Added(items):
+            yield from items
+        case SetItems(entries):
+            for key, value in entries:
+                yield key
+                yield value
+        case Built(state):
+            yield state
+
+
+def _spelled(node: Node, depth: int = 0) -> str:
+    """A call as Python would write it, shortened."""
+    callee = class_of(node)
+    if callee:
+        return str(callee)
+    if isinstance(node, Call) and depth < _DEEPEST:
+        args = node.args if isinstance(node.args, tuple) else ()
+        shown = [_spelled(arg, depth + 1) for arg in args[:_ARGUMENTS]]
+        shown += ["…"] * (len(args) > _ARGUMENTS or node.keywords is not None)
+        return f"{_spelled(node.function, depth + 1)}({', '.join(shown)})"
+    if isinstance(node, (str, bytes)):
+        text = repr(node[:_LONGEST])
+        return text if len(node) <= _LONGEST else f"{text[:-1]}…{text[-1]}"
+    is_short = isinstance(node, int) and node.bit_length() <= 64  # noqa: PLR2004
+    return repr(node) if is_short or isinstance(node, (float, type(None))) else "…"
