@@ -15,6 +15,7 @@ from wncli.decide import (
     plan_inspect,
     plan_remove,
     refuse_calls,
+    refuse_damage,
     refuse_objects,
 )
 from wncli.decide_like import plan_like
@@ -301,6 +302,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
             raise _nothing(plan)
         if target.format == "torch":
             refuse_objects(plan, os.fspath(output))
+        refuse_damage(opened)
         refuse_calls(plan)
         outputs = lay_out(plan, target, folder if from_folder else None)
         notes = outputs.notes

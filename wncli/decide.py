@@ -136,6 +136,22 @@ def plan_apply(
     return _plan("apply", checkpoint, request, surveys, actions, notes)
 
 
+def refuse_damage(checkpoint: Checkpoint) -> None:
+    """Nothing is made of what is known to have changed since it was written.
+
+    Raises:
+        FormatError: a part of the file that says what is in it is damaged.
+    """
+    for note in checkpoint.notes:
+        if note.code == "checksum":
+            raise FormatError(
+                str(checkpoint.path),
+                note.message,
+                expected="the bytes that were written",
+                hint="copy or download the file again",
+            )
+
+
 def refuse_calls(plan: Plan) -> None:
     """Nothing is made of a file that runs something when it is loaded, unless that is left out.
 

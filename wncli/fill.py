@@ -1,7 +1,8 @@
 """Carries out a layout: fills every byte range of the output, in parallel, from the input.
 
 Memory is a few blocks per thread, whatever the tensors' sizes. What is unchanged is copied by the
-kernel; checksums that the input records for such bytes are passed on.
+kernel, and checksums that the input records for such bytes are passed on. What is read is held
+against them; so is what is copied to where no checksum is recorded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, assert_never
 import numpy as np
 
 from wncli.blocks import BLOCK, Array, TensorBlocks, bytes_of
+from wncli.checksums import checking
 from wncli.formats.files import Source
 from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
 from wncli.notes import Note
@@ -72,7 +74,7 @@ def fill(layout: Layout, sources: Sources, descriptor: int, progress: Progress) 
 
     Raises:
         WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
-        FormatError: the input ends early.
+        FormatError: the input ends early, or has not the checksums that it records.
     """
     return _Filling(layout, sources, descriptor, progress).run()
 
@@ -82,7 +84,7 @@ class _Filling:
         self, layout: Layout, sources: Sources, descriptor: int, progress: Progress
     ) -> None:
         self.layout = layout
-        self.sources = sources
+        self.sources = checking(layout, sources)
         self.descriptor = descriptor
         self.progress = progress
         self.checksums = [0] * len(layout.slots)
@@ -101,6 +103,8 @@ class _Filling:
                 self.stopping = True
                 pool.shutdown(cancel_futures=True)
                 raise
+        for source in self.sources:
+            source.finish()
         self.apply_patches()
         if self.layout.seal:
             for offset, data in self.layout.seal(self.checksums):
@@ -127,7 +131,7 @@ class _Filling:
                 (afterwards if waits else tasks).append(partial(self.compute, index, slot))
                 continue
             storage, offset, checksum = run
-            if self.layout.seal and checksum is None:
+            if checksum is None if self.layout.seal else storage.crc is not None:
                 source = self.sources[storage.file]
                 tasks.append(partial(self.copy_summed, index, source, offset, slot))
                 continue

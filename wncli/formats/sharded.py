@@ -111,7 +111,7 @@ def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpo
         would_run=tuple(call for shard in shards for call in shard.checkpoint.would_run),
         shards=shards,
         index=index.path,
-        notes=notes,
+        notes=notes + tuple(note for shard in shards for note in shard.checkpoint.notes),
     )
 
 

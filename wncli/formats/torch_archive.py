@@ -14,6 +14,7 @@ from wncli.errors import FormatError
 from wncli.formats.files import Source
 from wncli.formats.torch_tensor import StorageId
 from wncli.formats.zip_records import CENTRAL, END, END64, LOCAL, LOCATOR64
+from wncli.notes import Note
 from wncli.tensors import Storage
 
 MAGIC = b"PK\x03\x04"
@@ -66,6 +67,8 @@ class TorchArchive:
         self.source = source
         self.members: dict[str, Member] = {}
         self.storages: dict[str, Storage] = {}
+        #: The members that have been read and are not what was written.
+        self.damaged: list[str] = []
         count, size, offset = _end_record(source)
         raw = source.read_at(offset, size, "the zip's central directory")
         place = 0
@@ -101,7 +104,10 @@ class TorchArchive:
         """The content of a member that is stored."""
         member = self.members[name]
         self.refuse_packed(member)
-        return self.source.read_at(self._data_offset(member), member.nbytes, f"member {name}")
+        content = self.source.read_at(self._data_offset(member), member.nbytes, f"member {name}")
+        if member.crc not in (0, zlib.crc32(content)):
+            self.damaged.append(name)
+        return content
 
     def unpack(self, name: str) -> bytes:
         """The content of a member that may be deflated; never more than it claims to be."""
@@ -150,6 +156,18 @@ class TorchArchive:
                 hint="load it with torch.load and save it again on a little-endian machine",
             )
 
+    def notes(self) -> tuple[Note, ...]:
+        """A warning for each member that has been read and is damaged."""
+        return tuple(
+            Note(
+                "checksum",
+                f"{name} is damaged: its bytes do not have the checksum that the zip records",
+                name,
+                is_warning=True,
+            )
+            for name in self.damaged
+        )
+
     def locate(self, identity: StorageId) -> Storage:
         """The place of a storage's bytes, which are as many as the pickle says.
 
@@ -177,8 +195,10 @@ class TorchArchive:
         offset = self._data_offset(member)
         if offset + member.nbytes > self.source.nbytes:
             raise self.source.truncated(f"storage data/{identity.key}", offset + member.nbytes)
+        # PyTorch can be told to compute no checksums (set_crc32_options), and then records 0.
+        crc = member.crc or None
         return Storage(
-            identity.key, offset, member.nbytes, member.crc, identity.location, self.source.number
+            identity.key, offset, member.nbytes, crc, identity.location, self.source.number
         )
 
     def _entry(self, raw: bytes, place: int) -> tuple[str, Member, int]:

@@ -83,7 +83,9 @@ def _dangerous(pickled: Pickle) -> list[Node]:
             calls.append(call)
     called = {id(call.function) for call in calls}
     names = {id(name): name for name in pickled.globals if id(name) not in called}
-    return calls + [name for name in names.values() if is_dangerous(name)]
+    # What gives the function of another call is shown with that.
+    outermost = [call for call in calls if id(call) not in called]
+    return outermost + [name for name in names.values() if is_dangerous(name)]
 
 
 def _walk(

@@ -38,7 +38,7 @@ def read_torch_zip(source: Source) -> Checkpoint:
     )
     return Checkpoint(
         source.path, "torch", source.nbytes, state_dicts, entries, None, tree, refused,
-        find_calls([pickled], tree, entries),
+        find_calls([pickled], tree, entries), notes=archive.notes(),
     )  # fmt: skip
 
 

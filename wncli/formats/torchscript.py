@@ -83,7 +83,14 @@ def read_torchscript(archive: TorchArchive) -> Checkpoint:
         constants = archive.read("constants.pkl")
         pickles.append(read_pickle(constants, f"{source.where}: constants.pkl"))
     calls = find_calls(pickles, None)
-    return Checkpoint(source.path, "TorchScript", source.nbytes, (state_dict,), would_run=calls)
+    return Checkpoint(
+        source.path,
+        "TorchScript",
+        source.nbytes,
+        (state_dict,),
+        would_run=calls,
+        notes=archive.notes(),
+    )
 
 
 def _without_parameters(archive: TorchArchive) -> FormatError:

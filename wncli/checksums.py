@@ -1,0 +1,112 @@
+"""Holds what is read from a file against the checksums that it records, on the way.
+
+Only a run of bytes that is read from its beginning on, in order, costs no reading of its own: the
+tensors of nearly all files. What is left of others in the end is read then.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from wncli.errors import FormatError
+from wncli.formats.files import Source, Sources
+from wncli.layout import Elements, Layout, Magnitude, Product, Whole
+from wncli.tensors import Storage
+
+#: Bytes that are read at a time where nothing else reads them.
+_STEP = 1 << 20
+
+
+def checking(layout: Layout, sources: Sources) -> tuple[CheckedSource, ...]:
+    """The sources of a layout, which check the storages that it is made from."""
+    found: dict[tuple[int, str], Storage] = {}
+    for slot in layout.slots:
+        for storage in _storages(slot.content):
+            found[storage.identity] = storage
+    by_file: dict[int, list[Storage]] = {}
+    for storage in found.values():
+        by_file.setdefault(storage.file, []).append(storage)
+    return tuple(CheckedSource(source, by_file.get(source.number, ())) for source in sources)
+
+
+def _storages(content: Whole | Elements | Magnitude | Product) -> Sequence[Storage]:
+    match content:
+        case Whole(storage):
+            return (storage,)
+        case Elements(tensor):
+            return (tensor.storage,)
+        case Magnitude():
+            return () if content.of_output else (content.weight.storage,)
+        case Product(pair):
+            return [tensor.storage for tensor in pair.tensors]
+
+
+class _Run:
+    """A storage, how far it has been summed up, and whether any of it has been read."""
+
+    __slots__ = ("crc", "end", "lock", "place", "storage", "touched")
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.place = storage.offset
+        self.end = storage.offset + storage.nbytes
+        self.crc = 0
+        self.touched = False
+        self.lock = threading.Lock()
+
+
+class CheckedSource(Source):
+    """A source that sums up the bytes of `storages` as they are read.
+
+    Every reading method raises FormatError where a storage is not what was written once.
+    """
+
+    def __init__(self, source: Source, storages: Iterable[Storage]) -> None:
+        super().__init__(source.path, source.file, source.number)
+        known = [storage for storage in storages if storage.crc is not None and storage.nbytes]
+        self.runs = [_Run(storage) for storage in sorted(known, key=lambda found: found.offset)]
+        self.starts = [run.storage.offset for run in self.runs]
+
+    def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
+        """Fill `buffer` from `offset` on."""
+        super().read_into(offset, buffer, what)
+        place = bisect_right(self.starts, offset) - 1
+        if place >= 0:
+            self._sum_up(self.runs[place], offset, buffer)
+
+    def finish(self) -> None:
+        """Read what is left of the storages of which a part has been read."""
+        buffer = memoryview(bytearray(_STEP))
+        for run in self.runs:
+            while run.touched and run.place < run.end:
+                step = buffer[: min(_STEP, run.end - run.place)]
+                self.read_into(run.place, step, f"storage {run.storage.key!r}")
+
+    def _sum_up(self, run: _Run, offset: int, buffer: memoryview) -> None:
+        if offset >= run.end:
+            return
+        run.touched = True
+        if run.place != offset or not run.lock.acquire(blocking=False):
+            return  # it is another thread's turn, or nobody's
+        try:
+            if run.place == offset and offset + len(buffer) <= run.end:
+                run.crc = zlib.crc32(buffer, run.crc)
+                run.place += len(buffer)
+        finally:
+            run.lock.release()
+        if run.place == run.end and run.crc != run.storage.crc:
+            raise damaged(self, f"storage {run.storage.key!r}", run.storage.crc or 0, run.crc)
+
+
+def damaged(source: Source, what: str, recorded: int, found: int) -> FormatError:
+    """The refusal of bytes that have changed since they were written."""
+    return FormatError(
+        source.where,
+        f"{what} is damaged: its bytes have changed since the file was written",
+        expected=f"checksum {recorded:08x}, as the zip records it",
+        found=f"checksum {found:08x}",
+        hint="copy or download the file again; wn inspect --check lists all that is damaged",
+    )
