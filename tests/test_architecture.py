@@ -33,10 +33,10 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         formats.safetensors formats.strict_json formats.folder formats.shard_files
         formats.shard_index formats.sharded""",
         """plan matching scope decide decide_like decide_compare sharding target layout blocks
-        streams effective checksums""",
+        streams effective checksums threads""",
         """formats.safetensors_write formats.torch_build formats.torch_write
         formats.torch_zip_write fill output
-        output_folder outputs report comparison comparing""",
+        output_folder outputs report comparison comparing checking verifying""",
         "api",
         """cli cli.commands cli.writing cli.reports cli.differences cli.results cli.progress
         cli.terminal""",

@@ -36,12 +36,14 @@ AnyPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 
 
-def inspect(
+def inspect(  # noqa: PLR0913 - the command's options
     checkpoint: AnyPath,
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     only: str | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
 ) -> Report:
     """List the weight-normalized layers of a checkpoint, and what else is in it.
 
@@ -51,13 +53,19 @@ def inspect(
         layers: globs over full names and module paths; all layers where there is none.
         exclude: globs of layers to leave out.
         only: the root of the one state dict to look at.
+        check: read everything, and report what is damaged or will not compute.
+        progress: called while checking.
 
     Raises:
         WnError: the file cannot be read, or a rule or root matches nothing.
     """
-    with open_checkpoint(_path(checkpoint)) as (opened, _):
+    with open_checkpoint(_path(checkpoint)) as (opened, sources):
         plan = plan_inspect(opened, Request.parse(layers, exclude, only))
-        return make_report(plan, ())
+        if not check:
+            return make_report(plan, ())
+        from wncli.checking import check as check_all
+
+        return make_report(plan, (), findings=check_all(plan, sources, progress))
 
 
 def apply(  # noqa: PLR0913 - the command's options
@@ -74,6 +82,7 @@ def apply(  # noqa: PLR0913 - the command's options
     max_shard_size: int | str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    verify: bool = False,
     make_folder: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -93,6 +102,7 @@ def apply(  # noqa: PLR0913 - the command's options
         max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
         force: replace an existing output.
         dry_run: write nothing.
+        verify: read the output back before it takes its place, and compare the effective weights.
         make_folder: make the directory that the output is to stand in.
         progress: called while writing.
 
@@ -107,7 +117,7 @@ def apply(  # noqa: PLR0913 - the command's options
     return _write(
         lambda opened: plan_apply(opened, request, dim, naming),
         checkpoint, output, format, max_shard_size, progress,
-        force=force, dry_run=dry_run, make_folder=make_folder,
+        force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
     )  # fmt: skip
 
 
@@ -123,6 +133,7 @@ def remove(  # noqa: PLR0913 - the command's options
     max_shard_size: int | str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    verify: bool = False,
     make_folder: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -139,6 +150,7 @@ def remove(  # noqa: PLR0913 - the command's options
         max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
         force: replace an existing output.
         dry_run: write nothing.
+        verify: read the output back before it takes its place, and compare the effective weights.
         make_folder: make the directory that the output is to stand in.
         progress: called while writing.
 
@@ -150,7 +162,7 @@ def remove(  # noqa: PLR0913 - the command's options
     return _write(
         lambda opened: plan_remove(opened, request),
         checkpoint, output, format, max_shard_size, progress,
-        force=force, dry_run=dry_run, make_folder=make_folder,
+        force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
     )  # fmt: skip
 
 
@@ -169,6 +181,7 @@ def convert(  # noqa: PLR0913 - the command's options
     max_shard_size: int | str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    verify: bool = False,
     make_folder: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -189,6 +202,7 @@ def convert(  # noqa: PLR0913 - the command's options
         max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
         force: replace an existing output.
         dry_run: write nothing.
+        verify: read the output back before it takes its place, and compare the effective weights.
         make_folder: make the directory that the output is to stand in.
         progress: called while writing.
 
@@ -206,7 +220,7 @@ def convert(  # noqa: PLR0913 - the command's options
         return _write(
             lambda opened: plan_convert(opened, request, naming),
             checkpoint, output, format, max_shard_size, progress,
-            force=force, dry_run=dry_run, make_folder=make_folder,
+            force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
         )  # fmt: skip
     if naming:
         raise UsageError(
@@ -216,7 +230,7 @@ def convert(  # noqa: PLR0913 - the command's options
         return _write(
             lambda opened: plan_like(opened, reference, request, partial=partial),
             checkpoint, output, format, max_shard_size, progress,
-            force=force, dry_run=dry_run, make_folder=make_folder,
+            force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
         )  # fmt: skip
 
 
@@ -273,6 +287,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
     *,
     force: bool,
     dry_run: bool,
+    verify: bool,
     make_folder: bool,
 ) -> Report:
     from wncli.outputs import check, lay_out, make_parent, write
@@ -309,7 +324,8 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
         if not dry_run:
             if make_folder:
                 make_parent(target)
-            notes += write(outputs, sources, progress, force=force)
+            verified = plan if verify else None
+            notes += write(outputs, sources, progress, force=force, verified=verified)
         names = tuple(name for name, _ in outputs.files) if target.is_folder else ()
         return make_report(plan, notes, str(target.path), target.format, names, dry_run=dry_run)
 

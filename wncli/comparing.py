@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from wncli.comparison import Comparison, TensorDifference
@@ -12,6 +10,7 @@ from wncli.difference import Difference, Tolerance
 from wncli.effective import aligned_runs, are_comparable
 from wncli.naming import join
 from wncli.report import Parameters
+from wncli.threads import thread_pool
 
 if TYPE_CHECKING:
     from wncli.decide_compare import ComparePlan, Counterparts
@@ -55,7 +54,7 @@ def compare_weights(
                 progress(one.nbytes, total)
         return _result(item, found), notes
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with thread_pool() as pool:
         try:
             results = list(pool.map(difference, plan.counterparts))
         except BaseException:

@@ -41,7 +41,7 @@ def aligned_runs(
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
     """
-    a_runs, b_runs = (_runs(sources, item, notes) for sources, item in sides)
+    a_runs, b_runs = (runs_of(sources, item, notes) for sources, item in sides)
     a: Array = np.empty(0)
     b: Array = np.empty(0)
     while True:
@@ -55,7 +55,14 @@ def aligned_runs(
         a, b = a[count:], b[count:]
 
 
-def _runs(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Iterator[Array]:
+def runs_of(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Iterator[Array]:
+    """The elements of a tensor, or of the product of a pair, in row-major order.
+
+    A run is good until the next is asked for.
+
+    Raises:
+        WeightNormError: a slice of v is all zero under a g that is not.
+    """
     if isinstance(item, Pair):
         for _, run in fold_pair(sources, item, notes, row_major_order=True):
             yield run.reshape(-1)

@@ -12,7 +12,7 @@ import os
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
@@ -26,6 +26,7 @@ from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
 from wncli.notes import Note
 from wncli.streams import Split, fold_pair, split_weight
 from wncli.tensors import Storage
+from wncli.threads import thread_pool
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
@@ -95,7 +96,7 @@ class _Filling:
     def run(self) -> tuple[Note, ...]:
         for offset, data in self.layout.fixed:
             self.write(offset, memoryview(data))
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with thread_pool() as pool:
             try:
                 for tasks in self.tasks():
                     self.wait_for([pool.submit(task) for task in tasks])

@@ -139,9 +139,16 @@ def make_parent(target: Target) -> None:
 
 
 def write(
-    outputs: Outputs, sources: Sources, progress: Progress | None, *, force: bool
+    outputs: Outputs,
+    sources: Sources,
+    progress: Progress | None,
+    *,
+    force: bool,
+    verified: Plan | None = None,
 ) -> tuple[Note, ...]:
     """Write everything, then put it in its place; what is there already only with `force`.
+
+    With `verified`, the plan that the outputs come from, all is read back before it is put there.
 
     Returns:
         What the data showed.
@@ -153,18 +160,27 @@ def write(
     from wncli.output import allocate, replacing
     from wncli.output_folder import replacing_folder
 
-    total = outputs.nbytes
+    total = outputs.nbytes * (2 if verified else 1)
 
     def report(count: int) -> None:
         if progress:
             progress(count, total)
 
     target = outputs.target
+
+    def read_back(written: Path, notes: tuple[Note, ...]) -> None:
+        if verified:
+            from wncli.verifying import verify
+
+            verify(verified, sources, written, str(target.path), notes, report)
+
     if not target.is_folder:
         ((_, layout),) = outputs.files
-        with replacing(target.path, layout.nbytes, force=force) as (_, descriptor):
-            return fill(layout, sources, descriptor, report)
-    notes: tuple[Note, ...] = ()
+        with replacing(target.path, layout.nbytes, force=force) as (partial, descriptor):
+            notes = fill(layout, sources, descriptor, report)
+            read_back(partial, notes)
+            return notes
+    notes = ()
     index = (outputs.index,) if outputs.index else ()
     companions = [path for path in outputs.companions if not _is_in(path, target.path)]
     names = [path.name for path in companions]
@@ -180,6 +196,7 @@ def write(
             _copy_companion(path, folder)
         for name, content in index:
             (folder / name).write_bytes(content)
+        read_back(folder, notes)
     return notes
 
 

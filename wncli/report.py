@@ -89,6 +89,7 @@ class Report:
     `output` is None for `inspect`. `checkpoint_files` and `output_files` name the shards, where
     there are any. With `dry_run` nothing has been written. `unsafe` are the names that a plain
     `torch.load` would import and `weights_only=True` refuses, `would_run` what it would run.
+    `findings` are what a check found, None where none was asked for.
     """
 
     command: Command
@@ -106,6 +107,7 @@ class Report:
     unsafe: tuple[str, ...]
     would_run: tuple[WouldRun, ...]
     notes: tuple[Note, ...]
+    findings: tuple[Note, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values for `json.dumps`; new keys may come, none will go."""
@@ -133,6 +135,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
     output_files: tuple[str, ...] = (),
     *,
     dry_run: bool = False,
+    findings: tuple[Note, ...] | None = None,
 ) -> Report:
     """Report on a plan; `notes` are what was found beyond it."""
     checkpoint = plan.checkpoint
@@ -161,6 +164,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
         checkpoint.refused_names,
         tuple(WouldRun(call.call, call.where) for call in checkpoint.would_run),
         (*plan.notes, *notes),
+        findings,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from wncli.blocks import BLOCK, Array, Block, TensorBlocks, numpy_dtype
 from wncli.errors import WeightNormError
-from wncli.norms import Factors, NormSum, factors, room
+from wncli.norms import Factors, Norms, NormSum, factors, room
 from wncli.notes import Note
 from wncli.tensors import DType
 from wncli.weight_norm import unit_like
@@ -49,13 +49,14 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split
     where = f"{source.where}: {weight.name}"
     dtype = numpy_dtype(weight.dtype)
     blocks = TensorBlocks(source, weight, dtype, dim)
-    norms = _norm_sum(blocks, wide=weight.dtype is DType.F64).norms()
+    norms = norms_of(blocks, wide=weight.dtype is DType.F64)
     g = norms.rounded(dtype)
     overflow = np.flatnonzero(norms.overflowing(dtype))
     if overflow.size:
         raise WeightNormError(
             where,
-            f"the norm of {_slices(overflow, len(g))} is beyond what {weight.dtype.label} can hold",
+            f"the norm of {slices_named(overflow, len(g))} is beyond what {weight.dtype.label}"
+            " can hold",
             found=f"a norm of about {float(norms.high[overflow[0]]):.6g}" if not norms.wide else "",
             hint=f"-x {weight.name} leaves this layer alone",
         )
@@ -63,7 +64,7 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split
     zero = np.flatnonzero(norms.high == 0) if weight.numel else np.empty(0, np.int64)
     if zero.size:
         message = (
-            f"{_slices(zero, len(g))} of {weight.name} {'is' if zero.size == 1 else 'are'} all"
+            f"{slices_named(zero, len(g))} of {weight.name} {'is' if zero.size == 1 else 'are'} all"
             " zero: written as g = 0 and a unit direction, which give 0 again"
         )
         notes.append(Note("zero-slices", message, where, is_warning=True))
@@ -90,7 +91,7 @@ def fold_pair(
     blocks = TensorBlocks(source, pair.v, v_dtype, pair.dim, row_major=row_major_order)
     scaling = None
     if not blocks.hold_whole_slices:
-        scaling = _scaling(where, pair, g, _norm_sum(blocks, wide=wide), 0)
+        scaling = _scaling(where, pair, g, norms_of(blocks, wide=wide), 0)
     stale = _StaleCheck(sources, pair, blocks) if pair.stale else None
     odd: set[int] = set()
     for block in blocks:
@@ -99,7 +100,8 @@ def fold_pair(
         if blocks.hold_whole_slices:
             total = NormSum(block.shape[1], wide=wide)
             total.add(v)
-            factor, base = _scaling(where, pair, g[first:last], total, first), first
+            norms = total.norms()
+            factor, base = _scaling(where, pair, g[first:last], norms, first), first
         elif scaling:
             factor, base = scaling, 0
         span = slice(first - base, last - base)
@@ -116,22 +118,23 @@ def fold_pair(
         notes += stale.notes(where)
 
 
-def _norm_sum(blocks: TensorBlocks, *, wide: bool) -> NormSum:
+def norms_of(blocks: TensorBlocks, *, wide: bool) -> Norms:
+    """The norms of a tensor's slices; `wide` where float64 is involved."""
     total = NormSum(blocks.slices[1], wide=wide)
     for block in blocks:
         total.add(blocks.read(block), block.channel)
-    return total
+    return total.norms()
 
 
-def _scaling(where: str, pair: Pair, g: Array, total: NormSum, first: int) -> Factors:
+def _scaling(where: str, pair: Pair, g: Array, norms: Norms, first: int) -> Factors:
     same_dtype = pair.g.dtype is pair.v.dtype
-    found = factors(g, total.norms(), may_match=same_dtype, empty=not pair.v.numel)
+    found = factors(g, norms, may_match=same_dtype, empty=not pair.v.numel)
     undefined = np.flatnonzero(found.undefined)
     if undefined.size:
         raise WeightNormError(
             where,
-            f"{_slices(undefined + first, pair.g.numel)} of {pair.v.name} is all zero and has no"
-            " direction, but its g is not 0",
+            f"{slices_named(undefined + first, pair.g.numel)} of {pair.v.name} is all zero and"
+            " has no direction, but its g is not 0",
             expected="g = 0 there, or a v that is not all zero",
             found=f"g = {float(g[undefined[0]]):.6g} in {pair.g.name}",
             hint=f"-x {pair.weight} leaves this layer as it is",
@@ -203,11 +206,12 @@ _PRECISION = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8}
 def _non_finite_notes(name: str, where: str, odd: Array, count: int) -> list[Note]:
     if not odd.size:
         return []
-    message = f"{_slices(odd, count)} of {name} has NaN or Inf, carried through"
+    message = f"{slices_named(odd, count)} of {name} has NaN or Inf, carried through"
     return [Note("non-finite", message, where, is_warning=True)]
 
 
-def _slices(numbers: Array, count: int) -> str:
+def slices_named(numbers: Array, count: int) -> str:
+    """A few slices by their numbers: `slices 0, 3 (of 8)`."""
     named = ", ".join(str(int(number)) for number in numbers[:_NAMED])
     more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
     return f"slice{'s' if len(numbers) > 1 else ''} {named}{more} (of {count})"

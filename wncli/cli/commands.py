@@ -16,7 +16,8 @@ from wncli.selection import parse_dim
 app = typer.Typer(
     name="wn",
     help="Apply, remove, list and convert weight normalization in saved checkpoints.",
-    epilog="Exit codes: 0 done, 1 nothing to do or a difference found, 2 refused, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 nothing to do, a difference or a finding, 2 refused, "
+    "130 interrupted.",
     add_completion=False,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -156,6 +157,13 @@ Format = Annotated[
     typer.Option("--format", help="Of the output; otherwise OUTPUT's suffix says."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing OUTPUT.")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Read OUTPUT back and compare before it takes its place.")
+]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Read everything; report what is damaged or does not compute."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
@@ -192,11 +200,15 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     layers: Layers = [],  # noqa: B006 - typer copies it
     exclude: Exclude = [],  # noqa: B006
     only: Only = None,
+    check: Check = False,
     json: Json = False,
     quiet: QuietNames = False,
 ) -> int:
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
-    report = api.inspect(checkpoint, layers=layers, exclude=exclude, only=only)
+    with progress_bar("checking", quiet=quiet or json or not check) as progress:
+        report = api.inspect(
+            checkpoint, layers=layers, exclude=exclude, only=only, check=check, progress=progress
+        )
     return print_report(report, json=json, quiet=quiet)
 
 
@@ -216,6 +228,7 @@ def apply(  # noqa: PLR0913
     max_shard_size: MaxShardSize = None,
     force: Force = False,
     dry_run: DryRun = False,
+    verify: Verify = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -226,7 +239,7 @@ def apply(  # noqa: PLR0913
         lambda one, target, progress: api.apply(
             one, target, layers=layers, exclude=exclude, dim=whole, naming=naming, only=only,
             drop=drop, format=format, max_shard_size=max_shard_size, force=force, dry_run=dry_run,
-            make_folder=output_dir is not None, progress=progress,
+            verify=verify, make_folder=output_dir is not None, progress=progress,
         ),
         Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
         json=json, quiet=quiet,
@@ -247,6 +260,7 @@ def remove(  # noqa: PLR0913
     max_shard_size: MaxShardSize = None,
     force: Force = False,
     dry_run: DryRun = False,
+    verify: Verify = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -256,7 +270,7 @@ def remove(  # noqa: PLR0913
         lambda one, target, progress: api.remove(
             one, target, layers=layers, exclude=exclude, only=only, drop=drop, format=format,
             max_shard_size=max_shard_size, force=force, dry_run=dry_run,
-            make_folder=output_dir is not None, progress=progress,
+            verify=verify, make_folder=output_dir is not None, progress=progress,
         ),
         Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
         json=json, quiet=quiet,
@@ -280,6 +294,7 @@ def convert(  # noqa: PLR0913
     max_shard_size: MaxShardSize = None,
     force: Force = False,
     dry_run: DryRun = False,
+    verify: Verify = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -289,7 +304,7 @@ def convert(  # noqa: PLR0913
         lambda one, target, progress: api.convert(
             one, target, naming=naming, like=like, partial=partial, layers=layers, exclude=exclude,
             only=only, drop=drop, format=format, max_shard_size=max_shard_size, force=force,
-            dry_run=dry_run, make_folder=output_dir is not None, progress=progress,
+            dry_run=dry_run, verify=verify, make_folder=output_dir is not None, progress=progress,
         ),
         Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
         json=json, quiet=quiet,

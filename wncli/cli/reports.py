@@ -41,9 +41,12 @@ def show_report(report: Report) -> None:
         for note in report.notes:
             if not note.is_warning:
                 write(target, "  ", ("note: ", "dim"), (_note(report, note), ""))
+        if report.findings is not None:
+            _show_findings(target, report, report.findings)
 
     print_captured(draw)
-    show_warnings(report)
+    if report.findings is None:
+        show_warnings(report)
 
 
 def show_warnings(report: Report) -> None:
@@ -160,6 +163,16 @@ def _show_contents(target: Console, report: Report) -> None:
             place,
         )
     target.print()
+
+
+def _show_findings(target: Console, report: Report, findings: tuple[Note, ...]) -> None:
+    """What a check found; the warnings of the report are among it."""
+    if not findings:
+        write(target, "\n  checked: ", ("everything was read, and nothing is wrong", "green"))
+        return
+    write(target, f"\n  checked: {many(len(findings), 'finding')}")
+    for note in findings:
+        write(target, "  ", (f"{note.code}: ", "bold red"), (_note(report, note), ""))
 
 
 def _show_parameters(target: Console, report: Report) -> None:

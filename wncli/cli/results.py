@@ -19,10 +19,14 @@ INTERRUPTED = 130
 
 
 def print_report(report: Report, *, json: bool, quiet: bool) -> int:
-    """Print a report; under `quiet`, `inspect` prints the layers' names."""
+    """Print a report; under `quiet`, `inspect` prints the layers' names.
+
+    The exit code tells whether a check has found something.
+    """
+    code = NEGATIVE if report.findings else DONE
     if json:
         print_json(report.to_json())
-        return DONE
+        return code
     from wncli.cli.reports import names_of, show_report
 
     if not quiet:
@@ -31,7 +35,7 @@ def print_report(report: Report, *, json: bool, quiet: bool) -> int:
         with printing():
             for name in names_of(report):
                 print(printable(name))
-    return DONE
+    return code
 
 
 def print_comparison(found: Comparison, *, json: bool, quiet: bool) -> int:

@@ -1,0 +1,145 @@
+"""Reads all of a checkpoint, and finds what is damaged or will not compute.
+
+Findings have the codes `checksum`, `nan`, `inf`, `zero-slices`, `zero-direction`, `overflow`,
+`stale-weight`, and those of what only looks like weight norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wncli.blocks import TensorBlocks, numpy_dtype
+from wncli.difference import Difference, Tolerance
+from wncli.effective import aligned_runs, runs_of
+from wncli.errors import WeightNormError
+from wncli.formats.torch_archive import damaged_members
+from wncli.naming import join
+from wncli.norms import Norms
+from wncli.notes import Note
+from wncli.plan import Compose
+from wncli.streams import norms_of, slices_named
+from wncli.tensors import DType
+from wncli.threads import thread_pool
+
+if TYPE_CHECKING:
+    from wncli.formats.files import Sources
+    from wncli.plan import Plan
+    from wncli.survey import Pair
+    from wncli.tensors import TensorSpec
+
+Progress = Callable[[int, int], None]
+
+
+def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note, ...]:
+    """Read everything that an inspection's plan is about, and the whole of every zip.
+
+    Returns:
+        The findings; none where all is sound.
+    """
+    tensors = [(part.state_dict.root, spec) for part in plan.parts
+               for spec in part.state_dict.tensors]  # fmt: skip
+    total = sum(spec.nbytes for _, spec in tensors)
+
+    def look(item: tuple[str, TensorSpec]) -> list[Note]:
+        root, spec = item
+        found = _numbers(sources, spec, join(root, spec.name))
+        if progress:
+            progress(spec.nbytes, total)
+        return found
+
+    pairs = [(root, action.pair) for root, action in plan.changes if isinstance(action, Compose)]
+    found = [note for note in plan.notes if note.is_warning and note.code != "stale-weight"]
+    for source in sources:
+        known = {note.where for note in found if note.code == "checksum"}
+        found += [_damage(source.path.name, member, several=len(sources) > 1)
+                  for member in damaged_members(source) if member not in known]  # fmt: skip
+    with thread_pool() as pool:
+        found += _all(pool.map(look, tensors))
+        found += _all(pool.map(lambda item: list(_pair(sources, *item)), pairs))
+    return tuple(found)
+
+
+def _all(found: Iterable[list[Note]]) -> list[Note]:
+    return [note for notes in found for note in notes]
+
+
+def _damage(file: str, member: str, *, several: bool) -> Note:
+    what = f"{file}: {member}" if several else member
+    message = f"{what} is damaged: its bytes do not have the checksum that the zip records"
+    return Note("checksum", message, member, is_warning=True)
+
+
+def _numbers(sources: Sources, spec: TensorSpec, where: str) -> list[Note]:
+    """Counts of NaN and Inf."""
+    nans = infinities = 0
+    for run in runs_of(sources, spec, []):
+        if run.dtype.kind not in "fcV" or run.dtype.type is np.void:
+            continue
+        finite = np.isfinite(run)
+        if not finite.all():
+            bad = run[~finite]
+            nans += int(np.isnan(bad).sum())
+            infinities += int(np.isinf(bad).sum())
+    return [
+        Note(kind.lower(), f"{spec.name} has {count:,} {kind}", where, is_warning=True)
+        for kind, count in (("NaN", nans), ("Inf", infinities))
+        if count
+    ]
+
+
+def _pair(sources: Sources, root: str, pair: Pair) -> Iterator[Note]:
+    where = join(root, pair.weight)
+
+    def finding(code: str, message: str) -> Note:
+        return Note(code, message, where, is_warning=True)
+
+    blocks = TensorBlocks(sources[pair.v.storage.file], pair.v, numpy_dtype(pair.v.dtype), pair.dim)
+    norms = norms_of(blocks, wide=DType.F64 in (pair.g.dtype, pair.v.dtype))
+    count = len(norms.high)
+    zero = np.flatnonzero(norms.high == 0) if pair.v.numel else np.empty(0, np.int64)
+    if zero.size:
+        message = f"{slices_named(zero, count)} of {pair.v.name} is all zero: PyTorch computes NaN"
+        yield finding("zero-slices", message)
+    yield from _overflowing(norms, pair, finding)
+    try:
+        products = [np.flatnonzero(~np.isfinite(run)).size for run in runs_of(sources, pair, [])]
+    except WeightNormError as error:
+        yield finding("zero-direction", error.problem)
+        return
+    inputs = sum(_is_odd(sources, spec) for spec in (pair.g, pair.v))
+    if sum(products) and not inputs:
+        message = f"{sum(products):,} elements of {pair.weight} are beyond {pair.dtype.label}"
+        yield finding("overflow", message)
+    if pair.stale:
+        yield finding("stale-weight", _stale(sources, pair, pair.stale))
+
+
+def _overflowing(norms: Norms, pair: Pair, finding: Callable[[str, str], Note]) -> Iterator[Note]:
+    """PyTorch keeps the norm of v in v's dtype, but for some devices and dtypes."""
+    beyond = np.flatnonzero(norms.overflowing(numpy_dtype(pair.v.dtype)))
+    if beyond.size:
+        norm = f"the norm of {slices_named(beyond, len(norms.high))} of {pair.v.name}"
+        message = f"{norm} is beyond {pair.v.dtype.label}: PyTorch may compute 0"
+        yield finding("overflow", message)
+
+
+def _is_odd(sources: Sources, spec: TensorSpec) -> bool:
+    return any(not np.isfinite(run).all() for run in runs_of(sources, spec, []))
+
+
+def _stale(sources: Sources, pair: Pair, stale: TensorSpec) -> str:
+    message = f"{pair.weight} stands beside its own g and v, which are what counts"
+    if stale.shape != pair.shape:
+        return f"{message}, in another shape"
+    difference = Difference(stale.dtype, pair.dtype, Tolerance())
+    try:
+        for one, other in aligned_runs(((sources, stale), (sources, pair)), []):
+            difference.add(one, other)
+    except WeightNormError:
+        return message
+    if difference.within:
+        return f"{message}, and equals them"
+    return f"{message}, and differs from them by up to {difference.absolute:.3g}"

@@ -1,0 +1,144 @@
+"""Reads a written checkpoint back, and holds it against what it was made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wncli.difference import Difference, Tolerance
+from wncli.effective import aligned_runs
+from wncli.errors import FileError
+from wncli.formats import open_checkpoint
+from wncli.formats.torch_archive import damaged_members
+from wncli.naming import join
+from wncli.plan import Action, Compose, Copy, Decompose, Halves, Plan, Renormalize, Respell
+from wncli.survey import Pair
+from wncli.tensors import TensorSpec
+from wncli.threads import thread_pool
+
+if TYPE_CHECKING:
+    from wncli.formats.files import Sources
+    from wncli.notes import Note
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """A tensor or pair of the input, what was written of it, and whether all bits have to agree."""
+
+    name: str
+    before: TensorSpec | Pair
+    after: TensorSpec | Pair
+    exactly: bool
+
+
+def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of them
+    plan: Plan,
+    sources: Sources,
+    written: Path,
+    output: str,
+    notes: Sequence[Note],
+    progress: Callable[[int], None],
+) -> None:
+    """Hold the effective weights in `written` against those of the plan's input, from the disk.
+
+    Args:
+        plan: what was carried out.
+        sources: the input's files.
+        written: where the output stands so far.
+        output: what to call it.
+        notes: what the data showed: a weight with NaN or Inf has no g and v that give it back.
+        progress: called with the bytes that have just been compared.
+
+    Raises:
+        FileError: something is missing in what was written, or differs.
+    """
+    _forget_cached(written)
+    excused = {note.where for note in notes if note.code == "non-finite"}
+    with open_checkpoint(written) as (checkpoint, files), thread_pool() as pool:
+        for file in files:
+            for member in damaged_members(file):
+                raise _failed(output, f"member {member} has not the checksum of what was written")
+        tensors = {
+            join(state_dict.root, spec.name): spec
+            for state_dict in checkpoint.state_dicts
+            for spec in state_dict.tensors
+        }
+        is_flat = checkpoint.format == "safetensors" or bool(checkpoint.shards)
+        matches = [
+            match
+            for part in plan.parts
+            for action in part.actions
+            for match in _matches(action, "" if is_flat else part.root, tensors, output)
+        ]
+
+        def differs(match: _Match) -> str:
+            where = f"{sources[0].where}: {match.name}"
+            agree = _agree(match, sources, files, progress) or where in excused
+            return "" if agree else match.name
+
+        for name in pool.map(differs, matches):
+            if name:
+                raise _failed(output, f"{name} is not what it was made from")
+
+
+def _forget_cached(written: Path) -> None:
+    """Have the system read from the disk, not from what it still holds in memory."""
+    for path in written.iterdir() if written.is_dir() else (written,):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _matches(
+    action: Action, root: str, tensors: Mapping[str, TensorSpec], output: str
+) -> Iterator[_Match]:
+    def written(name: str) -> TensorSpec:
+        full = join(root, name)
+        if full not in tensors:
+            raise _failed(output, f"{full} is missing")
+        return tensors[full]
+
+    def pair(halves: Halves, dim: int | None) -> Pair:
+        return Pair(halves.weight, halves.naming, written(halves.g), written(halves.v), dim)
+
+    match action:
+        case Copy(spec, name):
+            yield _Match(spec.name, spec, written(name), exactly=True)
+        case Respell(before, halves):
+            yield _Match(before.g.name, before.g, written(halves.g), exactly=True)
+            yield _Match(before.v.name, before.v, written(halves.v), exactly=True)
+        case Compose(before, name):
+            yield _Match(before.weight, before, written(name), exactly=False)
+        case Decompose(weight, dim, halves):
+            yield _Match(weight.name, weight, pair(halves, dim), exactly=False)
+        case Renormalize(before, dim, halves):
+            yield _Match(before.weight, before, pair(halves, dim), exactly=False)
+
+
+def _agree(
+    match: _Match, sources: Sources, files: Sources, progress: Callable[[int], None]
+) -> bool:
+    before, after = match.before, match.after
+    if before.numel * before.dtype.bits != after.numel * after.dtype.bits:
+        return False
+    found = Difference(before.dtype, after.dtype, Tolerance())
+    for one, other in aligned_runs(((sources, before), (files, after)), []):
+        if match.exactly and not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
+            return False
+        found.add(one, other)
+        progress(one.nbytes)
+    return found.within
+
+
+def _failed(output: str, what: str) -> FileError:
+    return FileError(
+        output,
+        f"reading back what was written failed: {what}",
+        hint="nothing has been put in its place; run it again, and check the disk and the memory",
+    )
