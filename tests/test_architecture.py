@@ -28,14 +28,15 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         partial_output""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.reader formats.pickles.writer formats.weights_only formats.torch_tensor
-        formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots formats.torch_modules formats.torch_archive
+        formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots
+        formats.torch_modules formats.torch_archive
         formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_records
         formats.safetensors formats.strict_json formats.folder formats.shard_files
         formats.shard_index formats.sharded""",
         """plan matching scope decide decide_like decide_compare sharding target layout blocks
         streams effective checksums threads""",
         """formats.safetensors_write formats.torch_build formats.torch_write
-        formats.torch_zip_write fill output
+        formats.torch_zip_write fill copying output
         output_folder outputs report comparison comparing checking verifying""",
         "api",
         """cli cli.commands cli.writing cli.reports cli.differences cli.results cli.progress

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import pickle
 import sys
 from collections import OrderedDict, defaultdict
 from pathlib import Path

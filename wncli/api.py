@@ -18,7 +18,6 @@ from wncli.decide import (
     refuse_damage,
     refuse_objects,
 )
-from wncli.decide_like import plan_like
 from wncli.errors import FileError, FormatError, UsageError
 from wncli.formats import open_checkpoint
 from wncli.naming import Naming
@@ -226,6 +225,8 @@ def convert(  # noqa: PLR0913 - the command's options
         raise UsageError(
             f"--naming {naming}", "--like takes the spelling of REFERENCE", hint="leave one out"
         )
+    from wncli.decide_like import plan_like
+
     with open_checkpoint(_path(like)) as (reference, _):
         return _write(
             lambda opened: plan_like(opened, reference, request, partial=partial),

@@ -9,7 +9,6 @@ from typing import Literal
 from wncli.checkpoint import Checkpoint, DangerousCall, refuse_expansion
 from wncli.dims import resolve_dim
 from wncli.errors import FormatError, UsageError, WeightNormError, WnError, few
-from wncli.formats.torch_calls import calls_left
 from wncli.naming import Naming, split
 from wncli.notes import Note
 from wncli.plan import Action, Command, Compose, Copy, Decompose, Halves, Plan, Respell
@@ -160,7 +159,11 @@ def refuse_calls(plan: Plan) -> None:
     """
     checkpoint = plan.checkpoint
     left = list(checkpoint.would_run)
-    if left and plan.alone and not checkpoint.shards:
+    if not left:
+        return
+    from wncli.formats.torch_calls import calls_left
+
+    if plan.alone and not checkpoint.shards:
         left = _calls_in_parts(plan)
     elif checkpoint.tree and plan.drop:
         tree = checkpoint.tree
@@ -191,6 +194,8 @@ def _calls_in_parts(plan: Plan) -> list[DangerousCall]:
     tree = plan.checkpoint.tree
     if tree is None:
         return []
+    from wncli.formats.torch_calls import calls_left
+
     roots = [
         tree.mappings[part.state_dict.root]
         for part in plan.parts

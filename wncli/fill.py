@@ -7,7 +7,6 @@ against them; so is what is copied to where no checksum is recorded.
 
 from __future__ import annotations
 
-import errno
 import os
 import zlib
 from bisect import bisect_left
@@ -21,6 +20,7 @@ import numpy as np
 
 from wncli.blocks import BLOCK, Array, TensorBlocks, bytes_of
 from wncli.checksums import checking
+from wncli.copying import clone, copy_some
 from wncli.formats.files import Source
 from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
 from wncli.notes import Note
@@ -35,11 +35,8 @@ if TYPE_CHECKING:
 #: Called with a number of bytes that have just been written.
 Progress = Callable[[int], None]
 
-#: Bytes of one copying step, between which a run can be stopped and progress shown.
-_STEP = 16 << 20
 #: Bytes that one thread copies before it takes up something else.
 _PART = 64 << 20
-_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +91,8 @@ class _Filling:
         self.stopping = False
 
     def run(self) -> tuple[Note, ...]:
+        if self.is_clone():
+            return ()
         for offset, data in self.layout.fixed:
             self.write(offset, memoryview(data))
         with thread_pool() as pool:
@@ -111,6 +110,15 @@ class _Filling:
             for offset, data in self.layout.seal(self.checksums):
                 self.write(offset, memoryview(data))
         return tuple(note for _, note in sorted(self.notes, key=lambda item: item[0]))
+
+    def is_clone(self) -> bool:
+        """Whether the output is a whole file of the input, and shares its blocks on the disk."""
+        match self.layout.slots:
+            case (Slot(0, nbytes, Whole(storage)),) if nbytes == self.layout.nbytes:
+                source = self.sources[storage.file]
+                whole = (storage.offset, nbytes) == (0, source.nbytes)
+                return whole and clone(source, self.descriptor)
+        return False
 
     @staticmethod
     def wait_for(running: Sequence[Future[None]]) -> None:
@@ -190,30 +198,13 @@ class _Filling:
         self.progress(len(data))
 
     def copy(self, copying: _Copying) -> None:
-        """Copy bytes inside the kernel where it can, through memory where it cannot."""
         source = self.sources[copying.file]
-        offset, target, count = copying.offset, copying.target, copying.nbytes
         done = 0
-        while done < count:
+        while done < copying.nbytes:
             if self.stopping:
                 raise _Stopped
-            step = min(_STEP, count - done)
-            try:
-                moved = os.copy_file_range(
-                    source.file.fileno(), self.descriptor, step, offset + done, target + done
-                )
-            except AttributeError:
-                moved = -1
-            except OSError as error:
-                if error.errno not in _NO_KERNEL_COPY:
-                    raise
-                moved = -1
-            if moved == 0:
-                raise source.truncated("the tensors", offset + count)
-            if moved < 0:
-                moved = min(BLOCK, step)
-                data = source.read_at(offset + done, moved, "the tensors")
-                self.write(target + done, memoryview(data))
+            place, target = copying.offset + done, copying.target + done
+            moved = copy_some(source, place, self.descriptor, target, copying.nbytes - done)
             done += moved
             self.progress(moved)
 

@@ -1,4 +1,7 @@
-"""The commands and their options; each calls the function of its name."""
+"""The commands and their options; each calls the function of its name.
+
+What a command needs is imported when it runs, so that `--help` need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from wncli import __version__, api
+import wncli
 from wncli.cli.progress import progress_bar
 from wncli.cli.results import print_comparison, print_report
-from wncli.cli.writing import Paths, write_all
 from wncli.selection import parse_dim
 
 app = typer.Typer(
@@ -175,7 +177,7 @@ QuietNames = Annotated[bool, typer.Option("-q", "--quiet", help="Print the layer
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer hands the flag over so
     if value:
-        print(f"wn {__version__}")
+        print(f"wn {wncli.__version__}")
         raise typer.Exit
 
 
@@ -206,7 +208,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
 ) -> int:
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
     with progress_bar("checking", quiet=quiet or json or not check) as progress:
-        report = api.inspect(
+        report = wncli.inspect(
             checkpoint, layers=layers, exclude=exclude, only=only, check=check, progress=progress
         )
     return print_report(report, json=json, quiet=quiet)
@@ -233,10 +235,12 @@ def apply(  # noqa: PLR0913
     quiet: Quiet = False,
 ) -> int:
     """Split weights into magnitude g and direction v."""
+    from wncli.cli.writing import Paths, write_all
+
     whole = parse_dim(dim, "--dim")
     return write_all(
         "apply",
-        lambda one, target, progress: api.apply(
+        lambda one, target, progress: wncli.apply(
             one, target, layers=layers, exclude=exclude, dim=whole, naming=naming, only=only,
             drop=drop, format=format, max_shard_size=max_shard_size, force=force, dry_run=dry_run,
             verify=verify, make_folder=output_dir is not None, progress=progress,
@@ -265,9 +269,11 @@ def remove(  # noqa: PLR0913
     quiet: Quiet = False,
 ) -> int:
     """Fold g and v back into plain weights."""
+    from wncli.cli.writing import Paths, write_all
+
     return write_all(
         "remove",
-        lambda one, target, progress: api.remove(
+        lambda one, target, progress: wncli.remove(
             one, target, layers=layers, exclude=exclude, only=only, drop=drop, format=format,
             max_shard_size=max_shard_size, force=force, dry_run=dry_run,
             verify=verify, make_folder=output_dir is not None, progress=progress,
@@ -299,9 +305,11 @@ def convert(  # noqa: PLR0913
     quiet: Quiet = False,
 ) -> int:
     """Write the same weights in another format, spelling or structure."""
+    from wncli.cli.writing import Paths, write_all
+
     return write_all(
         "convert",
-        lambda one, target, progress: api.convert(
+        lambda one, target, progress: wncli.convert(
             one, target, naming=naming, like=like, partial=partial, layers=layers, exclude=exclude,
             only=only, drop=drop, format=format, max_shard_size=max_shard_size, force=force,
             dry_run=dry_run, verify=verify, make_folder=output_dir is not None, progress=progress,
@@ -326,7 +334,7 @@ def compare(  # noqa: PLR0913
 ) -> int:
     """Hold the effective weights of two checkpoints against each other."""
     with progress_bar("comparing", quiet=quiet or json) as progress:
-        found = api.compare(
+        found = wncli.compare(
             a, b, rtol=rtol, atol=atol, layers=layers, exclude=exclude, only=only,
             progress=progress,
         )  # fmt: skip
