@@ -50,12 +50,14 @@ class DangerousCall:
     """Something that loading the file with a plain `torch.load` would run.
 
     `call` is what, as Python would write it, shortened; `where` the entry that it is part of, empty
-    where it is part of none; `node` the place in the pickle.
+    where it is part of none; `node` the place in the pickle. What only gives another one its
+    function is not shown by itself.
     """
 
     call: str
     where: str
     node: object
+    is_shown: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,21 +172,35 @@ def refuse_calls(plan: Plan) -> None:
         left = [call for call in left if call in kept or call not in reachable]
     if not left:
         return
-    entries = dict.fromkeys(call.where for call in left if call.where)
-    roots = [found.root or "''" for found in checkpoint.state_dicts]
-    drops = " ".join(f"--drop {shlex.quote(entry)}" for entry in entries)
-    alone = " or ".join(f"--only {root}" for root in roots)
+    shown = [call for call in left if call.is_shown] or left
     raise FormatError(
         str(checkpoint.path),
         "loading this file with torch.load runs more than it takes to make tensors",
         expected="tensors and values",
-        found=f"would run: {few([call.call for call in left])}",
-        hint=drops
-        if drops and all(call.where for call in left)
-        else f"{alone} takes a state dict alone"
-        if roots and not checkpoint.shards
-        else "don't load it",
+        found=f"would run: {few(list(dict.fromkeys(call.call for call in shown)))}",
+        hint=_without_calls(checkpoint, left),
     )
+
+
+def _without_calls(checkpoint: Checkpoint, left: Sequence[DangerousCall]) -> str:
+    """What to type to leave these calls out."""
+    if all(call.where for call in left):
+        entries = dict.fromkeys(call.where for call in left)
+        return " ".join(f"--drop {shlex.quote(entry)}" for entry in entries)
+    from wncli.formats.torch_calls import calls_left
+
+    tree = checkpoint.tree
+    clean = [
+        f"--only {shlex.quote(found.root)}"
+        for found in checkpoint.state_dicts
+        if not checkpoint.shards
+        and not (
+            tree
+            and not found.holder
+            and calls_left(tree, left, (tree.mappings[found.root],), frozenset())
+        )
+    ]
+    return f"{' or '.join(clean)} takes a state dict alone" if clean else ""
 
 
 def _calls_in_parts(plan: Plan) -> list[DangerousCall]:

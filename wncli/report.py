@@ -162,7 +162,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
         ),
         tuple(Other(e.path, e.kind, e.summary) for e in checkpoint.entries),
         checkpoint.refused_names,
-        tuple(WouldRun(call.call, call.where) for call in checkpoint.would_run),
+        tuple(WouldRun(call.call, call.where) for call in checkpoint.would_run if call.is_shown),
         (*plan.notes, *notes),
         findings,
     )

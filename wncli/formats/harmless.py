@@ -11,7 +11,7 @@ import re
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
-from wncli.formats.pickles.nodes import Call, Global, Node
+from wncli.formats.pickles.nodes import Built, Call, Global, Node, entries_of
 from wncli.formats.torch_tensor import class_of
 from wncli.formats.weights_only import accepts
 
@@ -52,13 +52,15 @@ _NUMPY = re.compile(
     r"|ma\.core\.(_mareconstruct|MaskedArray)"
     r"|random\._pickle\.__(randomstate|generator|bit_generator)_ctor)"
 )
-#: What torch rebuilds tensors with, and the packages whose classes hold models and optimizers.
+#: What torch rebuilds tensors with; and the packages whose classes hold models and optimizers.
 _TORCH = re.compile(
     r"torch\.(_utils\._rebuild_\w+"
     r"|jit\._pickle\.(restore_type_tag|build_(int|tensor|double|bool)list)"
-    r"|Generator|torch_version\.TorchVersion"
-    r"|(nn|optim|ao|quantization|distributions|amp|cuda\.amp|utils\.data|distributed\._?tensor)"
-    r"\.([\w.]+\.)?_*[A-Z]\w*)"
+    r"|Generator|torch_version\.TorchVersion)"
+)
+_TORCH_CLASS = re.compile(
+    r"torch\.(nn|optim|ao|quantization|distributions|amp|cuda\.amp|utils\.data|distributed\._?tensor)"
+    r"\.([\w.]+\.)?_*[A-Z]\w*"
 )
 #: How packages call what they rebuild their own objects with.
 _REBUILDER = re.compile(r"_+(pyx_)?(unpickle|rebuild|reconstruct)\w*")
@@ -66,17 +68,42 @@ _CLASS = re.compile(r"_*[A-Z]\w*")
 #: Classes, wherever they are from, that start something as they are made.
 _STARTING = frozenset({"Popen", "Process", "PackageImporter"})
 
+#: Modules that Python 2 had, or Python has no more.
+_FORMER = frozenset(
+    [
+        "asynchat",
+        "asyncore",
+        "commands",
+        "compiler",
+        "distutils",
+        "dl",
+        "imp",
+        "pipes",
+        "popen2",
+        "posixfile",
+        "rexec",
+        "smtpd",
+    ]
+)
+#: Modules whose names can be handed to anybody: what they do with what they get stays in memory.
+_TAME = frozenset(
+    {
+        "_operator", "abc", "cmath", "collections", "collections.abc", "datetime", "decimal",
+        "enum", "fractions", "itertools", "math", "numbers", "operator", "random", "statistics",
+        "string", "typing",
+    }
+)  # fmt: skip
 #: What is dangerous to hand to anybody, even where it is not called on the spot.
 _DANGEROUS = re.compile(
-    r"(os|posix|nt|subprocess|_posixsubprocess|runpy|importlib|imp|pty|socket|_socket|shutil|ctypes"
-    r"|_ctypes|code|codeop|pickle|_pickle|marshal|multiprocessing|webbrowser|pdb|bdb|timeit|profile"
-    r"|cProfile|trace|sys|dill|cloudpickle|joblib)\..*"
+    r"(pip|setuptools|pkg_resources|dill|cloudpickle|joblib)\..*"
     r"|builtins\.(eval|exec|execfile|compile|__import__|getattr|setattr|delattr|open|input"
     r"|breakpoint|globals|vars)"
     r"|torch\.(load|hub\..*|jit\.load|package\..*|serialization\.load|storage\._load_from_bytes"
     r"|utils\.cpp_extension\..*)"
     r"|numpy\.load"
 )
+#: Attributes that unpickling, or what is called by it, looks up on an object and calls.
+_CALLED_ATTRIBUTE = re.compile(r"__\w+__|append|extend|add|keys|detach")
 
 #: What calls, or gives, what it is handed.
 _JUDGED_BY_ARGUMENTS = frozenset(
@@ -93,20 +120,50 @@ _JUDGED_BY_ARGUMENTS = frozenset(
 )
 
 
+#: What gives an object that others have as well, so that to change it changes theirs.
+_SHARED = frozenset({"builtins.type", "logging.getLogger"})
+
+
 def is_harmless(call: Call) -> bool:
     """Whether a plain `torch.load` would make a value of this call, and no more."""
+    if call.effects and _full(call.function) in _SHARED:
+        return False
     return _makes_value(call.function, call.args, is_new=call.opcode.startswith("NEWOBJ"))
+
+
+def handed_to_call(call: Call) -> list[Node]:
+    """The functions that are set as attributes which unpickling goes on to call."""
+    states = [effect.state for effect in call.effects if isinstance(effect, Built)]
+    parts = [part for state in states for part in (state if isinstance(state, tuple) else [state])]
+    return [
+        value
+        for part in parts
+        for key, value in entries_of(part) or []
+        if isinstance(key, str)
+        and _CALLED_ATTRIBUTE.fullmatch(key)
+        and (class_of(value) or isinstance(value, Call))
+    ]
 
 
 def is_judged_by_arguments(function: Node) -> bool:
     """Whether one call of a function can be harmless and another not."""
-    callee = class_of(function)
-    return callee is None or ".".join(_today(callee)) in _JUDGED_BY_ARGUMENTS
+    name = _full(function)
+    return not name or name in _JUDGED_BY_ARGUMENTS
 
 
 def is_dangerous(node: Global) -> bool:
     """Whether it is a function that can be made to run anything, so that no file should name it."""
-    return _DANGEROUS.fullmatch(".".join(_today(node))) is not None
+    module, name = _today(node)
+    if _DANGEROUS.fullmatch(f"{module}.{name}"):
+        return True
+    if f"{module}.{name}" in _JUDGED_BY_ARGUMENTS or not _is_standard(module):
+        return False
+    return module not in _TAME | {"builtins"} and name not in _VALUES.get(module, ())
+
+
+def _is_standard(module: str) -> bool:
+    package = module.partition(".")[0]
+    return package in sys.stdlib_module_names or package in _FORMER
 
 
 def _makes_value(function: Node, args: Node, *, is_new: bool) -> bool:
@@ -114,7 +171,7 @@ def _makes_value(function: Node, args: Node, *, is_new: bool) -> bool:
     if callee is None:  # what another call gives
         return False
     if is_judged_by_arguments(function):
-        return _hands_on_a_value(".".join(_today(callee)), args if isinstance(args, tuple) else ())
+        return _hands_on_a_value(_full(callee), args if isinstance(args, tuple) else ())
     return _names_a_value(callee, is_new=is_new)
 
 
@@ -122,13 +179,16 @@ def _hands_on_a_value(name: str, args: tuple[Node, ...]) -> bool:
     """Whether what calls, or gives, its arguments makes no more than a value of these."""
     first = args[0] if args else None
     if name.startswith("copyreg."):
-        return _makes_value(first, args[1:], is_new=True)
+        base = class_of(args[1]) if name == "copyreg._reconstructor" and len(args) > 1 else None
+        known = base is None or _names_a_value(base, is_new=True)
+        return known and _makes_value(first, args[1:], is_new=True)
     if name == "torch._tensor._rebuild_from_type_v2":
         return _makes_value(first, args[2] if len(args) > 2 else (), is_new=False)  # noqa: PLR2004
     if name == "functools.partial":
-        return class_of(first) is not None
-    if name == "builtins.type":  # type(None)
-        return len(args) == 1
+        function = class_of(first)
+        return function is not None and not is_dangerous(function)
+    if name == "builtins.type":
+        return args == (None,)
     return isinstance(first, Global) and first.module == "typing"  # getitem: Dict[str, int]
 
 
@@ -137,15 +197,22 @@ def _names_a_value(callee: Global, *, is_new: bool) -> bool:
     module, name = _today(callee)
     full = f"{module}.{name}"
     package = module.partition(".")[0]
-    if package in {"torch", "numpy"}:
-        known = _TORCH if package == "torch" else _NUMPY
-        return accepts(full) or known.fullmatch(full) is not None
-    if package in sys.stdlib_module_names:
+    if _is_standard(module):
         return name in _VALUES.get(module, ())
-    last = name.rpartition(".")[2]
-    starts = last in _STARTING or is_dangerous(callee)
-    makes = is_new or _CLASS.fullmatch(last) or _REBUILDER.fullmatch(last)
-    return bool(makes) and not starts
+    *outer, last = name.split(".")
+    if not all(map(_CLASS.fullmatch, outer)) or last in _STARTING or is_dangerous(callee):
+        return False
+    if package == "torch":
+        known = _TORCH.fullmatch(full) or (is_new and _TORCH_CLASS.fullmatch(full))
+        return accepts(full) or bool(known)
+    if package == "numpy":
+        return _NUMPY.fullmatch(full) is not None
+    return is_new or bool(_CLASS.fullmatch(last) or _REBUILDER.fullmatch(last))
+
+
+def _full(function: Node) -> str:
+    callee = class_of(function)
+    return ".".join(_today(callee)) if callee else ""
 
 
 def _today(node: Global) -> tuple[str, str]:

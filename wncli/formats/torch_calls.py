@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from wncli.checkpoint import DangerousCall, Entry
-from wncli.formats.harmless import is_dangerous, is_harmless, is_judged_by_arguments
+from wncli.formats.harmless import (
+    handed_to_call,
+    is_dangerous,
+    is_harmless,
+    is_judged_by_arguments,
+)
 from wncli.formats.pickles.nodes import (
     Added,
     Appended,
@@ -43,14 +48,17 @@ def find_calls(
         tree: what is in the first of them.
         entries: those of the tree.
     """
-    nodes = [node for pickled in pickles for node in _dangerous(pickled)]
+    nodes = {id(node): node for pickled in pickles for node in _dangerous(pickled)}
     if not nodes:
         return ()
+    called = {id(node.function) for node in nodes.values() if isinstance(node, Call)}
     places = dict(_walk(tree, (tree.root,), frozenset(), nodes)) if tree else {}
     listed = {entry.path for entry in entries}
     return tuple(
-        DangerousCall(_spelled(node), _entry(places.get(id(node), ""), listed), node)
-        for node in nodes
+        DangerousCall(
+            _spelled(node), _entry(places.get(key, ""), listed), node, is_shown=key not in called
+        )
+        for key, node in nodes.items()
     )
 
 
@@ -58,7 +66,7 @@ def calls_left(
     tree: TorchTree, calls: Sequence[DangerousCall], roots: Iterable[Node], drop: frozenset[str]
 ) -> list[DangerousCall]:
     """Those of `calls` that are part of what stands at `roots`, when `drop` is left out of it."""
-    found = dict(_walk(tree, roots, drop, [call.node for call in calls]))
+    found = dict(_walk(tree, roots, drop, {id(call.node) for call in calls}))
     return [call for call in calls if id(call.node) in found]
 
 
@@ -68,10 +76,9 @@ def _entry(path: str, listed: Collection[str]) -> str:
     return next((path[:dot] for dot in dots if path[:dot] in listed), path)
 
 
-def _dangerous(pickled: Pickle) -> list[Node]:
-    """The calls that are not harmless, and the dangerous names that none of them calls."""
+def _dangerous(pickled: Pickle) -> Iterator[Node]:
+    """The calls that are not harmless, and the names that nobody should be handed."""
     known: dict[tuple[int, str], bool] = {}
-    calls: list[Node] = []
     for call in pickled.calls:
         key = id(call.function), call.opcode
         harmless = known.get(key)
@@ -80,23 +87,20 @@ def _dangerous(pickled: Pickle) -> list[Node]:
             if not is_judged_by_arguments(call.function):
                 known[key] = harmless
         if not harmless:
-            calls.append(call)
-    called = {id(call.function) for call in calls}
-    names = {id(name): name for name in pickled.globals if id(name) not in called}
-    # What gives the function of another call is shown with that.
-    outermost = [call for call in calls if id(call) not in called]
-    return outermost + [name for name in names.values() if is_dangerous(name)]
+            yield call
+        if call.effects:
+            yield from handed_to_call(call)
+    yield from (name for name in pickled.globals if is_dangerous(name))
 
 
 def _walk(
-    tree: TorchTree, roots: Iterable[Node], drop: frozenset[str], wanted: Collection[Node]
+    tree: TorchTree, roots: Iterable[Node], drop: frozenset[str], wanted: Collection[int]
 ) -> Iterator[tuple[int, str]]:
-    """The ids of the wanted nodes that can be reached, with the entry that each is part of."""
+    """The ids of the `wanted` nodes that can be reached, with the entry that each is part of."""
     edits = tree.without(drop)
     paths: dict[int, str] = {}
     for path, node in tree.containers.items():
         paths.setdefault(id(node), path)
-    ids = {id(node) for node in wanted}
     seen: set[int] = set()
     stack: list[tuple[Node, str]] = [(root, paths.get(id(root), "")) for root in roots]
     while stack:
@@ -104,10 +108,10 @@ def _walk(
         if isinstance(node, _PLAIN) or id(node) in seen:
             continue
         seen.add(id(node))
-        if id(node) in ids:
+        if id(node) in wanted:
             yield id(node), path
         own = paths.get(id(node))
-        if own is None:
+        if own is None or isinstance(node, tuple):  # of which no item can be dropped
             stack += [(part, path) for part in _parts(node)]
             continue
         is_list = isinstance(node, list)
@@ -174,6 +178,9 @@ def _spelled(node: Node, depth: int = 0) -> str:
         shown = [_spelled(arg, depth + 1) for arg in args[:_ARGUMENTS]]
         shown += ["…"] * (len(args) > _ARGUMENTS or node.keywords is not None)
         return f"{_spelled(node.function, depth + 1)}({', '.join(shown)})"
+    if isinstance(node, (list, tuple)) and len(node) <= _ARGUMENTS and depth < _DEEPEST:
+        inner = ", ".join(_spelled(item, depth + 1) for item in node)
+        return f"[{inner}]" if isinstance(node, list) else f"({inner}{',' * (len(node) == 1)})"
     if isinstance(node, (str, bytes)):
         text = repr(node[:_LONGEST])
         return text if len(node) <= _LONGEST else f"{text[:-1]}…{text[-1]}"

@@ -90,7 +90,7 @@ class Call:
     """A call that an unpickler would make, and what it would then do to the result.
 
     `opcode` says how: `REDUCE` calls `function(*args)`, `NEWOBJ` `cls.__new__(cls, *args)`,
-    `NEWOBJ_EX` the same with keywords.
+    `NEWOBJ_EX` the same with keywords; `OBJ` is `NEWOBJ` of a class, and calls anything else.
     """
 
     opcode: str

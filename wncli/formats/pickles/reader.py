@@ -322,8 +322,11 @@ class _Machine:
         self.instantiate(node, args)
 
     def instantiate(self, function: Node, args: tuple[Node, ...]) -> None:
-        """What the two protocol-0 opcodes do: without arguments no `__init__` is called."""
-        self.call("REDUCE" if args else "NEWOBJ", function, args)
+        """What the two protocol-0 opcodes do: of a class without arguments no `__init__` is called.
+
+        A function is, which a name does not tell.
+        """
+        self.call("REDUCE" if args else "OBJ", function, args)
 
     def effect(self, kind: type[Effect], items: list[Any]) -> None:
         target = self.top()

@@ -285,7 +285,12 @@ def _sized(raw: bytes, short: bytes | None, normal: bytes, long: bytes) -> bytes
 
 
 _TUPLES = {1: pickle.TUPLE1, 2: pickle.TUPLE2, 3: pickle.TUPLE3}
-_CALLS = {"REDUCE": pickle.REDUCE, "NEWOBJ": pickle.NEWOBJ, "NEWOBJ_EX": pickle.NEWOBJ_EX}
+_CALLS = {
+    "REDUCE": pickle.REDUCE,
+    "OBJ": pickle.NEWOBJ,
+    "NEWOBJ": pickle.NEWOBJ,
+    "NEWOBJ_EX": pickle.NEWOBJ_EX,
+}
 _EMIT: dict[type, Callable[[_Writer, Node], None]] = {
     type(None): _Writer.emit_none,
     bool: _Writer.emit_bool,
