@@ -344,6 +344,8 @@ def _path(given: AnyPath) -> Path:
     """A path that says something: an empty one would be the working directory."""
     if not os.fspath(given):
         raise FileError("''", "this is no path", expected="a file or a folder")
+    if "\0" in os.fspath(given):
+        raise FileError(os.fspath(given), "no file can have this name")
     return Path(given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wncli.comparison import Comparison, TensorDifference
@@ -10,6 +11,8 @@ from wncli.difference import Difference, Tolerance
 from wncli.effective import aligned_runs, are_comparable
 from wncli.naming import join
 from wncli.report import Parameters
+from wncli.survey import Pair
+from wncli.tensors import TensorSpec
 from wncli.threads import thread_pool
 
 if TYPE_CHECKING:
@@ -37,7 +40,11 @@ def compare_weights(
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
     """
-    total = sum(item.a.numel * item.a.dtype.bits // 8 for item in plan.counterparts)
+    tied: dict[object, list[Counterparts]] = {}
+    for item in plan.counterparts:
+        tied.setdefault((_view(item.a), _view(item.b)), []).append(item)
+    different = [items[0] for items in tied.values()]
+    total = sum(item.a.numel * item.a.dtype.bits // 8 for item in different)
     stopping: list[bool] = []
 
     def difference(item: Counterparts) -> tuple[TensorDifference, list[Note]]:
@@ -56,7 +63,12 @@ def compare_weights(
 
     with thread_pool() as pool:
         try:
-            results = list(pool.map(difference, plan.counterparts))
+            found = pool.map(difference, different)
+            results = [
+                (replace(tensor, root=item.root, name=item.name), notes)
+                for items, (tensor, notes) in zip(tied.values(), found, strict=True)
+                for item in items
+            ]
         except BaseException:
             stopping.append(True)
             pool.shutdown(cancel_futures=True)
@@ -74,6 +86,11 @@ def compare_weights(
         tuple(f"{join(*place)} {shapes}" for place, shapes in plan.misshapen),
         (*plan.notes, *notes),
     )  # fmt: skip
+
+
+def _view(item: Pair | TensorSpec) -> object:
+    """What tied weights have in common."""
+    return (item.g.view, item.v.view, item.dim) if isinstance(item, Pair) else item.view
 
 
 def _result(item: Counterparts, found: Difference) -> TensorDifference:

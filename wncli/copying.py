@@ -31,7 +31,8 @@ def clone(source: Source, descriptor: int) -> bool:
         if error.errno not in _NOT_HERE:
             raise
         return False
-    return True
+    os.ftruncate(descriptor, source.nbytes)  # the source may have grown, or shrunk
+    return os.fstat(source.file.fileno()).st_size >= source.nbytes
 
 
 def copy_some(source: Source, offset: int, descriptor: int, target: int, most: int) -> int:

@@ -54,7 +54,13 @@ def fitting_dims(g_shape: tuple[int, ...], v_shape: tuple[int, ...]) -> tuple[in
         return ()
     if g_shape == ():
         return (None,)
-    keeping = tuple(dim for dim in range(len(v_shape)) if g_shape == magnitude_shape(v_shape, dim))
+    keeping: tuple[int, ...] = ()
+    if len(g_shape) == len(v_shape):
+        kept = [axis for axis, size in enumerate(g_shape) if size != 1]
+        if len(kept) == 1 and g_shape[kept[0]] == v_shape[kept[0]]:
+            keeping = (kept[0],)
+        elif not kept:
+            keeping = tuple(axis for axis, size in enumerate(v_shape) if size == 1)
     if keeping or len(g_shape) != 1:
         return keeping
     if g_shape == (1,):

@@ -23,6 +23,13 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(text: str, most: int = 1000) -> str:
+    """`text` without its middle where it is long: strangers' names can have any length."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} … {text[-most // 2 :]}"
+
+
 def few(names: Collection[str], most: int = 3) -> str:
     """The first of these names, and how many more there are."""
     shown = ", ".join(list(names)[:most])
@@ -51,13 +58,15 @@ class WnError(Exception):
         super().__init__(where, problem)
 
     def __str__(self) -> str:
-        problem = f"{self.where}: {self.problem}" if self.where else self.problem
+        problem = shortened(self.problem)
+        if self.where:
+            problem = f"{shortened(self.where)}: {problem}"
         details = (
             ("expected: ", self.expected),
             ("found:    ", self.found),
             ("try:      ", self.hint),
         )
-        lines = (f"  {label}{printable(text)}" for label, text in details if text)
+        lines = (f"  {label}{printable(shortened(text))}" for label, text in details if text)
         return "\n".join((printable(problem), *lines))
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 NARROW = 80
 #: Columns for output that no terminal bounds: nothing is cut off.
 _UNBOUNDED = 10_000
+#: Characters of a column; what goes beyond is not aligned, as every row would be as long.
+_WIDEST = 200
 
 _LOOKS = {
     "error": "bold red",
@@ -118,7 +120,7 @@ def _aligned(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]
 ) -> list[str]:
     """The lines of a table that no width bounds; thousands of rows take no time."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    widths = [min(_WIDEST, max(map(len, column))) for column in zip(header, *rows, strict=True)]
     lines = [
         " " + "   ".join(
             cell.rjust(width) if name in right else cell.ljust(width)

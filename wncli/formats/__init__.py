@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,7 +56,12 @@ def _open(path: Path) -> IO[bytes]:
     with _reading(path):
         if not stat.S_ISREG(path.stat().st_mode):
             raise FileError(str(path), "this is no regular file", expected="a checkpoint file")
-        return path.open("rb")
+        # Not to wait, should it have become a FIFO by now.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise FileError(str(path), "this is no regular file", expected="a checkpoint file")
+        return file
 
 
 @contextmanager
@@ -127,6 +133,10 @@ def _not_a_checkpoint(source: Source, start: bytes) -> FormatError:
                 hint = "download it again, or give one of the shards"
             elif start.isascii() and b"\0" not in start:
                 found = "a text file"
+            elif source.path.suffix.lower() == ".safetensors":
+                from wncli.formats.safetensors import read_safetensors
+
+                read_safetensors(source)  # says which rule is broken
     return FormatError(
         source.where, "this is no checkpoint", expected=_READABLE, found=found, hint=hint
     )

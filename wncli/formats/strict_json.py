@@ -39,6 +39,8 @@ def parse_object(
     def constant(name: str) -> None:
         raise broken(f"{what} holds {name}, which is no JSON", "", "")
 
+    if b"\0" in raw:  # before it is decoded: a file of holes takes no room, its text would
+        raise broken(f"{what} is not JSON (NUL stands in it)", "", "")
     try:
         found = json.loads(
             raw.decode("utf-8"),
@@ -48,10 +50,19 @@ def parse_object(
         )
         if b"\\u" in raw:  # an escape can spell half a surrogate pair, which is no text
             json.dumps(found, ensure_ascii=False).encode("utf-8")
-    except UnicodeError:
-        raise broken(f"{what} is not UTF-8", "", "") from None
     except (ValueError, RecursionError) as error:
-        raise broken(f"{what} is not JSON ({error})", "", "") from None
+        raise broken(f"{what} {_problem(error)}", "", "") from None
     if not isinstance(found, dict):
         raise broken(f"{what} is no object", "{…}", type(found).__name__)
     return found
+
+
+def _problem(error: Exception) -> str:
+    match error:
+        case UnicodeDecodeError():
+            return "is not UTF-8"
+        case UnicodeEncodeError():
+            return "holds half a surrogate pair, which is no text"
+        case json.JSONDecodeError() | RecursionError():
+            return f"is not JSON ({error})"
+    return "holds a number of too many digits"  # `int` reads some thousand, and no more
