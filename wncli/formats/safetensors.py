@@ -20,6 +20,8 @@ from wncli.tensors import DType, Storage, TensorSpec, count_elements, row_major
 _LENGTH = struct.Struct("<Q")
 #: The reference reader's own limit, in bytes.
 _LONGEST_HEADER = 100_000_000
+#: Twice what the largest models have in all their shards; each takes about a kilobyte of memory.
+_MOST_TENSORS = 200_000
 _METADATA = "__metadata__"
 _MEMBERS = {"dtype", "shape", "data_offsets"}
 _CODES = {dtype.safetensors: dtype for dtype in DType if dtype.safetensors}
@@ -47,6 +49,14 @@ def read_safetensors(source: Source) -> Checkpoint:
             source, "the header is too long", f"up to {_LONGEST_HEADER:,} bytes", f"{length:,}"
         )
     raw = source.read_at(_LENGTH.size, length, "the header")
+    listed = raw.count(b'"data_offsets"')
+    if listed > _MOST_TENSORS:
+        raise FormatError(
+            source.where,
+            "the header lists more tensors than any model has",
+            expected=f"up to {_MOST_TENSORS:,}",
+            found=f"{listed:,}",
+        )
     header = _parse(source, raw)
     metadata = _metadata(source, header.pop(_METADATA, None))
     data = _LENGTH.size + length
