@@ -76,12 +76,14 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
             if target.exists():
                 take_over(descriptor, target.stat())
                 os.fsync(descriptor)
+            os.close(os.dup(descriptor))  # some file systems tell only now; the lock is still held
             if force:
                 partial.replace(target)
             else:
                 _rename_onto_nothing(partial, target)
         finally:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
     except BaseException as error:
         if partial:
             with contextlib.suppress(OSError):
@@ -97,8 +99,8 @@ def take_over(descriptor: int, old: os.stat_result) -> None:
     if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
         try:
             os.fchown(descriptor, old.st_uid, old.st_gid)
-        except PermissionError:
-            with contextlib.suppress(PermissionError):
+        except OSError:
+            with contextlib.suppress(OSError):
                 os.fchown(descriptor, -1, old.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(old.st_mode))  # behind the owner: that clears bits of it
 
@@ -110,9 +112,11 @@ def _rename_onto_nothing(partial: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # not every file system has hard links
-        partial.rename(target)
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+        partial.replace(target)
     else:
-        partial.unlink()
+        with contextlib.suppress(OSError):  # the next run clears it away
+            partial.unlink()
 
 
 def unwritable(output: Path, error: OSError, expected: str = "room, and permission") -> FileError:

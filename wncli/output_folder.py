@@ -74,9 +74,10 @@ def replacing_folder(output: Path, names: Sequence[str], old: Sequence[str]) -> 
                 partial.rename(target)
             else:
                 _move_in(partial, target, names, old)
-                shutil.rmtree(partial)
+                shutil.rmtree(partial, ignore_errors=True)  # the next run clears up the rest
         finally:
-            os.close(lock)
+            with contextlib.suppress(OSError):
+                os.close(lock)
     except BaseException as error:
         if partial:
             with contextlib.suppress(OSError):
