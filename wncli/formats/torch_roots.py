@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from wncli.checkpoint import Entry, StateDict
+from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
     Built,
     Call,
@@ -69,9 +70,11 @@ def read_tree(
     """
     references: dict[PersistentId, tuple[StorageId, Storage]] = {}
     refused: dict[str, None] = {}
+    known: dict[object, object] = {}
     for node in pickled.persistent_ids:
         if not class_of(node):
             identity = read_storage_id(node, where)
+            _refuse_two_kinds(known, identity, where)
             references[node] = (identity, locate(identity))
     for name in map(str, pickled.globals):
         if not accepts(name):
@@ -80,6 +83,24 @@ def read_tree(
     found = _Finder(references, allowance_for(where, nbytes)).run(root)
     tree = TorchTree(root, pickled.protocol, references, found.mappings, found.containers)
     return tree, tuple(found.state_dicts), tuple(found.entries), tuple(refused)
+
+
+def _refuse_two_kinds(known: dict[object, object], found: StorageId, where: str) -> None:
+    """Every reference to a storage, or to a view of one, has to say the same about it.
+
+    PyTorch goes by the first for all of one key. Bytes without a dtype can be those of any.
+    """
+    facts: list[tuple[str, object]] = [(found.key, found.dtype)] if found.dtype else []
+    if found.view:
+        facts.append((found.view[0], (found.key, found.dtype, *found.view)))
+    for key, told in facts:
+        if known.setdefault(key, told) != told:
+            raise FormatError(
+                where,
+                f"two tensors say different things about storage {key!r}",
+                expected="one dtype for a storage, one place for a view",
+                hint="copy or download the file again",
+            )
 
 
 def top_state_dict(tree: TorchTree, where: str) -> StateDict | None:
