@@ -72,7 +72,8 @@ def runs_of(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Ite
     source = sources[item.storage.file]
     blocks = TensorBlocks(source, item, _element(item.dtype), row_major=True)
     for block in blocks:
-        yield np.ascontiguousarray(blocks.read(block)).reshape(-1)
+        run = np.ascontiguousarray(blocks.read(block)).reshape(-1)
+        yield run.view(np.uint8) != 0 if item.dtype is DType.BOOL else run
 
 
 def are_comparable(a: DType, b: DType) -> bool:

@@ -56,14 +56,15 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
     kept: dict[object, _Tensor] = {}
     tied: dict[str, str] = {}
     recorded = aliases(plan.checkpoint, part.state_dict)
-    named = sorted(_tensors(part, recorded), key=lambda tensor: (tensor.is_alias, tensor.name))
+    named = sorted(_tensors(part, recorded), key=_order_of_keeping)
     for tensor in named:
         first = kept.setdefault(tensor.tie, tensor)
         if first is not tensor:
             tied[tensor.name] = first.name
-    for tensor in kept.values():
+    for tensor in named:
         if tensor.name == "__metadata__" or not tensor.name.isprintable():
             _check_name(plan, tensor.name)
+    for tensor in kept.values():
         if tensor.dtype.safetensors is None:
             raise FormatError(
                 f"{plan.checkpoint.path}: {tensor.name}",
@@ -74,6 +75,11 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
     metadata = {k: v for k, v in metadata.items() if k not in recorded or tied.get(k) == v}
     layout = _lay_out(tensors, metadata | tied or None)
     return layout, tuple(_losses(plan, tied))
+
+
+def _order_of_keeping(tensor: _Tensor) -> tuple[bool, bool, str]:
+    """Of tied names the first is kept; the metadata says `format` of the file, not of a tensor."""
+    return tensor.is_alias, tensor.name != "format", tensor.name
 
 
 def _check_name(plan: Plan, name: str) -> None:

@@ -29,6 +29,8 @@ _STORED = 0
 _STEP = 1 << 20
 _DEFLATED = 8
 _ENCRYPTED = 1
+#: The MS-DOS attribute of folders, in the external attributes.
+_FOLDER = 0x10
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,8 @@ class TorchArchive:
         name = raw[place : place + name_size].decode("utf-8", "replace")
         extra = raw[place + name_size : place + name_size + extra_size]
         nbytes, packed, header = self._zip64(name, extra, nbytes, packed, header)
+        if nbytes and (fields[15] & _FOLDER or name.endswith("/")):
+            raise self.broken(f"member {name!r} is a folder with content", "a file", "a folder")
         encrypted = bool(flags & _ENCRYPTED)
         return name, Member(name, header, nbytes, crc, packed, method, encrypted), end
 

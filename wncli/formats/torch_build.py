@@ -35,7 +35,7 @@ class Build:
         done: set[int] = set()
         kept: Entries = []
         for key, value in entries:
-            if key not in tensors:
+            if not isinstance(key, str) or key not in tensors:
                 if part.keeps_others:
                     kept.append((key, value))
                 continue

@@ -32,14 +32,12 @@ from wncli.formats.torch_tensor import (
     read_storage_id,
     read_tensor,
 )
-from wncli.formats.torch_tree import References, TorchTree
+from wncli.formats.torch_tree import LONGEST_KEY, References, TorchTree
 from wncli.formats.weights_only import accepts
 from wncli.tensors import DType, Storage, TensorSpec
 
 #: Deeper than any checkpoint nests its state dicts; bounds what a hostile file can ask for.
 _DEEPEST_ROOT = 16
-#: Bits of the longest integer that is taken for a key on a path.
-_LONGEST_KEY = 64
 #: What `torch.optim` keeps for each parameter, besides `exp_avg` and its kin.
 _KEPT = frozenset({"acc_delta", "exp_inf", "momentum_buffer", "square_avg"})
 _MOST_KEPT = 16
@@ -347,7 +345,7 @@ def _numbered(entries: list[tuple[Node, Node]], named: Mapping[str, Node]) -> di
     numbered = {
         str(key): value
         for key, value in entries
-        if type(key) is int and key.bit_length() <= _LONGEST_KEY
+        if type(key) is int and key.bit_length() <= LONGEST_KEY
     }
     return {key: value for key, value in numbered.items() if key not in named}
 

@@ -9,6 +9,9 @@ from wncli.formats.pickles.nodes import Node, PersistentId, entries_of
 from wncli.formats.torch_tensor import StorageId
 from wncli.tensors import Storage
 
+#: Bits of the longest integer that is taken for a key on a path.
+LONGEST_KEY = 64
+
 References = Mapping[PersistentId, tuple[StorageId, Storage]]
 
 
@@ -57,4 +60,5 @@ class TorchTree:
 
 def path_key(key: Node) -> str | None:
     """A mapping's key as it is written in paths: text, or a number; None for any other."""
-    return str(key) if isinstance(key, (str, int)) else None
+    is_number = isinstance(key, int) and key.bit_length() <= LONGEST_KEY
+    return str(key) if is_number or isinstance(key, str) else None

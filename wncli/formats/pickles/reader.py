@@ -278,6 +278,11 @@ class _Machine:
             raise self.broken("a global's name is no text")
         if "\n" in module or "\n" in name:
             raise self.broken("a global's name has a line break")
+        if not (module + name).isascii():
+            try:
+                (module + name).encode()
+            except UnicodeEncodeError:
+                raise self.broken("a global's name is no text") from None
         node = Global(module, name)
         self.globals.append(node)
         self.stack.append(node)
