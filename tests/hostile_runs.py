@@ -66,6 +66,29 @@ import wncli.formats.torch_zip, wncli.formats.torch_legacy, wncli.formats.torchs
 import wncli.formats.torch_zip_write, wncli.formats.safetensors_write
 from wncli.cli import main as run
 """
+#: Inspects each file, one after another, and says how many seconds of work each took, and how many
+#: kilobytes all; in a fork, since a new program is charged with what started it.
+_INSPECT = """
+import json, os, resource, sys, time, wncli
+paths = json.load(sys.stdin)
+if not os.fork():
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    seconds = {}
+    for path in paths:
+        start = time.process_time()
+        try:
+            wncli.inspect(path)
+        except MemoryError:
+            raise
+        except Exception:  # other tests hold what it is
+            pass
+        seconds[path] = time.process_time() - start
+    json.dump(seconds, sys.stdout)
+    sys.exit()
+_, status, used = os.wait4(-1, 0)
+print("", used.ru_maxrss, sep="\\n")
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 #: Loads each file with and without `weights_only`, and says why it did not load.
 _LOAD = """
 import json, sys, warnings, torch
@@ -123,6 +146,14 @@ class Apart:
         return Measured(*json.loads(self.server.stdout.readline()))
 
 
+def hold_bounds_of_all(files: Mapping[str, bytes], folder: Path) -> None:
+    """None of these files, which are put into a folder, takes long or much memory."""
+    found, kilobytes = _on_all(_INSPECT, files, folder).splitlines()
+    seconds: dict[str, float] = json.loads(found)
+    assert max(seconds.values()) < MOST_SECONDS, max(seconds, key=seconds.__getitem__)
+    assert int(kilobytes) / 1024 < MOST_MEGABYTES
+
+
 @dataclass(frozen=True)
 class Loaded:
     """Why `torch.load` refuses a file with `weights_only`, and without; empty where it loads."""
@@ -133,10 +164,16 @@ class Loaded:
 
 def torch_loads(files: Mapping[str, bytes], folder: Path) -> dict[str, Loaded]:
     """How `torch.load` takes each of these files, which are put into a folder."""
+    found = json.loads(_on_all(_LOAD, files, folder))
+    return {name: Loaded(*found[str(folder / name)]) for name in files}
+
+
+def _on_all(program: str, files: Mapping[str, bytes], folder: Path) -> str:
+    """What a program prints that is given the paths of these files."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
     ran = subprocess.run(
-        [sys.executable, "-c", _LOAD],
+        [sys.executable, "-c", program],
         input=json.dumps([str(folder / name) for name in files]),
         env=environment(),
         capture_output=True,
@@ -144,8 +181,7 @@ def torch_loads(files: Mapping[str, bytes], folder: Path) -> dict[str, Loaded]:
         check=True,
         timeout=300,
     )
-    found = json.loads(ran.stdout)
-    return {name: Loaded(*found[str(folder / name)]) for name in files}
+    return ran.stdout
 
 
 def hold_refused(ran: Ran, says: str) -> None:

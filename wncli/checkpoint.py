@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -116,4 +116,27 @@ def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec) -> None:
             f"the expanded tensor would take {spec.nbytes:,} bytes",
             expected=f"no more than the file and {_EXPANSION:,} bytes",
             hint=f"--drop it, or -x {spec.name}",
+        )
+
+
+def refuse_growth(checkpoint: Checkpoint, specs: Iterable[TensorSpec]) -> None:
+    """Hold what tensors over shared storages would take together against the size of their file.
+
+    Raises:
+        FormatError: a few bytes would be written, or read, over and over.
+    """
+    views = {spec.view: spec for spec in specs}
+    taken: dict[tuple[int, str], int] = {}
+    held: dict[tuple[int, str], int] = {}
+    for spec in views.values():
+        identity = spec.storage.identity
+        taken[identity] = taken.get(identity, 0) + spec.nbytes
+        held[identity] = spec.storage.nbytes
+    grown = sum(max(0, taken[identity] - held[identity]) for identity in taken)
+    if grown > checkpoint.nbytes + _EXPANSION:
+        raise FormatError(
+            str(checkpoint.path),
+            f"the expanded tensors would take {grown:,} bytes more than they are stored in",
+            expected=f"no more than the file and {_EXPANSION:,} bytes",
+            hint="--drop leaves tensors out",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from wncli.checkpoint import Checkpoint, refuse_expansion
+from wncli.checkpoint import Checkpoint, refuse_expansion, refuse_growth
 from wncli.errors import FormatError, UsageError
 from wncli.matching import pair_up, plain_tensors, split_only
 from wncli.notes import Note
@@ -95,8 +95,14 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
     plan = _chosen(plan, request)
     for item in plan.counterparts:
         for checkpoint, side in ((a, item.a), (b, item.b)):
-            refuse_expansion(checkpoint, side.v if isinstance(side, Pair) else side)
+            refuse_expansion(checkpoint, _largest(side))
+    refuse_growth(a, (_largest(item.a) for item in plan.counterparts))
+    refuse_growth(b, (_largest(item.b) for item in plan.counterparts))
     return plan
+
+
+def _largest(side: Pair | TensorSpec) -> TensorSpec:
+    return side.v if isinstance(side, Pair) else side
 
 
 def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Survey], list[Survey]]:

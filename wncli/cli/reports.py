@@ -14,7 +14,7 @@ from wncli.cli.terminal import (
     show_refusal,
     write,
 )
-from wncli.errors import printable
+from wncli.errors import few, printable
 from wncli.naming import join
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from wncli.notes import Note
     from wncli.report import Layer, Report
+
+
+#: Entries that are shown one by one.
+_MOST_LISTED = 1000
 
 
 def show_report(report: Report) -> None:
@@ -139,21 +143,24 @@ def _show_contents(target: Console, report: Report) -> None:
     from rich.text import Text
 
     table = Table.grid(padding=(0, 3))
-    for root in report.roots:
+    for root in report.roots[:_MOST_LISTED]:
         what = printable(root.holder) or "state dict"
         summary = f"{what}, {many(root.tensors, 'tensor')}, {root.parameters:,} parameters"
         if root.normalized:
             summary += f", {many(root.normalized, 'layer')} normalized"
         table.add_row(Text(f"  {printable(root.root) or '(top)'}"), Text(summary))
-    for entry in report.entries:
+    for entry in report.entries[:_MOST_LISTED]:
         table.add_row(
             Text(f"  {printable(entry.path)}", "dim"), Text(printable(entry.summary), "dim")
         )
     target.print(table)
+    more = max(0, len(report.roots) - _MOST_LISTED) + max(0, len(report.entries) - _MOST_LISTED)
+    if more:
+        write(target, f"  and {more:,} more; --json lists them all")
     if report.unsafe:
-        names = ", ".join(map(printable, report.unsafe))
+        names = printable(few(report.unsafe, _MOST_LISTED))
         write(target, "\n  torch.load(weights_only=True) refuses: ", (names, "yellow"))
-    for call in report.would_run:
+    for call in report.would_run[:_MOST_LISTED]:
         place = f"  ({printable(call.where)})" if call.where else ""
         write(
             target,

@@ -9,6 +9,7 @@ import shlex
 import struct
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 from wncli.errors import FormatError
 from wncli.formats.files import Source
@@ -29,6 +30,8 @@ _STORED = 0
 _STEP = 1 << 20
 _DEFLATED = 8
 _ENCRYPTED = 1
+#: `kMaxSupportedFileFormatVersion` of caffe2/serialize/versions.h.
+_LATEST_VERSION = 10
 #: The MS-DOS attribute of folders, in the external attributes.
 _FOLDER = 0x10
 
@@ -77,6 +80,7 @@ class TorchArchive:
         raw = source.read_at(offset, size, "the zip's central directory")
         place = 0
         folder = None
+        folded: set[str] = set()
         for _ in range(count):
             name, member, place = self._entry(raw, place)
             top, slash, inner = name.partition("/")
@@ -88,13 +92,18 @@ class TorchArchive:
                 raise self.broken(
                     f"member {name!r} stands outside the archive's folder", f"{folder}/…", name
                 )
-            if inner in self.members:
+            if inner.lower() in folded:  # PyTorch's own reader does not tell upper case from lower
                 raise self.broken(f"member {name!r} stands there twice", "one of each name", "two")
+            folded.add(inner.lower())
             self.members[inner] = member
         if place != size:
             raise self.broken(
                 "the central directory has a wrong length", f"{size} bytes", f"{place} bytes"
             )
+
+        starts = sorted({member.header for member in self.members.values()} | {offset})
+        #: Where the next record begins behind each member's header.
+        self.ends = dict(pairwise(starts))
 
     def broken(self, what: str, expected: str, found: str) -> FormatError:
         """The refusal of an archive that contradicts itself."""
@@ -162,12 +171,20 @@ class TorchArchive:
             FormatError: the tensors are stored in another order.
         """
         byteorder = self.read("byteorder") if self.has("byteorder") else b"little"
+        if byteorder not in {b"little", b"big"}:
+            raise FormatError(
+                self.source.where,
+                "the member byteorder names no byte order",
+                expected="little",
+                found=repr(byteorder[:20]),
+                hint="copy or download the file again",
+            )
         if byteorder != b"little":
             raise FormatError(
                 self.source.where,
                 "the tensors are stored big-endian",
                 expected="byteorder little",
-                found=f"byteorder {byteorder[:20].decode('ascii', 'replace')}",
+                found="byteorder big",
                 hint="load it with torch.load and save it again on a little-endian machine",
             )
 
@@ -192,6 +209,10 @@ class TorchArchive:
         if identity.key not in self.storages:
             self.storages[identity.key] = self._storage(identity)
         storage = self.storages[identity.key]
+        if identity.view is not None:
+            raise self.broken(
+                f"storage data/{identity.key} is referred to as a view", "a whole storage", "a view"
+            )
         if identity.nbytes != storage.nbytes:
             raise self.broken(
                 f"storage data/{identity.key} has the wrong size",
@@ -228,13 +249,37 @@ class TorchArchive:
         end = place + name_size + extra_size + comment_size
         if end > len(raw):
             raise self.broken("the central directory ends early", f"{end} bytes", f"{len(raw)}")
-        name = raw[place : place + name_size].decode("utf-8", "replace")
+        name = self._text(raw[place : place + name_size])
         extra = raw[place + name_size : place + name_size + extra_size]
         nbytes, packed, header = self._zip64(name, extra, nbytes, packed, header)
         if nbytes and (fields[15] & _FOLDER or name.endswith("/")):
             raise self.broken(f"member {name!r} is a folder with content", "a file", "a folder")
         encrypted = bool(flags & _ENCRYPTED)
         return name, Member(name, header, nbytes, crc, packed, method, encrypted), end
+
+    def _text(self, raw: bytes) -> str:
+        """The name of a member."""
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            name = "\0"
+        if "\0" in name:
+            raise self.broken("a member's name is no text", "UTF-8 without NUL", repr(raw[:60]))
+        return name
+
+    def refuse_version(self) -> None:
+        """Hold the version of the layout against those that PyTorch has written (1 to 10).
+
+        Raises:
+            FormatError: there is none, or another.
+        """
+        version = self.read("version") if self.has("version") else b""
+        if not (version.strip().isdigit() and 1 <= int(version[:20]) <= _LATEST_VERSION):
+            raise self.broken(
+                "the version is none that PyTorch knows",
+                f"a member version that says 1 to {_LATEST_VERSION}",
+                repr(version[:20]) if self.has("version") else "no such member",
+            )
 
     def _zip64(self, name: str, extra: bytes, *values: int) -> list[int]:
         """Put the 64-bit values in for those that the 32-bit fields leave out."""
@@ -269,7 +314,15 @@ class TorchArchive:
                 f"its header at byte {member.header}",
                 repr(name[:60]),
             )
-        return start + int(name_size) + int(extra_size)
+        data = start + int(name_size) + int(extra_size)
+        end = self.ends.get(member.header, -1)
+        if end < data + member.packed <= self.source.nbytes:
+            raise self.broken(
+                f"member {member.name!r} overlaps what follows it",
+                f"its bytes before byte {end}",
+                f"{member.packed} bytes from byte {data} on",
+            )
+        return data
 
 
 def damaged_members(source: Source) -> list[str]:
@@ -307,16 +360,20 @@ def _tail(source: Source) -> tuple[bytes, int, int]:
 def _end_record(source: Source) -> tuple[int, int, int]:
     """Number of members, and size and offset of the central directory."""
     tail, start, place = _tail(source)
-    *_, count, cd_size, cd_offset, _comment = END.unpack_from(tail, place)
+    _, disk, first, here, count, cd_size, cd_offset, _comment = END.unpack_from(tail, place)
+    disks = {disk, first} - {0xFFFF}
     locator = start + place - LOCATOR64.size
     if locator >= 0:
         raw = source.read_at(locator, LOCATOR64.size, "the zip's end record")
-        magic, _disk, end64, _disks = LOCATOR64.unpack(raw)
+        magic, where, end64, number = LOCATOR64.unpack(raw)
         if magic == b"PK\x06\x07":
             raw = source.read_at(end64, END64.size, "the zip64 end record")
-            magic, *_, count, cd_size, cd_offset = END64.unpack(raw)
+            magic, _, _, _, disk, first, here, count, cd_size, cd_offset = END64.unpack(raw)
             if magic != b"PK\x06\x06":
                 raise _broken(source, "the zip64 end record is missing", "PK 6 6", repr(magic))
+            disks |= {disk, first, where} | ({1} if number > 1 else set())
+    if disks - {0} or here != count:
+        raise _broken(source, "it is one of several disks", "one file", "parts of it elsewhere")
     return count, cd_size, cd_offset
 
 

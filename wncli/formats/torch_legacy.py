@@ -41,7 +41,14 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             found=brief(version.root),
         )
     facts = {key: value for key, value in entries_of(system.root) or [] if isinstance(key, str)}
-    if facts.get("little_endian") is not True:
+    if not isinstance(facts.get("little_endian"), bool):
+        raise FormatError(
+            source.where,
+            "the file does not say the byte order of its tensors",
+            expected="little_endian: True",
+            hint="copy or download the file again",
+        )
+    if facts["little_endian"] is not True:
         raise FormatError(
             source.where,
             "the tensors are stored big-endian",

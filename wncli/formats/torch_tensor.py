@@ -116,6 +116,8 @@ def read_tensor(
             shape = strides = None
     if shape is None or strides is None or len(shape) != len(strides) or not _is_count(offset):
         raise FormatError(where, f"tensor {name!r} has an impossible shape", found=brief(call.args))
+    if pid not in storages:
+        raise FormatError(where, f"tensor {name!r} is over something that is no tensor storage")
     identity, storage = storages[pid]
     explicit = is_called(call, "torch._utils", "_rebuild_tensor_v3")
     dtype = _explicit_dtype(rest) if explicit else identity.dtype

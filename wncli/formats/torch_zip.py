@@ -30,6 +30,7 @@ def read_torch_zip(source: Source) -> Checkpoint:
         raise no_checkpoint(source, list(archive.members))
     for member in archive.members.values():
         archive.refuse_packed(member)
+    archive.refuse_version()
     archive.refuse_big_endian()
     pickle = archive.read("data.pkl")
     pickled = read_pickle(pickle, f"{source.where}: data.pkl")

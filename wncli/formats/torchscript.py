@@ -23,7 +23,7 @@ from wncli.formats.torch_tensor import StorageId, called_name, read_storage_id
 from wncli.tensors import Storage
 
 #: More than the code of any model takes, in bytes.
-_MOST_CODE = 64 << 20
+_MOST_CODE = 4 << 20
 
 _CLASS = re.compile(r"class (\w+)(?:\((\w*)\))?:")
 _LIST = re.compile(r"  __(parameters|buffers)__ = \[")

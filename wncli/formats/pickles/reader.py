@@ -247,6 +247,8 @@ class _Machine:
         self.stack.append(self.take(count).decode("utf-8", "surrogatepass"))
 
     def remember(self, place: int) -> None:
+        if place < 0:
+            raise self.broken("a memo place is negative")
         self.memo[place] = self.top()
 
     def recall(self, place: int) -> None:
@@ -392,7 +394,9 @@ class _Machine:
         self.stack.append(node)
 
     def frame(self) -> None:
-        self.uint64()  # a hint for buffering: the frame's length
+        count = self.uint64()
+        if self.place + count > self.size:
+            raise self.broken(f"an item claims {count} bytes, more than there are")
 
     def drop_to_mark(self) -> None:
         self.since_mark()

@@ -1,0 +1,82 @@
+"""Runs `wn` on every file of the hostile corpus, and shows the most time and memory that one took.
+
+    python benchmarks/hostile.py [CORPUS...]
+
+The corpus is built by the tests. The exit code is 1 where a file that has to be refused was not,
+or where one took more than 5 seconds or 300 MB.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from show import Table, as_markdown
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+CORPORA = ("hostile_safetensors", "hostile_zip", "hostile_legacy")
+#: What a file may take: seconds, and bytes of resident memory.
+SECONDS, NBYTES = 5.0, 300 << 20
+_REFUSED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended: its exit code, seconds by the clock, bytes of memory."""
+
+    name: str
+    code: int
+    wall: float
+    peak: int
+
+
+def _run(arguments: list[str]) -> Ended:
+    start = time.perf_counter()
+    with Path(os.devnull).open("wb") as nothing:
+        streams = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), number) for number in (1, 2)]
+        command = [sys.executable, "-m", "wncli", *arguments]
+        pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=streams)
+        _, status, usage = os.wait4(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return Ended(arguments[1], code, time.perf_counter() - start, usage.ru_maxrss * 1024)
+
+
+def _ended(files: Mapping[str, object], folder: Path) -> Iterator[Ended]:
+    """Each file is looked at and converted; it has to be refused by the latter at least."""
+    for name, hostile in files.items():
+        path = folder / name
+        hostile.write(path)  # type: ignore[attr-defined]
+        for arguments in (["inspect", str(path)], ["convert", str(path), str(folder / "out.pt")]):
+            yield _run(arguments)
+        path.unlink()
+
+
+def main() -> int:
+    """Print one row for each corpus."""
+    rows: list[tuple[str, ...]] = []
+    sound = True
+    for corpus in sys.argv[1:] or CORPORA:
+        with tempfile.TemporaryDirectory() as folder:
+            runs = list(_ended(import_module(corpus).FILES, Path(folder)))
+        refused = [run for run in runs[1::2] if run.code == _REFUSED]
+        slowest = max(runs, key=lambda run: run.wall)
+        largest = max(runs, key=lambda run: run.peak)
+        names = corpus.removeprefix("hostile_"), Path(slowest.name).name, Path(largest.name).name
+        figures = len(runs) // 2, len(refused), f"{slowest.wall:.2f}", f"{largest.peak / 1e6:.0f}"
+        rows.append((*names, *map(str, figures)))
+        sound &= len(refused) == len(runs) // 2
+        sound &= slowest.wall <= SECONDS and largest.peak <= NBYTES
+    headers = ("corpus", "slowest", "largest", "files", "refused", "most s", "peak MB")
+    print(as_markdown((), [Table("Hostile files", headers, tuple(rows), 3)]))
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
