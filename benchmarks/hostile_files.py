@@ -1,6 +1,6 @@
 """Runs `wn` on every file of the hostile corpus, and shows the most time and memory that one took.
 
-    python benchmarks/hostile.py [CORPUS...]
+    python benchmarks/hostile_files.py [CORPUS...]
 
 The corpus is built by the tests. The exit code is 1 where a file that has to be refused was not,
 or where one took more than 5 seconds or 300 MB.
