@@ -11,7 +11,7 @@ import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,11 +50,13 @@ def check_folder(output: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def replacing_folder(output: Path, names: Sequence[str], old: Sequence[str]) -> Iterator[Path]:
+def replacing_folder(
+    output: Path, names: Sequence[str], find_old: Callable[[], Sequence[str]]
+) -> Iterator[Path]:
     """A folder to write the files `names` in, which take their places when the block ends well.
 
-    `old` are the files of the checkpoint that `output` holds so far, and that go. The last of
-    `names` is moved last.
+    `find_old` tells the files of the checkpoint that `output` holds so far, and that go; it is
+    asked once what a killed run left half-way has been put back. The last of `names` is moved last.
 
     Raises:
         FileError: no room, or no permission; nothing is left behind.
@@ -63,6 +65,7 @@ def replacing_folder(output: Path, names: Sequence[str], old: Sequence[str]) -> 
     is_new = not target.exists()
     parent = target.parent if is_new else target
     clear_leftovers(parent, target.name)
+    old = find_old()
     partial: Path | None = None
     try:
         if not is_new:

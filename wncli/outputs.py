@@ -185,7 +185,7 @@ def write(
     companions = [path for path in outputs.companions if not _is_in(path, target.path)]
     names = [path.name for path in companions]
     names += [name for name, _ in (*outputs.files, *index)]
-    with replacing_folder(target.path, names, _checkpoint_in(target)) as folder:
+    with replacing_folder(target.path, names, lambda: _checkpoint_in(target)) as folder:
         for name, layout in outputs.files:
             with (folder / name).open("xb") as new:
                 allocate(new.fileno(), layout.nbytes)
