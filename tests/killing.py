@@ -44,7 +44,8 @@ class Fault:
     """What goes wrong in a run: a signal or an error at a step, counted from 1.
 
     Only steps with a label in `on` are counted, where there are any. A `lasting` error comes back
-    at all further ones; a signal comes `again` so many steps later.
+    at all further ones; a signal comes `again` so many steps later. Calls that are `missing` fail
+    throughout, as they do on some file systems.
     """
 
     at: int
@@ -53,6 +54,7 @@ class Fault:
     on: tuple[str, ...] = ()
     lasting: bool = False
     again: int | None = None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ where a new interpreter takes tenths of a second.
 from __future__ import annotations
 
 import builtins
+import errno
 import fcntl
 import gc
 import io
@@ -38,7 +39,7 @@ class Steps:
     Args:
         fault: `at` (the number of the step, from 1), `on` (labels that count; all where it is
             empty), `signal` or `errno`, `lasting` (all further ones fail as well), `again` (so many
-            steps later the signal comes once more).
+            steps later the signal comes once more), `missing` (calls that the file system has not).
         trace: a descriptor that takes the label of each step.
     """
 
@@ -57,6 +58,8 @@ class Steps:
         with self.lock:
             os.write(self.trace, f"{label}\n".encode())
             fault = self.fault
+            if fault and label in fault["missing"]:
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
             if not fault or (fault["on"] and label not in fault["on"]):
                 return True
             self.count += 1

@@ -101,6 +101,19 @@ def test_a_killed_run_leaves_the_old_output_or_the_complete_new_one(
     assert bool(verdicts["moving"]) == (case.is_folder and case.output in case.old)
 
 
+def test_a_run_that_is_killed_where_there_are_no_hard_links_leaves_no_part_of_a_new_file(
+    case_of: Prepared, forks: Forks
+) -> None:
+    """As on FAT: the new file gets its name in another way."""
+    case = case_of("new file", "torch")
+    ran = faulty(forks, case, Fault(0, missing=("link",)))
+    assert (ran.code, snapshot(case.home)) == (0, case.new)
+    for number in range(len(ran.steps) - 8, len(ran.steps) + 1):
+        killed = faulty(forks, case, Fault(number, signal.SIGKILL, missing=("link",)))
+        assert killed.code == -signal.SIGKILL
+        assert case.judge(snapshot(case.home)) in {"old", "new"}, killed.steps[-1]
+
+
 def test_the_run_after_a_killed_one_succeeds_and_clears_what_that_left(
     case: Case, forks: Forks
 ) -> None:

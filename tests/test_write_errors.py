@@ -375,6 +375,19 @@ def test_an_owner_that_cannot_be_kept_does_not_keep_anybody_from_writing(
     assert snapshot(case.home) == case.new
 
 
+def test_without_hard_links_an_error_at_the_end_leaves_no_part_of_a_new_file(
+    case_of: Prepared, forks: Forks
+) -> None:
+    case = case_of("new file", "torch")
+    ran = faulty(forks, case, Fault(0, missing=("link",)))
+    assert (ran.code, snapshot(case.home)) == (0, case.new)
+    for number in range(len(ran.steps) - 8, len(ran.steps) + 1):
+        refused = faulty(forks, case, Fault(number, errno=errno.EIO, missing=("link",)))
+        state = snapshot(case.home)
+        assert (refused.code, case.judge(state)) in {(2, "old"), (0, "new")}, number
+        assert leftovers(state) == []
+
+
 def test_without_hard_links_a_file_that_appears_meanwhile_is_not_replaced_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

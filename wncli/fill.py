@@ -23,6 +23,7 @@ from wncli.checksums import checking
 from wncli.copying import clone, copy_some
 from wncli.formats.files import Source
 from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
+from wncli.norms import room
 from wncli.notes import Note
 from wncli.streams import Split, fold_pair, split_weight
 from wncli.tensors import Storage
@@ -209,7 +210,7 @@ class _Filling:
             self.progress(moved)
 
     def copy_summed(self, index: int, source: Source, offset: int, slot: Slot) -> None:
-        buffer = np.empty(min(BLOCK, slot.nbytes), np.uint8)
+        buffer = room("copied", min(BLOCK, slot.nbytes), np.dtype(np.uint8))
         for place in range(0, slot.nbytes, BLOCK):
             block = buffer[: min(BLOCK, slot.nbytes - place)]
             source.read_into(offset + place, bytes_of(block), "the tensors")
