@@ -55,11 +55,11 @@ class Steps:
         Raises:
             OSError: the system refuses the call.
         """
+        fault = self.fault
+        if fault and label in fault["missing"]:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         with self.lock:
             os.write(self.trace, f"{label}\n".encode())
-            fault = self.fault
-            if fault and label in fault["missing"]:
-                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
             if not fault or (fault["on"] and label not in fault["on"]):
                 return True
             self.count += 1

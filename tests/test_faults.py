@@ -108,7 +108,7 @@ def test_a_run_that_is_killed_where_there_are_no_hard_links_leaves_no_part_of_a_
     case = case_of("new file", "torch")
     ran = faulty(forks, case, Fault(0, missing=("link",)))
     assert (ran.code, snapshot(case.home)) == (0, case.new)
-    for number in range(len(ran.steps) - 8, len(ran.steps) + 1):
+    for number in range(len(ran.steps) - 8, len(ran.steps)):
         killed = faulty(forks, case, Fault(number, signal.SIGKILL, missing=("link",)))
         assert killed.code == -signal.SIGKILL
         assert case.judge(snapshot(case.home)) in {"old", "new"}, killed.steps[-1]

@@ -463,7 +463,7 @@ def test_an_unreadable_file_is_refused(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (tmp_path / "model.pt").write_bytes(saved(PLAIN))
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     ran = wn_here("inspect", tmp_path / "model.pt")
     assert ran.code == 2
     assert ran.stderr.startswith(f"error: {tmp_path / 'model.pt'}: cannot be read (Permission")

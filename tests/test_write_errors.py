@@ -182,6 +182,22 @@ def test_an_error_at_any_step_is_told_where_the_old_output_stays_and_not_where_t
     assert failed == []
 
 
+@pytest.mark.parametrize("name", ["folder onto folder", "folder in place"])
+def test_where_files_can_be_moved_neither_in_nor_back_none_is_lost(
+    name: str, case_of: Prepared, forks: Forks
+) -> None:
+    """As where the system makes a failing disk read-only; the next run puts the old ones back."""
+    case = case_of(name, "safetensors")
+    for at in range(1, case.steps.count("rename") + 1):
+        fault = Fault(at, errno=errno.EROFS, on=("rename",), lasting=True)
+        hold_refused(faulty(forks, case, fault), f"({os.strerror(errno.EROFS)})")
+        verdict = case.judge(snapshot(case.home))
+        assert verdict == ("old" if at == 1 else "moving"), at
+        if not case.is_in_place:
+            assert forks.run(*case.again, cwd=case.home).code == 0
+            assert snapshot(case.home) == case.new
+
+
 def test_what_a_file_system_tells_only_at_closing_keeps_a_new_file_from_its_name(
     case_of: Prepared, forks: Forks
 ) -> None:

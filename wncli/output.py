@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import stat
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wncli.errors import FileError
-from wncli.partial_output import clear_leftovers, create_partial
+from wncli.partial_output import clear_leftovers, create_partial, uninterrupted
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -69,7 +70,8 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
     clear_leftovers(target.parent, target.name)
     partial: Path | None = None
     try:
-        partial, descriptor = create_partial(target)
+        with uninterrupted():
+            partial, descriptor = create_partial(target)
         try:
             allocate(descriptor, nbytes)
             yield partial, descriptor
@@ -86,7 +88,7 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
                 os.close(descriptor)
     except BaseException as error:
         if partial:
-            with contextlib.suppress(OSError):
+            with uninterrupted(), contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise unwritable(output, error, f"room for {nbytes:,} bytes, and permission") from None
@@ -112,8 +114,9 @@ def _rename_onto_nothing(partial: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # not every file system has hard links
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
-        partial.replace(target)
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        partial.rename(target)
     else:
         with contextlib.suppress(OSError):  # the next run clears it away
             partial.unlink()
@@ -132,7 +135,5 @@ def allocate(descriptor: int, nbytes: int) -> None:
         try:
             os.posix_fallocate(descriptor, 0, nbytes)
         except OSError as error:
-            import errno
-
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise

@@ -8,6 +8,7 @@ files are moved there is no index, so that nobody takes old and new ones for one
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
@@ -18,7 +19,14 @@ from pathlib import Path
 from wncli.errors import FileError
 from wncli.formats.shard_index import index_kind
 from wncli.output import take_over, unwritable
-from wncli.partial_output import REPLACED, clear_leftovers, create_partial_folder
+from wncli.partial_output import (
+    REPLACED,
+    clear_leftovers,
+    create_partial_folder,
+    is_partial,
+    note_added,
+    uninterrupted,
+)
 
 
 def check_folder(output: Path, *, force: bool) -> None:
@@ -33,7 +41,7 @@ def check_folder(output: Path, *, force: bool) -> None:
         found = output.exists() or output.is_symlink()
         if found and not output.is_dir():
             raise FileError(where, "OUTPUT is a file", expected="a folder's name")
-        if found and not force and any(output.iterdir()):
+        if found and not force and not all(is_partial(entry.name) for entry in output.iterdir()):
             raise FileError(
                 where,
                 "OUTPUT exists already and is not empty",
@@ -51,7 +59,7 @@ def check_folder(output: Path, *, force: bool) -> None:
 
 @contextmanager
 def replacing_folder(
-    output: Path, names: Sequence[str], find_old: Callable[[], Sequence[str]]
+    output: Path, names: Sequence[str], find_old: Callable[[], Sequence[str]], *, force: bool
 ) -> Iterator[Path]:
     """A folder to write the files `names` in, which take their places when the block ends well.
 
@@ -64,30 +72,57 @@ def replacing_folder(
     target = Path(os.path.realpath(output))  # also where it is a link, or "."
     is_new = not target.exists()
     parent = target.parent if is_new else target
-    clear_leftovers(parent, target.name)
-    old = find_old()
+    clear_leftovers(target.parent, target.name)
+    if not is_new:
+        with _locked(target):
+            clear_leftovers(target, target.name)
     partial: Path | None = None
     try:
         if not is_new:
             _refuse_clashes(output, target, names)
-        partial, lock = create_partial_folder(parent, target.name)
+        with uninterrupted():
+            partial, lock = create_partial_folder(parent, target.name)
         try:
             yield partial
             if is_new:
                 partial.rename(target)
             else:
-                _move_in(partial, target, names, old)
-                shutil.rmtree(partial, ignore_errors=True)  # the next run clears up the rest
+                with uninterrupted():
+                    with _locked(target):
+                        check_folder(output, force=force)
+                        _move_in(partial, target, names, find_old())
+                    with contextlib.suppress(OSError):  # the next run clears up the rest
+                        shutil.rmtree(partial)
         finally:
             with contextlib.suppress(OSError):
                 os.close(lock)
     except BaseException as error:
         if partial:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(partial)
+            with uninterrupted(), contextlib.suppress(OSError):
+                _discard(partial)
         if isinstance(error, OSError):
             raise unwritable(output, error) from None
         raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let no other run move files in this folder meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def _discard(partial: Path) -> None:
+    """Remove it, unless it has old files that the system did not let go back to their places."""
+    replaced = partial / REPLACED
+    if not (replaced.is_dir() and any(replaced.iterdir())):
+        shutil.rmtree(partial)
 
 
 def _refuse_clashes(output: Path, target: Path, names: Sequence[str]) -> None:
@@ -118,6 +153,7 @@ def _move_in(partial: Path, target: Path, names: Sequence[str], old: Sequence[st
             if name in there and (target / name).exists():
                 take_over(file.fileno(), (target / name).stat())
             os.fsync(file.fileno())
+    note_added(partial, [name for name in names if name not in there])
     moves = [(target / name, replaced / name) for name in there]
     moves += [(partial / name, target / name) for name in names]
     done: list[tuple[Path, Path]] = []

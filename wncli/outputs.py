@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,16 +177,18 @@ def write(
 
     if not target.is_folder:
         ((_, layout),) = outputs.files
-        with replacing(target.path, layout.nbytes, force=force) as (partial, descriptor):
+        with replacing(target.path, layout.nbytes, force=force) as (written, descriptor):
             notes = fill(layout, sources, descriptor, report)
-            read_back(partial, notes)
+            read_back(written, notes)
             return notes
     notes = ()
     index = (outputs.index,) if outputs.index else ()
     companions = [path for path in outputs.companions if not _is_in(path, target.path)]
     names = [path.name for path in companions]
     names += [name for name, _ in (*outputs.files, *index)]
-    with replacing_folder(target.path, names, lambda: _checkpoint_in(target)) as folder:
+    with replacing_folder(
+        target.path, names, partial(_checkpoint_in, target), force=force
+    ) as folder:
         for name, layout in outputs.files:
             with (folder / name).open("xb") as new:
                 allocate(new.fileno(), layout.nbytes)

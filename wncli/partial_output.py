@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
+import signal
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 #: What the name of a temporary sibling ends with; no checkpoint's name does.
 PARTIAL_SUFFIX = ".wn-partial"
 #: Where, in a temporary folder, the files stand that are being replaced.
 REPLACED = "replaced"
+#: Which of the files that are moved in have names that nothing had before.
+_ADDED = "added.json"
 #: Bytes of a target's name that its temporary sibling keeps; systems take 255 in all.
 _LONGEST_NAME = 200
 
@@ -46,7 +51,10 @@ def create_partial_folder(parent: Path, name: str) -> tuple[Path, int]:
     while True:
         path = parent / _name_beside(name)
         path.mkdir()
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # another run took it for a leftover, before it had its lock
+            continue
         if _claim(descriptor):
             return path, descriptor
         os.close(descriptor)
@@ -74,11 +82,45 @@ def put_back(partial: Path, target: Path) -> None:
     The indexes come last, as nothing but them says that the folder is whole.
     """
     replaced = partial / REPLACED
-    waiting = [entry for entry in partial.iterdir() if entry.name != REPLACED]
+    waiting = {entry.name for entry in partial.iterdir()} - {REPLACED, _ADDED}
     if not (waiting and replaced.is_dir()):
         return
+    with contextlib.suppress(OSError, ValueError):
+        for name in json.loads((partial / _ADDED).read_text()):
+            if name not in waiting:
+                (target / Path(name).name).unlink(missing_ok=True)
     for entry in sorted(replaced.iterdir(), key=lambda entry: entry.name.endswith(".index.json")):
         entry.rename(target / entry.name)
+
+
+def note_added(partial: Path, names: Sequence[str]) -> None:
+    """Write down which names come new into the folder, for `put_back`."""
+    (partial / _ADDED).write_text(json.dumps(names))
+
+
+def is_partial(name: str) -> bool:
+    """Whether something of this name is in the making, or left over."""
+    return name.startswith(".") and name.endswith(PARTIAL_SUFFIX)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off the signals that end a run until the block is over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    kept = {number: handler for number in ending if callable(handler := signal.getsignal(number))}
+    for number in kept:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ def main() -> NoReturn:
     """Run `wn` with the process's arguments and leave with its exit code."""
     try:
         for ending in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(ending, _interrupt)
+            if signal.getsignal(ending) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(ending, _interrupt)
         _open_streams()
         gc.disable()  # a short run makes no garbage worth looking for among the nodes of a pickle
         # The work has its own threads; those of OpenBLAS would only be started and wait.
