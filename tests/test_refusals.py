@@ -459,10 +459,15 @@ def test_an_unreadable_file_is_refused(
 ) -> None:
     """By a stand-in for the system's refusal: to root, nothing is unreadable."""
 
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
+    open_as_before = os.open
+    path = tmp_path / "model.pt"
+    path.write_bytes(saved(PLAIN))
 
-    (tmp_path / "model.pt").write_bytes(saved(PLAIN))
+    def refuse(given: Path | str, *rest: Any, **more: Any) -> int:  # noqa: ANN401
+        if str(given) == str(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_as_before(given, *rest, **more)
+
     monkeypatch.setattr(os, "open", refuse)
     ran = wn_here("inspect", tmp_path / "model.pt")
     assert ran.code == 2
