@@ -212,6 +212,27 @@ def test_of_two_runs_without_force_exactly_one_succeeds(
     overtaken(forks, case, old, force=False, more=more)
 
 
+@pytest.mark.parametrize("where", ["begins", "ends"])
+def test_a_run_that_waits_for_another_can_be_interrupted(
+    where: str, case_of: Prepared, forks: Forks
+) -> None:
+    """While that one puts its files in their places, which takes long where it is stopped."""
+    case = case_of("folder onto folder", "safetensors")
+    early = Fault(1, signal=STOP, on=("preadv" if where == "begins" else "write half",))
+    waiting = forks.start(*case.arguments, cwd=case.home, fault=early)
+    assert forks.wait(waiting).code is None
+    between = Fault(3, signal=STOP, on=("rename",))
+    moving = forks.start(*case.arguments, cwd=case.home, fault=between)
+    assert forks.wait(moving).code is None
+    os.kill(waiting.pid, signal.SIGCONT)
+    assert forks.wait(waiting, 0.5).code is None
+    os.kill(waiting.pid, signal.SIGINT)
+    interrupted = forks.wait(waiting, 5)
+    (moved,) = go_on(forks, {moving: forks.wait(moving, 0)})
+    assert (interrupted.code, moved.code) == (130, 0)
+    assert snapshot(case.home) == case.new
+
+
 @pytest.mark.parametrize("output", ["out.pt", "out/"])
 def test_what_appears_after_the_first_look_is_not_replaced_without_force(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

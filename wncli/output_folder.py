@@ -87,10 +87,9 @@ def replacing_folder(
             if is_new:
                 partial.rename(target)
             else:
-                with uninterrupted():
-                    with _locked(target):
-                        check_folder(output, force=force)
-                        _move_in(partial, target, names, find_old())
+                with _locked(target), uninterrupted():
+                    check_folder(output, force=force)
+                    _move_in(partial, target, names, find_old())
                     with contextlib.suppress(OSError):  # the next run clears up the rest
                         shutil.rmtree(partial)
         finally:
