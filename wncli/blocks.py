@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from wncli.dims import slices
 from wncli.formats.files import Source
-from wncli.norms import boxes, room
+from wncli.norms import STEP, boxes, room
 from wncli.tensors import DType, TensorSpec
 
 #: Bytes of a block: large enough that a system call costs nothing, small enough for a core's cache.
@@ -95,7 +95,7 @@ class TensorBlocks:
         self.dim = None if dim is None else order.index(dim)
         self.slices = slices(self.shape, self.dim)
         outer, channels, inner = self.slices
-        per_block = max(1, BLOCK // element.itemsize)
+        per_block = _elements(element)
         #: Whether each block has all of every slice that it has a part of.
         self.hold_whole_slices = self.dense and (
             outer * channels * inner <= per_block or (outer == 1 and inner <= per_block)
@@ -106,7 +106,7 @@ class TensorBlocks:
 
     def _runs(self) -> Iterator[Block]:
         _, channels, inner = self.slices
-        for box in boxes(self.slices, max(1, BLOCK // self.element.itemsize)):
+        for box in boxes(self.slices, _elements(self.element)):
             start = (box.outer.start * channels + box.channels.start) * inner + box.inner.start
             yield Block(start, box.shape, box.channels.start, start)
 
@@ -163,3 +163,8 @@ class TensorBlocks:
     def _read_into(self, data: Array, offset: int) -> None:
         place = self.spec.storage.offset + (self.spec.offset + offset) * self.element.itemsize
         self.source.read_into(place, bytes_of(data), f"tensor {self.spec.name!r}")
+
+
+def _elements(element: np.dtype[Any]) -> int:
+    """The most elements of a block that is a run: one step of the arithmetic."""
+    return min(STEP, max(1, BLOCK // element.itemsize))

@@ -29,7 +29,7 @@ Int64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 #: Elements that one step of the arithmetic works on: fewer cost calls, more cost the cache.
-_STEP = 256 * 1024
+STEP = 256 * 1024
 
 #: How far, relatively, two orders of summation in float64 can part; far below half a float32 ulp.
 _SUMMATION_SLACK = 2.0**-40
@@ -39,6 +39,11 @@ _SHORT_ROW = 8
 
 #: Longer dot products make OpenBLAS start threads of its own, which then wait by spinning.
 _LONGEST_DOT = 8192
+
+#: From rows of this length on it costs more to repeat a factor in a buffer than to begin a loop.
+_LONG_ROW = 192
+#: The smallest buffer that NumPy takes, in elements: too small for it to put a row there.
+_NO_BUFFER = 16
 
 _SMALLEST_EXPONENT = -1074
 _FLOAT64 = np.dtype(np.float64)
@@ -96,21 +101,30 @@ def boxes(shape: tuple[int, ...], limit: int) -> Iterator[Box]:
                 )
 
 
+@np.errstate(all="ignore")
+def widened(block: Array) -> Float64:
+    """A block of at most `STEP` elements in float64, until the next call in this thread."""
+    values = room("widened", block.size, _FLOAT64).reshape(block.shape)
+    np.copyto(values, block)
+    return values
+
+
 @dataclass(frozen=True, slots=True)
 class Norms:
     """Norms not yet rounded to a stored dtype: `(high + low) * 2**exponent`, per channel.
 
-    Only `wide` ones have a low part and an exponent that are not 0.
+    Only those where float64 is involved have a low part and an exponent.
     """
 
     high: Float64
-    low: Float64
-    exponent: Int64
-    wide: bool
+    low: Float64 | None = None
+    exponent: Int64 | None = None
 
     @np.errstate(all="ignore")
     def rounded(self, dtype: np.dtype[Any]) -> Array:
         """The norms in `dtype`, shape `(channels,)`; infinite where `dtype` cannot hold them."""
+        if self.exponent is None:
+            return self.high.astype(dtype)
         return np.ldexp(self.high, self.exponent).astype(dtype)
 
     @np.errstate(all="ignore")
@@ -122,11 +136,13 @@ class Norms:
     @np.errstate(all="ignore")
     def matches(self, g: Array) -> Mask:
         """Where `g` is what these norms round to, in whichever order they were summed."""
-        value = np.ldexp(self.high, self.exponent)
-        slack = 0 if self.wide else _SUMMATION_SLACK
-        below = (value * (1 - slack)).astype(g.dtype)
-        above = (value * (1 + slack)).astype(g.dtype)
-        same: Mask = (g == below) | (g == above)
+        same: Mask
+        if self.exponent is None:
+            below = (self.high * (1 - _SUMMATION_SLACK)).astype(g.dtype)
+            above = (self.high * (1 + _SUMMATION_SLACK)).astype(g.dtype)
+            same = (g == below) | (g == above)
+        else:
+            same = g == self.rounded(g.dtype)
         return same & np.isfinite(g)
 
 
@@ -141,27 +157,30 @@ class NormSum:
     def __init__(self, channels: int, *, wide: bool) -> None:
         self.wide = wide
         self._high = np.zeros(channels)
-        self._low = np.zeros(channels)
-        self._exponent = np.full(channels, _SMALLEST_EXPONENT if wide else 0, dtype=np.int64)
-        self._peak = np.zeros(channels)
+        if wide:
+            self._low = np.zeros(channels)
+            self._exponent = np.full(channels, _SMALLEST_EXPONENT, dtype=np.int64)
+            self._peak = np.zeros(channels)
 
-    @np.errstate(all="ignore")
     def add(self, block: Array, first: int = 0) -> None:
         """Take in a block of shape `(outer, channels, inner)` whose channels begin at `first`."""
-        scratch = room("scratch", min(block.size, _STEP), _FLOAT64)
-        for box in boxes(block.shape, _STEP):
+        for box in boxes(block.shape, STEP):
             part = block[box.outer, box.channels, box.inner]
-            values = scratch[: part.size].reshape(part.shape)
-            np.copyto(values, part)
-            where = slice(first + box.channels.start, first + box.channels.stop)
-            if self.wide:
-                self._add_wide(values, where)
-            elif part.shape[2] >= _SHORT_ROW:
-                for start in range(0, part.shape[2], _LONGEST_DOT):
-                    run = values[:, :, start : start + _LONGEST_DOT]
-                    self._high[where] += np.vecdot(run, run).sum(axis=0)
-            else:
-                self._high[where] += np.square(values, out=values).sum(axis=(0, 2))
+            self.add_widened(widened(part), first + box.channels.start)
+
+    @np.errstate(all="ignore")
+    def add_widened(self, values: Float64, first: int = 0) -> None:
+        """Take in a block in float64 that is no larger than a step."""
+        where = slice(first, first + values.shape[1])
+        if self.wide:
+            self._add_wide(values, where)
+        elif values.shape[2] >= _SHORT_ROW:
+            for start in range(0, values.shape[2], _LONGEST_DOT):
+                run = values[:, :, start : start + _LONGEST_DOT]
+                self._high[where] += np.vecdot(run, run).sum(axis=0)
+        else:
+            squares = room("squares", values.size, _FLOAT64).reshape(values.shape)
+            self._high[where] += np.square(values, out=squares).sum(axis=(0, 2))
 
     def _add_wide(self, values: Float64, where: slice) -> None:
         rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
@@ -182,12 +201,12 @@ class NormSum:
     def norms(self) -> Norms:
         """The square roots of what has been gathered."""
         if not self.wide:
-            return Norms(np.sqrt(self._high), self._low, self._exponent, wide=False)
+            return Norms(np.sqrt(self._high))
         high, low = square_root(self._high, self._low)
         # The error terms of an infinity are NaN: the norm of a slice with one is inf, or NaN.
         finite = np.isfinite(self._peak)
         high, low = np.where(finite, high, self._peak), np.where(finite, low, 0.0)
-        return Norms(high, low, self._exponent, wide=True)
+        return Norms(high, low, self._exponent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,37 +215,40 @@ class Factors:
 
     `undefined` marks the slices that have no direction (all zero) under a g that is not 0;
     `unchanged` those whose g is their norm already, so that the factor is exactly 1, `non_finite`
-    those with a NaN or Inf in g or v. Only `wide` ones have a low part and an exponent that are
-    not 0.
+    those with a NaN or Inf in g or v. Only those where float64 is involved have a low part and an
+    exponent.
     """
 
     high: Float64
-    low: Float64
-    exponent: Int64
     undefined: Mask
     unchanged: Mask
     non_finite: Mask
-    wide: bool
+    low: Float64 | None = None
+    exponent: Int64 | None = None
+
+    def scale(self, block: Array, out: Array, first: int = 0) -> None:
+        """Write `block` times its channels' factors into `out`, both `(outer, channels, inner)`.
+
+        They may be one array; their channels begin at `first`.
+        """
+        for box in boxes(block.shape, STEP):
+            place = box.outer, box.channels, box.inner
+            self.scale_widened(widened(block[place]), out[place], first + box.channels.start)
 
     @np.errstate(all="ignore")
-    def scale(self, block: Array, out: Array, first: int = 0) -> None:
-        """Write `block` times its channels' factors into `out`, both `(outer, channels, inner)`."""
-        scratch = room("scratch", min(block.size, _STEP), _FLOAT64)
-        for box in boxes(block.shape, _STEP):
-            part = block[box.outer, box.channels, box.inner]
-            values = scratch[: part.size].reshape(part.shape)
-            np.copyto(values, part)
-            where = slice(first + box.channels.start, first + box.channels.stop)
-            if self.wide:
-                values = self._times_wide(values, where)
-            else:
-                np.multiply(values, self.high[where, None], out=values)
-            np.copyto(out[box.outer, box.channels, box.inner], values, casting="unsafe")
-
-    def _times_wide(self, values: Float64, where: slice) -> Float64:
-        mantissa, exponent = np.frexp(values)
-        product = times(mantissa, self.high[where, None], self.low[where, None])
-        return np.ldexp(product, exponent + self.exponent[where, None])
+    def scale_widened(self, values: Float64, out: Array, first: int = 0) -> None:
+        """The same for a block in float64 that is no larger than a step, and is used up."""
+        where = slice(first, first + values.shape[1])
+        high = self.high[where, None]
+        if self.low is None or self.exponent is None:
+            if values.shape[2] >= _LONG_ROW:
+                np.setbufsize(_NO_BUFFER)  # until errstate ends
+            np.multiply(values, high, out=values)
+        else:
+            mantissa, exponent = np.frexp(values)
+            product = times(mantissa, high, self.low[where, None])
+            values = np.ldexp(product, exponent + self.exponent[where, None])
+        np.copyto(out, values, casting="unsafe")
 
 
 @np.errstate(all="ignore")
@@ -245,19 +267,19 @@ def factors(g: Array, norms: Norms, *, may_match: bool = True, empty: bool = Fal
     unchanged = zero & (stored == 0)
     if may_match:
         unchanged |= norms.matches(g)
-    if norms.wide:
-        g_part, g_exponent = np.frexp(stored)
-        n_part, n_exponent = np.frexp(norms.high)
-        high, low = quotient(g_part, n_part, np.ldexp(norms.low, -n_exponent))
-        exponent = g_exponent.astype(np.int64) - n_exponent - norms.exponent
-    else:
-        high, low, exponent = stored / norms.high, norms.low, norms.exponent
+    non_finite = ~(np.isfinite(stored) & np.isfinite(norms.high))
+    if norms.low is None or norms.exponent is None:
+        high = np.where(unchanged, 1.0, stored / norms.high)
+        return Factors(high, undefined, unchanged, non_finite)
+    g_part, g_exponent = np.frexp(stored)
+    n_part, n_exponent = np.frexp(norms.high)
+    high, low = quotient(g_part, n_part, np.ldexp(norms.low, -n_exponent))
+    exponent = g_exponent.astype(np.int64) - n_exponent - norms.exponent
     return Factors(
         np.where(unchanged, 1.0, high),
-        np.where(unchanged, 0.0, low),
-        np.where(unchanged, 0, exponent),
         undefined,
         unchanged,
-        ~(np.isfinite(stored) & np.isfinite(norms.high)),
-        norms.wide,
+        non_finite,
+        np.where(unchanged, 0.0, low),
+        np.where(unchanged, 0, exponent),
     )

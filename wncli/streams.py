@@ -10,7 +10,7 @@ import numpy as np
 
 from wncli.blocks import BLOCK, Array, Block, TensorBlocks, numpy_dtype
 from wncli.errors import WeightNormError
-from wncli.norms import Factors, Norms, NormSum, factors, room
+from wncli.norms import Factors, Norms, NormSum, factors, room, widened
 from wncli.notes import Note
 from wncli.tensors import DType
 from wncli.weight_norm import unit_like
@@ -57,7 +57,9 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split
             where,
             f"the norm of {slices_named(overflow, len(g))} is beyond what {weight.dtype.label}"
             " can hold",
-            found=f"a norm of about {float(norms.high[overflow[0]]):.6g}" if not norms.wide else "",
+            found=f"a norm of about {float(norms.high[overflow[0]]):.6g}"
+            if norms.exponent is None
+            else "",
             hint=f"-x {weight.name} leaves this layer alone",
         )
     notes = _non_finite_notes(weight.name, where, np.flatnonzero(~np.isfinite(g)), len(g))
@@ -97,19 +99,22 @@ def fold_pair(
     for block in blocks:
         v = blocks.read(block)
         first, last = block.channel, block.channel + block.shape[1]
-        if blocks.hold_whole_slices:
+        w = v if w_dtype == v_dtype else room("product", v.size, w_dtype).reshape(block.shape)
+        if scaling:
+            factor, base, values = scaling, 0, None
+        else:
+            values = widened(v)
             total = NormSum(block.shape[1], wide=wide)
-            total.add(v)
-            norms = total.norms()
-            factor, base = _scaling(where, pair, g[first:last], norms, first), first
-        elif scaling:
-            factor, base = scaling, 0
+            total.add_widened(values)
+            factor, base = _scaling(where, pair, g[first:last], total.norms(), first), first
         span = slice(first - base, last - base)
-        odd.update(map(int, np.flatnonzero(factor.non_finite[span]) + first))
-        w = v
-        if w_dtype != v_dtype or not factor.unchanged[span].all():
-            w = room("product", v.size, w_dtype).reshape(block.shape)
-            factor.scale(v, w, first - base)
+        if w is not v or not factor.unchanged[span].all():
+            if values is None:
+                factor.scale(v, w, first - base)
+            else:
+                factor.scale_widened(values, w)
+        if factor.non_finite[span].any():
+            odd.update(map(int, np.flatnonzero(factor.non_finite[span]) + first))
         if stale:
             stale.compare(block, w)
         yield block.start, w

@@ -139,8 +139,7 @@ def _power_norms(view: Array, p: float) -> Norms:
     root = scale * np.power(powers, precise(1) / precise(p))
     norm = np.where(np.isfinite(largest), largest if np.isinf(p) else root, largest)
     mantissa, exponent = np.frexp(norm)
-    nothing = np.zeros(norm.shape)
-    return Norms(mantissa.astype(np.float64), nothing, exponent.astype(np.int64), wide=True)
+    return Norms(mantissa.astype(np.float64), np.zeros(norm.shape), exponent.astype(np.int64))
 
 
 def _floating(value: npt.ArrayLike, where: str) -> Array:
