@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 #: Functions of `os` that are steps, beside those that are wrapped one by one.
 _CALLS = (
     "chmod", "fchmod", "fchown", "fsync", "ftruncate", "link", "mkdir", "posix_fallocate",
-    "preadv", "remove", "rename", "replace", "rmdir", "sendfile", "unlink",
+    "preadv", "remove", "rename", "replace", "rmdir", "unlink",
 )  # fmt: skip
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 #: How a child ends that this program itself has failed in.
@@ -86,8 +86,6 @@ class Steps:
         io.open = builtins.open = opening
         os.close = self.close(os.close)  # type: ignore[assignment]
         os.pwrite = self.pwrite(os.pwrite)
-        if hasattr(os, "copy_file_range"):
-            os.copy_file_range = self.copy_file_range(os.copy_file_range)
         Path.write_bytes = self.write_bytes()  # type: ignore[assignment, method-assign]
 
     def call(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,21 +134,6 @@ class Steps:
                 return done
             done += real(descriptor, data[done:], offset + done)
             self.step("pwrite done")
-            return done
-
-        return stepping
-
-    def copy_file_range(self, real: Callable[..., int]) -> Callable[..., int]:
-        """`os.copy_file_range` with a step in its middle."""
-
-        def stepping(source: int, target: int, count: int, start: int, place: int) -> int:
-            self.step("copy_file_range")
-            half = count // 2
-            done = real(source, target, half, start, place) if half else 0
-            if done and not self.step("copy_file_range half"):
-                return done
-            done += real(source, target, count - done, start + done, place + done)
-            self.step("copy_file_range done")
             return done
 
         return stepping

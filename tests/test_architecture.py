@@ -36,7 +36,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         """plan matching scope decide decide_like decide_compare sharding target layout blocks
         streams effective checksums threads""",
         """formats.safetensors_write formats.torch_build formats.torch_write
-        formats.torch_zip_write fill copying output
+        formats.torch_zip_write fill cloning output
         output_folder outputs report comparison comparing checking verifying""",
         "api",
         """cli cli.commands cli.writing cli.reports cli.differences cli.results cli.progress

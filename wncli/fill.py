@@ -1,8 +1,12 @@
 """Carries out a layout: fills every byte range of the output, in parallel, from the input.
 
-Memory is a few blocks per thread, whatever the tensors' sizes. What is unchanged is copied by the
-kernel, and checksums that the input records for such bytes are passed on. What is read is held
-against them; so is what is copied to where no checksum is recorded.
+Memory is a few blocks per thread, whatever the tensors' sizes. What is unchanged is copied, and
+checksums that the input records for such bytes are passed on; where none will be recorded, the
+bytes are held against them first, as is what is computed with.
+
+Copying is reading and writing: two threads do that in half the time of copy_file_range or sendfile,
+which move one page after the other, and twice as long where the two places stand differently in
+their pages. Only whole files can share their blocks.
 """
 
 from __future__ import annotations
@@ -20,14 +24,14 @@ import numpy as np
 
 from wncli.blocks import BLOCK, Array, TensorBlocks, bytes_of
 from wncli.checksums import checking
-from wncli.copying import clone, copy_some
+from wncli.cloning import clone
 from wncli.formats.files import Source
 from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
 from wncli.norms import room
 from wncli.notes import Note
 from wncli.streams import Split, fold_pair, split_weight
 from wncli.tensors import Storage
-from wncli.threads import thread_pool
+from wncli.threads import thread_count, thread_pool
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 
 #: Bytes that one thread copies before it takes up something else.
-_PART = 64 << 20
+_PART = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class _Filling:
     ) -> None:
         self.layout = layout
         self.sources = checking(layout, sources)
+        self.unchecked = sources
         self.descriptor = descriptor
         self.progress = progress
         self.checksums = [0] * len(layout.slots)
@@ -99,7 +104,9 @@ class _Filling:
         with thread_pool() as pool:
             try:
                 for tasks in self.tasks():
-                    self.wait_for([pool.submit(task) for task in tasks])
+                    in_turn = iter(tasks)
+                    count = min(len(tasks), thread_count())
+                    self.wait_for([pool.submit(self.work, in_turn) for _ in range(count)])
             except BaseException:
                 self.stopping = True
                 pool.shutdown(cancel_futures=True)
@@ -120,6 +127,12 @@ class _Filling:
                 whole = (storage.offset, nbytes) == (0, source.nbytes)
                 return whole and clone(source, self.descriptor)
         return False
+
+    @staticmethod
+    def work(tasks: Iterator[Callable[[], None]]) -> None:
+        """Carry out tasks until none is left; other threads take from the same ones."""
+        for task in tasks:
+            task()
 
     @staticmethod
     def wait_for(running: Sequence[Future[None]]) -> None:
@@ -199,15 +212,13 @@ class _Filling:
         self.progress(len(data))
 
     def copy(self, copying: _Copying) -> None:
-        source = self.sources[copying.file]
-        done = 0
-        while done < copying.nbytes:
-            if self.stopping:
-                raise _Stopped
-            place, target = copying.offset + done, copying.target + done
-            moved = copy_some(source, place, self.descriptor, target, copying.nbytes - done)
-            done += moved
-            self.progress(moved)
+        source = self.unchecked[copying.file]
+        buffer = room("copied", min(BLOCK, copying.nbytes), np.dtype(np.uint8))
+        for place in range(0, copying.nbytes, BLOCK):
+            block = bytes_of(buffer[: min(BLOCK, copying.nbytes - place)])
+            source.read_into(copying.offset + place, block, "the tensors")
+            self.write(copying.target + place, block)
+            self.progress(len(block))
 
     def copy_summed(self, index: int, source: Source, offset: int, slot: Slot) -> None:
         buffer = room("copied", min(BLOCK, slot.nbytes), np.dtype(np.uint8))

@@ -9,6 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 _MOST = 4
 
 
-def thread_pool() -> ThreadPoolExecutor:
+def thread_count() -> int:
     """As many threads as there are processors to use, and a few at most."""
-    return ThreadPoolExecutor(min(_MOST, os.cpu_count() or 1))
+    return min(_MOST, os.cpu_count() or 1)
+
+
+def thread_pool() -> ThreadPoolExecutor:
+    """The threads of one run."""
+    return ThreadPoolExecutor(thread_count())
