@@ -51,18 +51,19 @@ def _run(arguments: list[str]) -> int:
     from wncli.cli.commands import app
     from wncli.cli.results import print_json
     from wncli.errors import WnError
-    from wncli.report import NothingToDo
 
     try:
         result = app(arguments, prog_name="wn", standalone_mode=False)
-    except NothingToDo as outcome:
+    except WnError as outcome:
+        from wncli.report import NothingToDo
+
+        if not isinstance(outcome, NothingToDo):
+            show_refusal("error", str(outcome))
+            return REFUSED
         if "--json" in arguments:
             print_json(outcome.report.to_json())
         show_refusal("nothing to do", str(outcome))
         return NEGATIVE
-    except WnError as refusal:
-        show_refusal("error", str(refusal))
-        return REFUSED
     except TyperException as refusal:
         message = f"{refusal.format_message()}\n  try:      {_help(arguments)}"
         show_refusal("error", message)

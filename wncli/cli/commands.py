@@ -13,7 +13,6 @@ import typer
 import wncli
 from wncli.cli.progress import progress_bar
 from wncli.cli.results import print_comparison, print_report
-from wncli.selection import parse_dim
 
 app = typer.Typer(
     name="wn",
@@ -236,6 +235,7 @@ def apply(  # noqa: PLR0913
 ) -> int:
     """Split weights into magnitude g and direction v."""
     from wncli.cli.writing import Paths, write_all
+    from wncli.selection import parse_dim
 
     whole = parse_dim(dim, "--dim")
     return write_all(
