@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +43,7 @@ def bytes_of(array: Array) -> memoryview:
     return memoryview(raw)
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """A run of elements: `start` is its place in the order of traversal.
 
     `channel` is the first of the `shape[1]` channels in it. In memory it begins `offset` elements

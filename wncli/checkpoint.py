@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from wncli.errors import FormatError
 from wncli.notes import Note
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 Format = Literal["safetensors", "torch", "torch legacy", "TorchScript"]
 
 
-@dataclass(frozen=True, slots=True)
-class StateDict:
+class StateDict(NamedTuple):
     """The tensors of one model, in the order they are stored.
 
     `root` is where it stands in the checkpoint: `generator`, `model.ema`; empty for the top.
@@ -32,8 +31,7 @@ class StateDict:
     holder: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Something in the checkpoint that is no state dict.
 
     `kind` is `"optimizer"`, `"tensor"`, `"object"` or `"value"`; `summary` shows it
@@ -45,8 +43,7 @@ class Entry:
     summary: str
 
 
-@dataclass(frozen=True, slots=True)
-class DangerousCall:
+class DangerousCall(NamedTuple):
     """Something that loading the file with a plain `torch.load` would run.
 
     `call` is what, as Python would write it, shortened; `where` the entry that it is part of, empty
@@ -85,8 +82,7 @@ class Checkpoint:
     notes: tuple[Note, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(NamedTuple):
     """One file of a sharded checkpoint: its name in the folder, and what opening it gave."""
 
     name: str

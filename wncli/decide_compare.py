@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wncli.checkpoint import Checkpoint, refuse_expansion, refuse_growth
 from wncli.errors import FormatError, UsageError
@@ -18,8 +18,7 @@ from wncli.tensors import DType, TensorSpec
 Place = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Counterparts:
+class Counterparts(NamedTuple):
     """Two tensors of one shape that mean the same weight; `name` is A's, below `root`."""
 
     root: str
@@ -28,8 +27,7 @@ class Counterparts:
     b: Pair | TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class ComparePlan:
+class ComparePlan(NamedTuple):
     """What is held against what; the rest by root and name, with both shapes where they differ.
 
     `stored_in_a` and `stored_in_b` count the elements of all tensors, tied ones once.
@@ -153,8 +151,7 @@ def _chosen(plan: ComparePlan, request: Request) -> ComparePlan:
 
     if not (taken or any(map(request.wants, alone))):
         raise UsageError("-x", "the rules leave nothing to compare", hint="-l takes less away")
-    return replace(
-        plan,
+    return plan._replace(
         counterparts=tuple(items[item] for item in taken),
         only_in_a=left(plan.only_in_a),
         only_in_b=left(plan.only_in_b),

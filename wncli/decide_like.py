@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from wncli.checkpoint import Checkpoint, refuse_expansion
 from wncli.errors import FormatError, UsageError, WeightNormError, few
@@ -62,7 +62,7 @@ def plan_like(
     known = [state_dict.root for state_dict in checkpoint.state_dicts]
     wanted_roots = [state_dict.root for state_dict in reference.state_dicts]
     our_only, their_only = split_only(request.only, known, wanted_roots)
-    ours = surveys_of(checkpoint, replace(request, only=our_only))
+    ours = surveys_of(checkpoint, request._replace(only=our_only))
     theirs = [survey(sd) for sd in reference.state_dicts if their_only in {None, sd.root}]
     if not theirs:
         raise FormatError(

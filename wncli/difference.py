@@ -6,8 +6,7 @@ The unit is that of the coarser of the two dtypes at the larger of the two numbe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +35,7 @@ _PRECISIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Tolerance:
+class Tolerance(NamedTuple):
     """What still counts as equal: `|a - b| <= atol + rtol * |b|`, as in `torch.allclose`.
 
     Where neither is given, `DEFAULT_ULPS` of the coarser dtype.

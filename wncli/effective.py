@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +67,7 @@ def runs_of(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Ite
             yield run.reshape(-1)
         return
     if not item.dtype.itemsize:  # several elements to a byte
-        item = replace(item, dtype=DType.U8, shape=(item.nbytes,), strides=(1,))
+        item = item._replace(dtype=DType.U8, shape=(item.nbytes,), strides=(1,))
     source = sources[item.storage.file]
     blocks = TensorBlocks(source, item, _element(item.dtype), row_major=True)
     for block in blocks:

@@ -16,9 +16,8 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 import numpy as np
 
@@ -44,8 +43,7 @@ Progress = Callable[[int], None]
 _PART = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Copying:
+class _Copying(NamedTuple):
     """Bytes of an input file that go to the output as they are."""
 
     file: int
@@ -161,7 +159,7 @@ class _Filling:
             self.checksums[index] = checksum or 0
             copying = _Copying(storage.file, offset, slot.offset, slot.nbytes)
             if copies and copies[-1].leads_to(copying):
-                copies[-1] = replace(copies[-1], nbytes=copies[-1].nbytes + slot.nbytes)
+                copies[-1] = copies[-1]._replace(nbytes=copies[-1].nbytes + slot.nbytes)
             else:
                 copies.append(copying)
         tasks += [partial(self.copy, part) for copying in copies for part in copying.parts()]
@@ -256,8 +254,8 @@ class _Filling:
         with os.fdopen(os.dup(self.descriptor), "rb") as file:
             written = Source(self.sources[weight.storage.file].path, file)
             storage = Storage(weight.name, content.direction, written.nbytes - content.direction)
-            placed = replace(
-                weight, storage=storage, offset=content.offset, strides=content.strides
+            placed = weight._replace(
+                storage=storage, offset=content.offset, strides=content.strides
             )
             return split_weight((written,), placed, content.dim)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wncli.survey import Pair
 from wncli.tensors import Storage, TensorSpec
@@ -12,22 +12,19 @@ from wncli.tensors import Storage, TensorSpec
 Written = tuple[int, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(NamedTuple):
     """A storage of the input, byte for byte."""
 
     storage: Storage
 
 
-@dataclass(frozen=True, slots=True)
-class Elements:
+class Elements(NamedTuple):
     """A tensor of the input in row-major order."""
 
     tensor: TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Magnitude:
+class Magnitude(NamedTuple):
     """The g of `weight` along `dim`, `numel` elements.
 
     `direction` is the place of the slot that receives its v, `offset` and `strides` (elements) that
@@ -44,8 +41,7 @@ class Magnitude:
     of_output: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(NamedTuple):
     """The weight that a pair stands for, in row-major order or in the order v has in memory."""
 
     pair: Pair
@@ -55,8 +51,7 @@ class Product:
 Content = Whole | Elements | Magnitude | Product
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A run of bytes of the output and what fills it."""
 
     offset: int
@@ -64,8 +59,7 @@ class Slot:
     content: Content
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """An output file, and the `names` of the tensors that stand in it.
 
     `fixed` are the bytes that are known already; `seal` makes the last ones from the checksums

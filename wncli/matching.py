@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import UsageError
@@ -24,8 +24,7 @@ _PROBES = 16
 _DEEPEST = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Meeting:
+class Meeting(NamedTuple):
     """Names of one side meet those of the other when `off` is taken off and `on` put on."""
 
     off: str = ""

@@ -7,8 +7,7 @@ parametrized:  `conv.parametrizations.weight.original0/1`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Naming = Literal["hook", "parametrized"]
 Role = Literal["g", "v"]
@@ -18,8 +17,7 @@ _ORIGINALS: dict[str, Role] = {"original0": "g", "original1": "v"}
 _SUFFIXES: dict[str, Role] = {"_g": "g", "_v": "v"}
 
 
-@dataclass(frozen=True, slots=True)
-class Half:
+class Half(NamedTuple):
     """What the name of a g or a v says: whose half it is, in which spelling."""
 
     module: str

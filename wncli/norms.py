@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,8 +64,7 @@ def room(use: str, size: int, dtype: np.dtype[Any]) -> Array:
     return found[:nbytes].view(dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """A contiguous block of a tensor seen as `(outer, channels, inner)`."""
 
     outer: slice
@@ -109,8 +107,7 @@ def widened(block: Array) -> Float64:
     return values
 
 
-@dataclass(frozen=True, slots=True)
-class Norms:
+class Norms(NamedTuple):
     """Norms not yet rounded to a stored dtype: `(high + low) * 2**exponent`, per channel.
 
     Only those where float64 is involved have a low part and an exponent.
@@ -209,8 +206,7 @@ class NormSum:
         return Norms(high, low, self._exponent)
 
 
-@dataclass(frozen=True, slots=True)
-class Factors:
+class Factors(NamedTuple):
     """What each slice of v is multiplied by, `(high + low) * 2**exponent`, shape `(channels,)`.
 
     `undefined` marks the slices that have no direction (all zero) under a g that is not 0;

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from wncli.checkpoint import Checkpoint, StateDict
 from wncli.dims import magnitude_shape
@@ -15,8 +14,7 @@ from wncli.survey import Pair
 from wncli.tensors import TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Halves:
+class Halves(NamedTuple):
     """A pair of the output: the names of the weight, of g and v, their spelling, and g's shape."""
 
     weight: str
@@ -32,8 +30,7 @@ class Halves:
         return cls(weight, g, v, naming, magnitude_shape(shape, dim))
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """Keep a tensor as it is, under `name`."""
 
     tensor: TensorSpec
@@ -45,8 +42,7 @@ class Copy:
         return (self.tensor,)
 
 
-@dataclass(frozen=True, slots=True)
-class Decompose:
+class Decompose(NamedTuple):
     """Split `weight` along `dim` into `halves`; v has the weight's bits."""
 
     weight: TensorSpec
@@ -59,8 +55,7 @@ class Decompose:
         return (self.weight,)
 
 
-@dataclass(frozen=True, slots=True)
-class Compose:
+class Compose(NamedTuple):
     """Fold a pair into a weight called `name`; a stale weight in its place is replaced."""
 
     pair: Pair
@@ -72,8 +67,7 @@ class Compose:
         return self.pair.tensors
 
 
-@dataclass(frozen=True, slots=True)
-class Respell:
+class Respell(NamedTuple):
     """Keep a pair, its halves under other names; their elements stay bit for bit."""
 
     pair: Pair
@@ -85,8 +79,7 @@ class Respell:
         return self.pair.tensors
 
 
-@dataclass(frozen=True, slots=True)
-class Renormalize:
+class Renormalize(NamedTuple):
     """Fold a pair, and split the product along another `dim`."""
 
     pair: Pair
@@ -104,8 +97,7 @@ Action = Copy | Change
 Command = Literal["inspect", "apply", "remove", "convert"]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What becomes of one state dict: an action for each tensor that is kept, in their order.
 
     `root` is where the result stands in the output; `keeps_others` tells whether what is no tensor
@@ -118,8 +110,7 @@ class Part:
     keeps_others: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What becomes of a checkpoint.
 
     `alone` is set where the state dicts are written by themselves, without what else is in the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import UsageError, WeightNormError
@@ -21,8 +21,7 @@ from wncli.selection import (
 from wncli.survey import LookAlike, Pair, Survey, survey
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a user asked for, whichever the command; see the commands' options."""
 
     layers: tuple[Rule, ...] = ()
@@ -85,7 +84,7 @@ def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
         if is_dropped(root, request.drop):
             continue
         tensors = tuple(s for s in state_dict.tensors if join(root, s.name) not in request.drop)
-        kept.append(survey(replace(state_dict, tensors=tensors)))
+        kept.append(survey(state_dict._replace(tensors=tensors)))
     _check_drops(checkpoint, request.drop)
     names = [s.name for found in kept for s in found.state_dict.tensors]
     names += [pair.weight for found in kept for pair in found.pairs]

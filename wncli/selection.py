@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wncli.errors import UsageError
 from wncli.naming import split
@@ -15,8 +15,7 @@ _NO_DIM = "none"
 _WILDCARDS = re.compile(r"[*?]|\[.*\]")
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One `-l` or `-x` rule as it was typed; `has_dim` tells `=none` from no dim at all."""
 
     text: str
@@ -109,8 +108,7 @@ def parse_exclusions(texts: Iterable[str]) -> tuple[Rule, ...]:
     return tuple(Rule(text, text) for text in texts)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A weight that rules can choose: `weight` is its full name in the state dict at `root`.
 
     `rank` is its number of dimensions; `by_default` tells whether it is meant when no rule names

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from wncli.checkpoint import Checkpoint, StateDict
 from wncli.errors import UsageError
@@ -46,8 +46,7 @@ HUGGING_FACE_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ShardOutput:
+class ShardOutput(NamedTuple):
     """One file of the output: its plan, or the number of the input's file that it is a copy of."""
 
     name: str
@@ -93,10 +92,9 @@ def keep_shards(plan: Plan, output_format: OutputFormat) -> tuple[ShardOutput, .
         (own,) = shard.state_dicts
         # The index may tie further names to this shard's tensors.
         held = tuple(spec for spec in part.state_dict.tensors if spec.storage.file == number)
-        state_dict = replace(own, tensors=held)
+        state_dict = own._replace(tensors=held)
         metadata = shard.metadata or {} if shard.format == "safetensors" else None
-        own_plan = replace(
-            plan,
+        own_plan = plan._replace(
             checkpoint=replace(shard, path=plan.checkpoint.path, metadata=metadata),
             parts=(Part(state_dict, tuple(actions), ""),),
             notes=(),
@@ -131,8 +129,7 @@ def split_by_size(plan: Plan, output_format: OutputFormat, limit: int) -> tuple[
     return tuple(
         ShardOutput(
             name,
-            replace(
-                plan,
+            plan._replace(
                 parts=(Part(part.state_dict, tuple(group), "", keeps_others=not number),),
                 alone=True,
                 notes=(),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,8 +25,7 @@ _STALE_ULPS = 64
 _NAMED = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """What splitting a weight gives: `g`, and the elements of v that differ from the weight's.
 
     `units` holds, for each all-zero slice, its number and the one element that gives it a

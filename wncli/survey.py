@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.dims import fitting_dims
 from wncli.naming import Half, Naming, join, pair_names, parametrized_weight, read_half, split
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
     from wncli.checkpoint import StateDict
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """A magnitude and its direction; `stale` is a tensor that stands under the weight's own name.
 
     `dim` is the lowest that g's shape can mean, None for the whole tensor.
@@ -48,8 +46,7 @@ class Pair:
         return product_dtype(self.g.dtype, len(self.g.shape), self.v.dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class LookAlike:
+class LookAlike(NamedTuple):
     """Names that resemble weight norm and are not, or not soundly.
 
     `code` is `"half-pair"`, `"misfit"`, `"both-spellings"`, `"dtype"` (these cannot be folded),
@@ -67,8 +64,7 @@ class LookAlike:
         return self.code not in {"spectral-norm", "other-parametrization"}
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(NamedTuple):
     """What a state dict holds, as far as weight norm goes."""
 
     state_dict: StateDict

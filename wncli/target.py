@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import UsageError
@@ -16,8 +15,7 @@ _SUFFIXES: dict[str, OutputFormat] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """One file, or a folder of shards and their index.
 
     In a folder, `max_shard` are the bytes of tensors that a shard may hold; None keeps the input's

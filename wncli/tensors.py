@@ -6,8 +6,8 @@ Offsets and strides inside a storage are counted in elements, offsets in a file 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class DType(Enum):
@@ -90,8 +90,7 @@ def product_dtype(g: DType, g_rank: int, v: DType) -> DType:
     return max(g, v, key=lambda dtype: dtype.bits)
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(NamedTuple):
     """A run of bytes in a file that one or more tensors are views of.
 
     `offset` and `nbytes` are the place in the file, in bytes. `crc` is the checksum that the file
@@ -112,8 +111,7 @@ class Storage:
         return self.file, self.key
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """One tensor: its name in its state dict, and where its elements are.
 
     `offset` (elements) and `strides` (elements) place it inside `storage`.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wncli.api import Progress
 from wncli.cli.progress import progress_bar
@@ -21,8 +20,7 @@ from wncli.target import beside
 Command = Callable[[str, str, Progress], Report]
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
+class Paths(NamedTuple):
     """What was typed: a checkpoint, then OUTPUT or, with `output_dir`, further checkpoints."""
 
     checkpoint: str

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -129,7 +128,7 @@ def tied(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> list[Ten
     """
     known = {spec.name: spec for spec in tensors}
     return [
-        replace(known[kept], name=name)
+        known[kept]._replace(name=name)
         for name, kept in metadata.items()
         if kept in known and name not in known and name != "format"
     ]

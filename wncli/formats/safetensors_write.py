@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wncli.checkpoint import aliases, refuse_expansion
 from wncli.errors import FormatError, UsageError
@@ -19,8 +19,7 @@ from wncli.tensors import DType, TensorSpec, row_major
 _RANK = {dtype: -place for place, dtype in enumerate(DType)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     name: str
     dtype: DType
     shape: tuple[int, ...]
@@ -136,7 +135,7 @@ def _tensors(part: Part, recorded: set[str]) -> list[_Tensor]:
             case Renormalize(pair, dim, halves):
                 v = (pair.g.view, pair.v.view)
                 g = ("g", v, dim)
-                weight = replace(pair.v, name=pair.weight, dtype=pair.dtype)
+                weight = pair.v._replace(name=pair.weight, dtype=pair.dtype)
                 magnitude = Magnitude(
                     weight, dim, math.prod(halves.g_shape), -1, 0, row_major(weight.shape),
                     of_output=True,
@@ -179,7 +178,7 @@ def _lay_out(tensors: list[_Tensor], metadata: Mapping[str, str] | None) -> Layo
     for tensor in tensors:
         content = tensor.content
         if isinstance(content, Magnitude):
-            content = replace(content, direction=offsets[tensor.direction])
+            content = content._replace(direction=offsets[tensor.direction])
         slots.append(Slot(offsets[tensor.tie], tensor.nbytes, content))
     names = tuple(tensor.name for tensor in tensors)
     return Layout(offset, names, tuple(slots), ((0, fixed),))

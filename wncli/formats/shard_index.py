@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from wncli.errors import FormatError
 from wncli.formats.files import Source
@@ -27,8 +26,7 @@ _TORCH = frozenset({".bin", ".pt", ".pth"})
 Kind = Literal["safetensors", "torch"]
 
 
-@dataclass(frozen=True, slots=True)
-class ShardIndex:
+class ShardIndex(NamedTuple):
     """Which file holds which tensor.
 
     `weight_map` leads from a tensor's name to a bare file name, in the order of the index;

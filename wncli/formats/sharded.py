@@ -125,7 +125,7 @@ def _as_shard(checkpoint: Checkpoint) -> Checkpoint:
     found = top_state_dict(tree, str(checkpoint.path))
     if found is None:
         return checkpoint
-    tree = replace(tree, mappings={"": tree.root})
+    tree = tree._replace(mappings={"": tree.root})
     return replace(checkpoint, state_dicts=(found,), entries=(), tree=tree)
 
 

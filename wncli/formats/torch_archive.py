@@ -8,8 +8,8 @@ from __future__ import annotations
 import shlex
 import struct
 import zlib
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from wncli.errors import FormatError
 from wncli.formats.files import Source
@@ -36,8 +36,7 @@ _LATEST_VERSION = 10
 _FOLDER = 0x10
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One member: where its data is, how it is packed, and the checksum that is recorded for it.
 
     `nbytes` is the size of its content, `packed` what it takes in the file; both in bytes.

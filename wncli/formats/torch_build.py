@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Call, Global, Node, PersistentId, SetItems
@@ -96,7 +96,7 @@ class Build:
         """The weight that a pair stands for, the number of its content, and what it is there."""
         in_memory_order = pair.v.memory_order is not None
         strides = pair.v.strides if in_memory_order else row_major(pair.v.shape)
-        spec = replace(pair.v, name=pair.weight, dtype=pair.dtype, offset=0, strides=strides)
+        spec = pair.v._replace(name=pair.weight, dtype=pair.dtype, offset=0, strides=strides)
         node, index = self.new(
             (pair.g.view, pair.v.view),
             Product(pair, row_major=not in_memory_order),
@@ -118,7 +118,7 @@ class Build:
         tie = ("v", weight.view, dim)
         if weight.memory_order is None:
             return *self.elements(weight, node, tie), row_major(weight.shape)
-        run = replace(weight, shape=(weight.numel,), strides=(1,))
+        run = weight._replace(shape=(weight.numel,), strides=(1,))
         direction, index = self.new(
             tie, Elements(run), weight, weight.shape, strides=weight.strides, like=node
         )
@@ -134,7 +134,7 @@ class Build:
         """A copy of a tensor over a storage of its own, seen in another shape if need be."""
         if spec.dtype is DType.F4 and spec.shape and spec.shape[-1] % 2 == 0:
             shape = (*spec.shape[:-1], spec.shape[-1] // 2)  # torch counts bytes of two elements
-            packed = replace(spec, dtype=DType.F4X2, shape=shape, strides=row_major(shape))
+            packed = spec._replace(dtype=DType.F4X2, shape=shape, strides=row_major(shape))
             return self.elements(packed, like, tie)
         if spec.dtype.torch is None:
             raise FormatError(
@@ -197,5 +197,5 @@ class Build:
         contents = [self.contents[index] for index in numbers]
         for place, content in enumerate(contents):
             if isinstance(content, Magnitude):
-                contents[place] = replace(content, direction=int(numbers[content.direction]))
+                contents[place] = content._replace(direction=int(numbers[content.direction]))
         return pickle, tuple(contents)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from wncli.checkpoint import StateDict
 from wncli.errors import FormatError
@@ -59,8 +60,7 @@ def allowance_for(where: str, nbytes: int) -> Allowance:
     return Allowance(where, _NAMES + _NAMES_PER_BYTE * nbytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """What a module keeps: its tensors by name, in the order of the state dict, and submodules."""
 
     tensors: tuple[tuple[str, Node], ...]

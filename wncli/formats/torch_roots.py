@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from wncli.checkpoint import Entry, StateDict
 from wncli.errors import FormatError
@@ -45,8 +46,7 @@ _MOST_KEPT = 16
 _USUAL = ("weight", "bias")
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """A node that is to be looked into, the parts of its path, and the id of what holds it."""
 
     parts: tuple[str, ...]
@@ -252,7 +252,7 @@ class _Finder:
             path = self.own_path(".".join(parts))
             state_dict = self.found.get(id(node))
             if state_dict:
-                self.state_dicts.append(replace(state_dict, root=path))
+                self.state_dicts.append(state_dict._replace(root=path))
             held = self.held.get(id(node))
             if not held:
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
@@ -27,8 +28,7 @@ _NAMED = {dtype.torch: dtype for dtype in DType if dtype.torch}
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 
 
-@dataclass(frozen=True, slots=True)
-class StorageId:
+class StorageId(NamedTuple):
     """What the persistent id of a storage says; `dtype` is None for untyped storages (bytes).
 
     `view` is the legacy format's `(key, offset, numel)` of a part of another storage.
@@ -185,7 +185,7 @@ def _is_count(*values: Node) -> bool:
     return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)  # no tuple: it stands among the objects of a pickle
 class NewStorage:
     """Stands in a persistent id for a storage that the output will have and the input has not.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wncli.formats.pickles.nodes import Node, PersistentId, entries_of
 from wncli.formats.torch_tensor import StorageId
@@ -15,8 +15,7 @@ LONGEST_KEY = 64
 References = Mapping[PersistentId, tuple[StorageId, Storage]]
 
 
-@dataclass(frozen=True, slots=True)
-class TorchTree:
+class TorchTree(NamedTuple):
     """A torch file's pickled content, as nodes.
 
     `references` leads from each persistent id to its storage, `mappings` from each state dict's

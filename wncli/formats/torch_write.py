@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wncli.checkpoint import aliases
 from wncli.formats.pickles.nodes import (
@@ -29,8 +29,7 @@ from wncli.plan import (
 _DEFAULT_PROTOCOL = 2
 
 
-@dataclass(frozen=True, slots=True)
-class TorchContent:
+class TorchContent(NamedTuple):
     """A torch file before it is laid out: the pickle, and what fills the storages it names.
 
     Storage number i (`data/i`) is filled with `contents[i]`; the `direction` of a `Magnitude`

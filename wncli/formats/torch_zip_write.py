@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 from wncli.formats.torch_write import TorchContent
 from wncli.formats.zip_records import CENTRAL, END, END64, LOCAL, LOCATOR64
@@ -64,7 +63,7 @@ class _Archive:
         for index, slot in enumerate(slots):
             if isinstance(slot.content, Magnitude):
                 place = slots[slot.content.direction].offset
-                slots[index] = replace(slot, content=replace(slot.content, direction=place))
+                slots[index] = slot._replace(content=slot.content._replace(direction=place))
         self.add("version", b"3\n")
         directory = sum(CENTRAL.size + len(self.entry_name_and_extra(m)) for m in self.members)
         nbytes = self.place + directory + END64.size + LOCATOR64.size + END.size

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import FormatError
@@ -33,8 +33,7 @@ _MANGLE = re.compile(r"___torch_mangle_\d+\.")
 _QUOTED = re.compile(r'"([^"]*)"')
 
 
-@dataclass(frozen=True, slots=True)
-class Declaration:
+class Declaration(NamedTuple):
     """A class as the code declares it: its attributes in order, with their types.
 
     `parameters` and `buffers` are those of its tensors that are in the state dict.

@@ -11,8 +11,7 @@ import codecs
 import pickle
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
@@ -40,8 +39,7 @@ _UINT64 = struct.Struct("<Q")
 _FLOAT64 = struct.Struct(">d")
 
 
-@dataclass(frozen=True, slots=True)
-class Pickle:
+class Pickle(NamedTuple):
     """What one pickle says.
 
     `root` is the object, `protocol` the number that is declared (0 where none is); `globals`,
