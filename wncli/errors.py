@@ -17,6 +17,8 @@ from collections.abc import Collection
 
 def printable(text: str) -> str:
     """`text` with all escaped that could move the cursor or hide: names come from strangers."""
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from wncli.errors import WnError
 from wncli.naming import Naming, split
 from wncli.notes import Note
 from wncli.plan import Action, Change, Command, Compose, Copy, Decompose, Plan, Renormalize, Respell
+from wncli.tensors import TensorSpec
 
 SCHEMA = "wn/1"
 
@@ -154,7 +156,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
             Root(
                 part.state_dict.root,
                 len(part.state_dict.tensors),
-                _numel(Copy(spec, spec.name) for spec in part.state_dict.tensors),
+                _stored(part.state_dict.tensors),
                 sum(isinstance(action, Compose) for action in part.actions),
                 part.state_dict.holder,
             )
@@ -192,16 +194,17 @@ def _layer(plan: Plan, root: str, change: Change) -> Layer:
 
 
 def _count(plan: Plan) -> Parameters:
-    before = _numel(Copy(s, s.name) for part in plan.parts for s in part.state_dict.tensors)
-    return Parameters(before, _numel(action for part in plan.parts for action in part.actions))
+    before = _stored(spec for part in plan.parts for spec in part.state_dict.tensors)
+    left: dict[object, int] = {}
+    for part in plan.parts:
+        for action in part.actions:
+            _add(left, action)
+    return Parameters(before, sum(left.values()))
 
 
-def _numel(actions: Any) -> int:  # noqa: ANN401
-    """Elements that are left by the actions, each tied tensor counted once."""
-    counts: dict[object, int] = {}
-    for action in actions:
-        _add(counts, action)
-    return sum(counts.values())
+def _stored(tensors: Iterable[TensorSpec]) -> int:
+    """Elements of tensors, tied ones counted once."""
+    return sum({spec.view: spec.numel for spec in tensors}.values())
 
 
 def _add(counts: dict[object, int], action: Action) -> None:

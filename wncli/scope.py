@@ -83,8 +83,10 @@ def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
         root = state_dict.root
         if is_dropped(root, request.drop):
             continue
-        tensors = tuple(s for s in state_dict.tensors if join(root, s.name) not in request.drop)
-        kept.append(survey(state_dict._replace(tensors=tensors)))
+        if request.drop:
+            tensors = tuple(s for s in state_dict.tensors if join(root, s.name) not in request.drop)
+            state_dict = state_dict._replace(tensors=tensors)  # noqa: PLW2901 - what is left of it
+        kept.append(survey(state_dict))
     _check_drops(checkpoint, request.drop)
     names = [s.name for found in kept for s in found.state_dict.tensors]
     names += [pair.weight for found in kept for pair in found.pairs]

@@ -167,10 +167,12 @@ def _parametrized_spectral_norms(tensors: dict[str, TensorSpec]) -> list[LookAli
     found = []
     for name in tensors:
         owner, original = split(name)
+        vector = f"{owner}.0._u"
+        if original != "original" or vector not in tensors:
+            continue
         module, weight = split(owner)
         module, marker = split(module)
-        vector = f"{owner}.0._u"
-        if original == "original" and marker == "parametrizations" and vector in tensors:
+        if marker == "parametrizations":
             names = (name, vector, f"{owner}.0._v")
             full = join(module, weight)
             found.append(
