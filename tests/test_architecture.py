@@ -30,7 +30,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         formats.pickles.reader formats.pickles.writer formats.weights_only formats.torch_tensor
         formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots
         formats.torch_modules formats.torch_archive
-        formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_records
+        formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_end
+        formats.zip_records
         formats.safetensors formats.strict_json formats.folder formats.shard_files
         formats.shard_index formats.sharded""",
         """plan matching scope decide decide_like decide_compare sharding target layout blocks

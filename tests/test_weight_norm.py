@@ -48,7 +48,7 @@ from strategies import (
 
 import wncli
 from wncli import WeightNormError, compose, decompose, magnitude
-from wncli.blocks import BLOCK
+from wncli.formats.files import BLOCK
 
 THREE_QUARTERS = Fraction(3, 4)
 

@@ -21,7 +21,7 @@ from wncli.decide import (
 from wncli.errors import FileError, FormatError, UsageError
 from wncli.formats import open_checkpoint
 from wncli.naming import Naming
-from wncli.plan import Action, Plan
+from wncli.plan import Copy, Plan
 from wncli.report import NothingToDo, Report, make_report
 from wncli.scope import Request
 from wncli.sharding import OutputFormat, parse_size
@@ -319,8 +319,17 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
         if target.format == "torch":
             refuse_objects(plan, os.fspath(output))
         refuse_damage(opened)
-        written_out = plan.changes if target.format == "torch" else _all_actions(plan)
-        refuse_growth(opened, (spec for _, action in written_out for spec in action.sources))
+        keeps_storages = target.format == "torch"
+        refuse_growth(
+            opened,
+            (
+                spec
+                for part in plan.parts
+                for action in part.actions
+                if not (keeps_storages and isinstance(action, Copy))
+                for spec in action.sources
+            ),
+        )
         refuse_calls(plan)
         outputs = lay_out(plan, target, folder if from_folder else None)
         notes = outputs.notes
@@ -331,10 +340,6 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
             notes += write(outputs, sources, progress, force=force, verified=verified)
         names = tuple(name for name, _ in outputs.files) if target.is_folder else ()
         return make_report(plan, notes, str(target.path), target.format, names, dry_run=dry_run)
-
-
-def _all_actions(plan: Plan) -> tuple[tuple[str, Action], ...]:
-    return tuple((part.root, action) for part in plan.parts for action in part.actions)
 
 
 def _converts(plan: Plan, target: Target) -> bool:

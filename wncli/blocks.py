@@ -15,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wncli.dims import slices
-from wncli.formats.files import Source
+from wncli.formats.files import BLOCK, Source
 from wncli.norms import STEP, boxes, room
 from wncli.tensors import DType, TensorSpec
 
-#: Bytes of a block: large enough that a system call costs nothing, small enough for a core's cache.
-BLOCK = 1 << 20
 #: Bytes of a block that is gathered: the larger, the longer the runs that it is gathered from.
 _GATHERED = 8 << 20
 

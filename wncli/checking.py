@@ -15,7 +15,7 @@ from wncli.blocks import TensorBlocks, numpy_dtype
 from wncli.difference import Difference, Tolerance
 from wncli.effective import aligned_runs, runs_of
 from wncli.errors import WeightNormError
-from wncli.formats.torch_archive import damaged_members
+from wncli.formats.torch_archive import damage_note, damaged_members
 from wncli.naming import join
 from wncli.norms import Norms
 from wncli.notes import Note
@@ -54,22 +54,18 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
     found = [note for note in plan.notes if note.is_warning and note.code != "stale-weight"]
     for source in sources:
         known = {note.where for note in found if note.code == "checksum"}
-        found += [_damage(source.path.name, member, several=len(sources) > 1)
-                  for member in damaged_members(source) if member not in known]  # fmt: skip
+        file = source.path.name if len(sources) > 1 else ""
+        damaged = [member for member in damaged_members(source) if member not in known]
+        found += [damage_note(member, file) for member in damaged]
     with thread_pool() as pool:
-        found += _all(pool.map(look, tensors))
-        found += _all(pool.map(lambda item: list(_pair(sources, *item)), pairs))
-    return tuple(found)
+        odd = _all(pool.map(look, tensors))
+        places = frozenset(note.where for note in odd)
+        looked = _all(pool.map(lambda item: list(_pair(sources, places, *item)), pairs))
+    return (*found, *odd, *looked)
 
 
 def _all(found: Iterable[list[Note]]) -> list[Note]:
     return [note for notes in found for note in notes]
-
-
-def _damage(file: str, member: str, *, several: bool) -> Note:
-    what = f"{file}: {member}" if several else member
-    message = f"{what} is damaged: its bytes do not have the checksum that the zip records"
-    return Note("checksum", message, member, is_warning=True)
 
 
 def _numbers(sources: Sources, spec: TensorSpec, where: str) -> list[Note]:
@@ -90,7 +86,8 @@ def _numbers(sources: Sources, spec: TensorSpec, where: str) -> list[Note]:
     ]
 
 
-def _pair(sources: Sources, root: str, pair: Pair) -> Iterator[Note]:
+def _pair(sources: Sources, odd: frozenset[str], root: str, pair: Pair) -> Iterator[Note]:
+    """What is wrong with a pair; `odd` are the tensors that have NaN or Inf."""
     where = join(root, pair.weight)
 
     def finding(code: str, message: str) -> Note:
@@ -109,8 +106,7 @@ def _pair(sources: Sources, root: str, pair: Pair) -> Iterator[Note]:
     except WeightNormError as error:
         yield finding("zero-direction", error.problem)
         return
-    inputs = sum(_is_odd(sources, spec) for spec in (pair.g, pair.v))
-    if sum(products) and not inputs:
+    if sum(products) and odd.isdisjoint(join(root, half.name) for half in (pair.g, pair.v)):
         message = f"{sum(products):,} elements of {pair.weight} are beyond {pair.dtype.label}"
         yield finding("overflow", message)
     if pair.stale:
@@ -124,10 +120,6 @@ def _overflowing(norms: Norms, pair: Pair, finding: Callable[[str, str], Note]) 
         norm = f"the norm of {slices_named(beyond, len(norms.high))} of {pair.v.name}"
         message = f"{norm} is beyond {pair.v.dtype.label}: PyTorch may compute 0"
         yield finding("overflow", message)
-
-
-def _is_odd(sources: Sources, spec: TensorSpec) -> bool:
-    return any(not np.isfinite(run).all() for run in runs_of(sources, spec, []))
 
 
 def _stale(sources: Sources, pair: Pair, stale: TensorSpec) -> str:

@@ -12,12 +12,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 from wncli.errors import FormatError
-from wncli.formats.files import Source, Sources
+from wncli.formats.files import BLOCK, Source, Sources
 from wncli.layout import Elements, Layout, Magnitude, Product, Whole
 from wncli.tensors import Storage
-
-#: Bytes that are read at a time where nothing else reads them.
-_STEP = 1 << 20
 
 
 def checking(layout: Layout, sources: Sources) -> tuple[CheckedSource, ...]:
@@ -79,10 +76,10 @@ class CheckedSource(Source):
 
     def finish(self) -> None:
         """Read what is left of the storages of which a part has been read."""
-        buffer = memoryview(bytearray(_STEP))
+        buffer = memoryview(bytearray(BLOCK))
         for run in self.runs:
             while run.touched and run.place < run.end:
-                step = buffer[: min(_STEP, run.end - run.place)]
+                step = buffer[: min(BLOCK, run.end - run.place)]
                 self.read_into(run.place, step, f"storage {run.storage.key!r}")
 
     def _sum_up(self, run: _Run, offset: int, buffer: memoryview) -> None:

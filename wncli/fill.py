@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 import numpy as np
 
-from wncli.blocks import BLOCK, Array, TensorBlocks, bytes_of
+from wncli.blocks import Array, TensorBlocks, bytes_of
 from wncli.checksums import checking
 from wncli.cloning import clone
-from wncli.formats.files import Source
+from wncli.formats.files import BLOCK, Source
 from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
 from wncli.norms import room
 from wncli.notes import Note

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from wncli.blocks import BLOCK, Array, Block, TensorBlocks, numpy_dtype
+from wncli.blocks import Array, Block, TensorBlocks, numpy_dtype
 from wncli.errors import WeightNormError
+from wncli.formats.files import BLOCK
 from wncli.norms import Factors, Norms, NormSum, factors, room, widened
 from wncli.notes import Note
 from wncli.tensors import DType

@@ -54,14 +54,20 @@ def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Sources]]:
 
 def _open(path: Path) -> IO[bytes]:
     with _reading(path):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise FileError(str(path), "this is no regular file", expected="a checkpoint file")
+        _refuse_irregular(path, path.stat())
         # Not to wait, should it have become a FIFO by now.
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        try:
+            _refuse_irregular(path, os.fstat(file.fileno()))
+        except FileError:
             file.close()
-            raise FileError(str(path), "this is no regular file", expected="a checkpoint file")
+            raise
         return file
+
+
+def _refuse_irregular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError(str(path), "this is no regular file", expected="a checkpoint file")
 
 
 @contextmanager
@@ -110,7 +116,7 @@ def _read(source: Source) -> Checkpoint:
 
 
 def _not_a_checkpoint(source: Source, start: bytes) -> FormatError:
-    from wncli.formats.torch_archive import disguise
+    from wncli.formats.zip_end import disguise
 
     found, hint = "bytes of no known format", ""
     if not start:

@@ -70,21 +70,11 @@ _STARTING = frozenset({"Popen", "Process", "PackageImporter"})
 
 #: Modules that Python 2 had, or Python has no more.
 _FORMER = frozenset(
-    [
-        "asynchat",
-        "asyncore",
-        "commands",
-        "compiler",
-        "distutils",
-        "dl",
-        "imp",
-        "pipes",
-        "popen2",
-        "posixfile",
-        "rexec",
-        "smtpd",
-    ]
-)
+    {
+        "asynchat", "asyncore", "commands", "compiler", "distutils", "dl", "imp", "pipes",
+        "popen2", "posixfile", "rexec", "smtpd",
+    }
+)  # fmt: skip
 #: Modules whose names can be handed to anybody: what they do with what they get stays in memory.
 _TAME = frozenset(
     {

@@ -5,29 +5,24 @@ Layout: APPNOTE.TXT (PKWARE) 4.3, PyTorch `caffe2/serialize/inline_container.cc`
 
 from __future__ import annotations
 
-import shlex
 import struct
 import zlib
 from itertools import pairwise
 from typing import NamedTuple
 
 from wncli.errors import FormatError
-from wncli.formats.files import Source
+from wncli.formats.files import BLOCK, Source
 from wncli.formats.torch_tensor import StorageId
-from wncli.formats.zip_records import CENTRAL, END, END64, LOCAL, LOCATOR64
+from wncli.formats.zip_end import broken_zip, read_end
+from wncli.formats.zip_records import CENTRAL, CENTRAL_MAGIC, LOCAL
 from wncli.notes import Note
 from wncli.tensors import Storage
 
 MAGIC = b"PK\x03\x04"
 
-_END_MAGIC = b"PK\x05\x06"
-_CENTRAL_MAGIC = b"PK\x01\x02"
-_LONGEST_COMMENT = 0xFFFF
 _ZIP64 = 0xFFFFFFFF
 _ZIP64_FIELD = 1
 _STORED = 0
-#: Bytes that are read at a time to sum them up.
-_STEP = 1 << 20
 _DEFLATED = 8
 _ENCRYPTED = 1
 #: `kMaxSupportedFileFormatVersion` of caffe2/serialize/versions.h.
@@ -75,7 +70,7 @@ class TorchArchive:
         self.storages: dict[str, Storage] = {}
         #: The members that have been read and are not what was written.
         self.damaged: list[str] = []
-        count, size, offset = _end_record(source)
+        count, size, offset = read_end(source)
         raw = source.read_at(offset, size, "the zip's central directory")
         place = 0
         folder = None
@@ -106,7 +101,7 @@ class TorchArchive:
 
     def broken(self, what: str, expected: str, found: str) -> FormatError:
         """The refusal of an archive that contradicts itself."""
-        return _broken(self.source, what, expected, found)
+        return broken_zip(self.source, what, expected, found)
 
     def has(self, name: str) -> bool:
         """Whether there is a member of this name below the folder."""
@@ -126,8 +121,8 @@ class TorchArchive:
         if not member.is_stored:
             return False
         start, found = self._data_offset(member), 0
-        for place in range(0, member.nbytes, _STEP):
-            count = min(_STEP, member.nbytes - place)
+        for place in range(0, member.nbytes, BLOCK):
+            count = min(BLOCK, member.nbytes - place)
             step = self.source.read_at(start + place, count, f"member {member.name}")
             found = zlib.crc32(step, found)
         return member.crc not in {0, found}
@@ -189,15 +184,7 @@ class TorchArchive:
 
     def notes(self) -> tuple[Note, ...]:
         """A warning for each member that has been read and is damaged."""
-        return tuple(
-            Note(
-                "checksum",
-                f"{name} is damaged: its bytes do not have the checksum that the zip records",
-                name,
-                is_warning=True,
-            )
-            for name in self.damaged
-        )
+        return tuple(damage_note(name) for name in self.damaged)
 
     def locate(self, identity: StorageId) -> Storage:
         """The place of a storage's bytes, which are as many as the pickle says.
@@ -242,7 +229,7 @@ class TorchArchive:
         fields = CENTRAL.unpack_from(raw, place)
         magic, _, _, flags, method, _, _, crc, packed, nbytes = fields[:10]
         name_size, extra_size, comment_size, *_, header = fields[10:]
-        if magic != _CENTRAL_MAGIC:
+        if magic != CENTRAL_MAGIC:
             raise self.broken("an entry of the central directory is broken", "PK 1 2", repr(magic))
         place += CENTRAL.size
         end = place + name_size + extra_size + comment_size
@@ -324,6 +311,13 @@ class TorchArchive:
         return data
 
 
+def damage_note(member: str, file: str = "") -> Note:
+    """The warning of a damaged member; `file` is the one of several that it is in."""
+    what = f"{file}: {member}" if file else member
+    message = f"{what} is damaged: its bytes do not have the checksum that the zip records"
+    return Note("checksum", message, member, is_warning=True)
+
+
 def damaged_members(source: Source) -> list[str]:
     """The members that do not have the checksum recorded for them; none of what is no zip.
 
@@ -333,84 +327,3 @@ def damaged_members(source: Source) -> list[str]:
         return []
     archive = TorchArchive(source)
     return [name for name, member in archive.members.items() if archive.is_damaged(member)]
-
-
-def _broken(source: Source, what: str, expected: str, found: str) -> FormatError:
-    return FormatError(
-        source.where,
-        f"the zip archive is damaged: {what}",
-        expected=expected,
-        found=found,
-        hint="copy or download the file again",
-    )
-
-
-def _tail(source: Source) -> tuple[bytes, int, int]:
-    """The file's last bytes, where they begin, and the place of the end record in them."""
-    size = min(source.nbytes, END.size + _LONGEST_COMMENT)
-    start = source.nbytes - size
-    tail = source.read_at(start, size, "the zip's end record")
-    place = tail.rfind(_END_MAGIC)
-    if place < 0 or place + END.size > len(tail):
-        raise source.truncated("the zip archive: its end record is missing", start + size + 1)
-    return tail, start, place
-
-
-def _end_record(source: Source) -> tuple[int, int, int]:
-    """Number of members, and size and offset of the central directory."""
-    tail, start, place = _tail(source)
-    _, disk, first, here, count, cd_size, cd_offset, _comment = END.unpack_from(tail, place)
-    disks = {disk, first} - {0xFFFF}
-    locator = start + place - LOCATOR64.size
-    if locator >= 0:
-        raw = source.read_at(locator, LOCATOR64.size, "the zip's end record")
-        magic, where, end64, number = LOCATOR64.unpack(raw)
-        if magic == b"PK\x06\x07":
-            raw = source.read_at(end64, END64.size, "the zip64 end record")
-            magic, _, _, _, disk, first, here, count, cd_size, cd_offset = END64.unpack(raw)
-            if magic != b"PK\x06\x06":
-                raise _broken(source, "the zip64 end record is missing", "PK 6 6", repr(magic))
-            disks |= {disk, first, where} | ({1} if number > 1 else set())
-    if disks - {0} or here != count:
-        raise _broken(source, "it is one of several disks", "one file", "parts of it elsewhere")
-    return count, cd_size, cd_offset
-
-
-def disguise(source: Source) -> tuple[str, str] | None:
-    """What a zip archive with a sound end is that does not start as one, and what to do about it.
-
-    None where there is no such end.
-    """
-    try:
-        tail, start, place = _tail(source)
-    except FormatError:
-        return None
-    *_, cd_size, cd_offset, _comment = END.unpack_from(tail, place)
-    file = shlex.quote(source.where)
-    try:
-        _, _, offset = _end_record(source)
-    except FormatError:  # its zip64 record is not where it was
-        offset = -1
-    if _starts_directory(source, offset):
-        return (
-            "a zip archive whose first bytes have been changed",
-            f"printf 'PK\\003\\004' | dd of={file} conv=notrunc puts back what a zip starts with",
-        )
-    for end in (start + place, start + place - LOCATOR64.size - END64.size):
-        shift = end - cd_size - cd_offset
-        if shift and _starts_directory(source, cd_offset + shift):
-            if shift < 0:
-                missing = f"a zip archive whose first {-shift:,} bytes are missing"
-                return missing, "copy or download it again"
-            return (
-                f"a zip archive behind {shift:,} bytes that are no part of it",
-                f"tail -c +{shift + 1} {file} > {file}.pt leaves them out",
-            )
-    return None
-
-
-def _starts_directory(source: Source, place: int) -> bool:
-    if not 0 <= place <= source.nbytes - CENTRAL.size:
-        return False
-    magic = source.read_at(place, len(_CENTRAL_MAGIC), "the zip's central directory")
-    return magic == _CENTRAL_MAGIC

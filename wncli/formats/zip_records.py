@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+CENTRAL_MAGIC = b"PK\x01\x02"
+
 LOCAL = struct.Struct("<4s5H3L2H")
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 END = struct.Struct("<4s4H2LH")
