@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pytest
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 import wncli
 from wncli.cli import main
+
+if TYPE_CHECKING:
+    from killing import Forks, Prepared
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "sample_models"
@@ -161,6 +164,23 @@ def fcpe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         member = "torchfcpe/assets/fcpe_c_v001.pt"
         return Path(archive.extract(member, tmp_path_factory.mktemp("fcpe")))
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Runs of `wn` that something goes wrong in."""
+    from killing import Forks
+
+    with Forks(tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def case_of(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The conversions that something goes wrong in, by name and kind of file."""
+    from killing import Prepared
+
+    return Prepared(forks, tmp_path_factory.mktemp)
 
 
 # Layers of every kind that weight norm is put on

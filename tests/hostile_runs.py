@@ -7,14 +7,18 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
 import torch
 from conftest import Ran, environment
+
+import wncli
+from wncli.errors import WnError
 
 #: What a run may take: seconds of work, which others on the machine do not lengthen, and megabytes
 #: that are in memory at once.
@@ -193,6 +197,16 @@ def hold_refused(ran: Ran, says: str) -> None:
     assert "Traceback" not in ran.stderr
     assert "defect of wn" not in ran.stderr
     assert re.search(says, ran.stderr), ran.stderr
+
+
+def hold_refused_untouched(wn_here: Callable[..., Ran], path: Path, says: str) -> None:
+    """The only file of a folder is refused by `inspect` and by `convert`, and nothing changes."""
+    before = path.read_bytes()
+    hold_refused(wn_here("inspect", path), says)
+    with pytest.raises(WnError, match=says):
+        wncli.convert(path, path.parent / "out.pt")
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert path.read_bytes() == before
 
 
 def hold_same(first: object, second: object) -> None:

@@ -355,3 +355,9 @@ class Prepared:
             self.cases[name, kind] = prepare(self.forks, self.new_folder("case"), kind, name)
         self.cases[name, kind].begin()
         return self.cases[name, kind]
+
+
+def faulty(forks: Forks, case: Case, fault: Fault) -> Outcome:
+    """Run a case from its beginning with a fault on the way."""
+    case.begin()
+    return forks.run(*case.arguments, cwd=case.home, fault=fault)

@@ -26,30 +26,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from storing import FORMATS, read, save
 from torch import Tensor, nn
 
 import wncli
 
 RunHere = Callable[..., Ran]
 
-#: How checkpoints are stored: the suffix, and how one is written and read by its own library.
-FORMATS = ("torch", "legacy", "safetensors")
 OTHER: dict[str, Spelling] = {"hook": "parametrized", "parametrized": "hook"}
-
-
-def save(state: Any, path: Path, stored: str = "torch") -> Path:  # noqa: ANN401
-    """Write a checkpoint with the library that the format belongs to."""
-    if stored == "safetensors":
-        path = path.with_suffix(".safetensors")
-        save_file({name: value.contiguous() for name, value in state.items()}, path)
-    else:
-        torch.save(state, path, _use_new_zipfile_serialization=stored == "torch")
-    return path
-
-
-def read(path: Path) -> Any:  # noqa: ANN401
-    """Read a checkpoint with the library that the format belongs to."""
-    return load_file(path) if path.suffix == ".safetensors" else load(path)
 
 
 def convert(state: Any, folder: Path, suffix: str = ".pt", **options: Any) -> Any:  # noqa: ANN401

@@ -14,7 +14,7 @@ import torch
 from conftest import Ran, Spelling, bits, load, normalize, pair_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from storing import FORMATS, read, save
 from torch import Tensor, nn
 
 import wncli
@@ -24,26 +24,10 @@ RunHere = Callable[..., Ran]
 Tensors = dict[str, Tensor]
 Kind = tuple[Literal["plain", "hook", "parametrized"], int | None]
 
-FORMATS = ("torch", "legacy", "safetensors")
 SPELLINGS: tuple[Spelling, ...] = ("hook", "parametrized")
 DIMS = (0, 2, None)
 KINDS: list[Kind] = [("plain", 0), *itertools.product(SPELLINGS, DIMS)]
 LAYERS = ("0", "2.inner")
-
-
-def save(state: Any, path: Path, stored: str = "torch") -> Path:  # noqa: ANN401
-    """Write a checkpoint with the library that the format belongs to."""
-    if stored == "safetensors":
-        path = path.with_suffix(".safetensors")
-        save_file({name: value.contiguous() for name, value in state.items()}, path)
-    else:
-        torch.save(state, path, _use_new_zipfile_serialization=stored == "torch")
-    return path
-
-
-def read(path: Path) -> Any:  # noqa: ANN401
-    """Read a checkpoint with the library that the format belongs to."""
-    return load_file(path) if path.suffix == ".safetensors" else load(path)
 
 
 class Block(nn.Module):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,8 @@ from killing import (
     Fault,
     Forks,
     Kind,
-    Outcome,
     Prepared,
+    faulty,
     layers,
     leftovers,
     points,
@@ -29,17 +28,6 @@ from killing import (
 from shards import save
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("forks")) as forks:
-        yield forks
-
-
-@pytest.fixture(scope="module")
-def case_of(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return Prepared(forks, tmp_path_factory.mktemp)
 
 
 KINDS: tuple[Kind, ...] = ("torch", "safetensors")
@@ -56,12 +44,6 @@ def either(request: pytest.FixtureRequest, case_of: Prepared) -> Case:
     """Each case with files of one kind."""
     name, _, kind = request.param.partition(", ")
     return case_of(name, kind)
-
-
-def faulty(forks: Forks, case: Case, fault: Fault) -> Outcome:
-    """Run a case from its beginning with a fault on the way."""
-    case.begin()
-    return forks.run(*case.arguments, cwd=case.home, fault=fault)
 
 
 # -- killed --------------------------------------------------------------------------------------

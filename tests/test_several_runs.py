@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +34,6 @@ from wncli.errors import FileError
 PATIENCE = 0.2
 #: What is put in the way of a run so that others overtake it.
 STOP = signal.SIGSTOP
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("forks")) as forks:
-        yield forks
-
-
-@pytest.fixture(scope="module")
-def case_of(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return Prepared(forks, tmp_path_factory.mktemp)
 
 
 def go_on(forks: Forks, runs: Mapping[Run, Outcome]) -> list[Outcome]:

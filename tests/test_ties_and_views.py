@@ -13,8 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 from conftest import Spelling, bits, load, normalize, pair_of
+from every_dtype import tensor_of
 from test_safetensors import DTYPES
-from test_torch_zip import tensor_of
 from torch import Tensor, nn
 
 import wncli

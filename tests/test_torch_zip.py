@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from every_dtype import BITS, DTYPES, raw_of, tensor_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,28 +30,6 @@ from wncli.formats.torch_write import TorchContent
 from wncli.formats.torch_zip_write import lay_out_torch_zip
 from wncli.layout import Whole
 from wncli.tensors import Storage, TensorSpec
-
-DTYPES = (
-    "bool", "uint8", "int8", "float8_e5m2", "float8_e4m3fn", "float8_e8m0fnu", "float8_e4m3fnuz",
-    "float8_e5m2fnuz", "float4_e2m1fn_x2", "int16", "uint16", "float16", "bfloat16", "int32",
-    "uint32", "float32", "complex32", "complex64", "float64", "int64", "uint64", "complex128",
-    "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2",
-)  # fmt: skip
-
-
-def tensor_of(dtype: str, *shape: int) -> torch.Tensor:
-    kind: torch.dtype = getattr(torch, dtype)
-    count = torch.Size(shape).numel() * kind.itemsize
-    raw = torch.arange(count, dtype=torch.int64).remainder(251).to(torch.uint8)
-    if dtype == "bool":
-        raw %= 2
-    return raw.view(kind).reshape(shape)
-
-
-def raw_of(tensor: torch.Tensor) -> bytes:
-    """The elements in row-major order."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    return bytes(flat.view(torch.uint8).tolist()) if flat.numel() else b""
 
 
 def specs_of(path: Path) -> dict[str, TensorSpec]:
@@ -112,7 +91,7 @@ def assert_same(found: Any, expected: Any) -> None:  # noqa: ANN401
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, *BITS])
 def test_tensors_of_every_dtype_that_torch_saves_are_read(dtype: str, tmp_path: Path) -> None:
     tensor = tensor_of(dtype, 2, 3)
     torch.save({"w": tensor, "b": torch.zeros(2)}, tmp_path / "a.pt")
@@ -347,7 +326,7 @@ def test_the_layout_is_torchs_own_byte_for_byte(
 @given(
     st.dictionaries(
         st.text(max_size=8),
-        st.tuples(st.sampled_from(DTYPES[:-5]), st.lists(st.integers(0, 3), max_size=3)),
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=3)),
         min_size=1,
         max_size=5,
     )

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from killing import (
     Kind,
     Outcome,
     Prepared,
+    faulty,
     layers,
     leftovers,
     points,
@@ -44,27 +45,10 @@ TIDYING = ("close", "rmdir", "unlink")
 KINDS: tuple[Kind, ...] = ("safetensors", "torch")
 
 
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("forks")) as forks:
-        yield forks
-
-
-@pytest.fixture(scope="module")
-def case_of(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return Prepared(forks, tmp_path_factory.mktemp)
-
-
 @pytest.fixture(params=[f"{name}, {KINDS[place % 2]}" for place, name in enumerate(CASES)])
 def case(request: pytest.FixtureRequest, case_of: Prepared) -> Case:
     name, _, kind = request.param.partition(", ")
     return case_of(name, kind)
-
-
-def faulty(forks: Forks, case: Case, fault: Fault) -> Outcome:
-    """Run a case from its beginning with a fault on the way."""
-    case.begin()
-    return forks.run(*case.arguments, cwd=case.home, fault=fault)
 
 
 def hold_refused(ran: Outcome | Ran, *says: str) -> None:
