@@ -37,7 +37,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         """plan matching scope decide decide_like decide_compare sharding target layout blocks
         streams effective checksums threads""",
         """formats.safetensors_write formats.torch_build formats.torch_write
-        formats.torch_zip_write fill cloning output
+        formats.torch_zip_write fill computing cloning output
         output_folder outputs report comparison comparing checking verifying""",
         "api",
         """cli cli.commands cli.writing cli.reports cli.differences cli.results cli.progress
@@ -176,6 +176,14 @@ def test_a_dry_run_loads_no_numpy(command: str, suffix: str, tmp_path: Path) -> 
     loaded = modules_after(RUN, command, sample, target, "--dry-run")
     assert not loaded & {"numpy", "ml_dtypes"}
     assert not target.exists()
+
+
+@pytest.mark.parametrize("sample", ["hifigan_generator", "bfloat16.safetensors"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_only_copies_loads_no_numpy(sample: str, suffix: str, tmp_path: Path) -> None:
+    target = tmp_path / f"out{suffix}"
+    assert not modules_after(RUN, "convert", SAMPLES / sample, target) & {"numpy", "ml_dtypes"}
+    assert target.exists()
 
 
 def test_help_loads_no_numpy() -> None:

@@ -12,29 +12,24 @@ their pages. Only whole files can share their blocks.
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, assert_never
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from wncli.blocks import Array, TensorBlocks, bytes_of
 from wncli.checksums import checking
 from wncli.cloning import clone
 from wncli.formats.files import BLOCK, Source
-from wncli.layout import Elements, Layout, Magnitude, Product, Slot, Whole
-from wncli.norms import room
+from wncli.layout import Elements, Layout, Magnitude, Slot, Whole, Written
 from wncli.notes import Note
-from wncli.streams import Split, fold_pair, split_weight
 from wncli.tensors import Storage
 from wncli.threads import thread_count, thread_pool
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
-    from wncli.tensors import TensorSpec
 
 #: Called with a number of bytes that have just been written.
 Progress = Callable[[int], None]
@@ -91,8 +86,9 @@ class _Filling:
         self.progress = progress
         self.checksums = [0] * len(layout.slots)
         self.notes: list[tuple[int, Note]] = []
-        self.patches: list[tuple[int, bytes]] = []
+        self.patches: list[Written] = []
         self.stopping = False
+        self.thread = threading.local()
 
     def run(self) -> tuple[Note, ...]:
         if self.is_clone():
@@ -179,17 +175,14 @@ class _Filling:
         return None
 
     def compute(self, index: int, slot: Slot) -> None:
-        match slot.content:
-            case Elements(tensor):
-                self.copy_elements(index, slot, tensor)
-            case Magnitude():
-                self.magnitude(index, slot, slot.content)
-            case Product():
-                self.product(index, slot, slot.content)
-            case Whole():
-                raise AssertionError
-            case _:
-                assert_never(slot.content)
+        from wncli.computing import computed
+
+        assert not isinstance(slot.content, Whole)  # noqa: S101 - for the type checker
+        notes: list[Note] = []
+        runs = computed(slot.content, self.sources, self.descriptor, notes, self.patches)
+        for place, data in runs:
+            self.write_summed(index, slot.offset + place, data)
+        self.notes += [(index, note) for note in notes]
 
     # -- moving bytes ---------------------------------------------------------------------------
 
@@ -201,9 +194,8 @@ class _Filling:
             data = data[count:]
             offset += count
 
-    def write_array(self, index: int, offset: int, array: Array) -> None:
-        """Write an array's bytes, taking them into the slot's checksum."""
-        data = bytes_of(np.ascontiguousarray(array))
+    def write_summed(self, index: int, offset: int, data: memoryview) -> None:
+        """Write bytes of a slot, taking them into its checksum."""
         self.write(offset, data)
         if self.layout.seal:
             self.checksums[index] = zlib.crc32(data, self.checksums[index])
@@ -211,61 +203,22 @@ class _Filling:
 
     def copy(self, copying: _Copying) -> None:
         source = self.unchecked[copying.file]
-        buffer = room("copied", min(BLOCK, copying.nbytes), np.dtype(np.uint8))
-        for place in range(0, copying.nbytes, BLOCK):
-            block = bytes_of(buffer[: min(BLOCK, copying.nbytes - place)])
-            source.read_into(copying.offset + place, block, "the tensors")
-            self.write(copying.target + place, block)
-            self.progress(len(block))
+        for place, data in self.read(source, copying.offset, copying.nbytes):
+            self.write(copying.target + place, data)
+            self.progress(len(data))
 
     def copy_summed(self, index: int, source: Source, offset: int, slot: Slot) -> None:
-        buffer = room("copied", min(BLOCK, slot.nbytes), np.dtype(np.uint8))
-        for place in range(0, slot.nbytes, BLOCK):
-            block = buffer[: min(BLOCK, slot.nbytes - place)]
-            source.read_into(offset + place, bytes_of(block), "the tensors")
-            self.write_array(index, slot.offset + place, block)
+        for place, data in self.read(source, offset, slot.nbytes):
+            self.write_summed(index, slot.offset + place, data)
 
-    def copy_elements(self, index: int, slot: Slot, tensor: TensorSpec) -> None:
-        element = np.dtype(f"V{tensor.dtype.itemsize}")
-        source = self.sources[tensor.storage.file]
-        blocks = TensorBlocks(source, tensor, element, row_major=True)
-        for block in blocks:
-            place = slot.offset + block.start * element.itemsize
-            self.write_array(index, place, blocks.read(block))
-
-    # -- arithmetic -----------------------------------------------------------------------------
-
-    def magnitude(self, index: int, slot: Slot, content: Magnitude) -> None:
-        weight, dim = content.weight, content.dim
-        itemsize = weight.dtype.itemsize
-        if content.of_output:
-            split = self.split_written(content)
-        else:
-            split = split_weight(self.sources, weight, dim)
-        self.notes += [(index, note) for note in split.notes]
-        for channel, unit in split.units:
-            step = 0 if dim is None else content.strides[dim] * channel
-            self.patches.append((content.direction + (content.offset + step) * itemsize, unit))
-        self.write_array(index, slot.offset, split.g)
-
-    def split_written(self, content: Magnitude) -> Split:
-        """The magnitude of a weight that stands in the output by now."""
-        weight = content.weight
-        with os.fdopen(os.dup(self.descriptor), "rb") as file:
-            written = Source(self.sources[weight.storage.file].path, file)
-            storage = Storage(weight.name, content.direction, written.nbytes - content.direction)
-            placed = weight._replace(
-                storage=storage, offset=content.offset, strides=content.strides
-            )
-            return split_weight((written,), placed, content.dim)
-
-    def product(self, index: int, slot: Slot, content: Product) -> None:
-        notes: list[Note] = []
-        itemsize = content.pair.dtype.itemsize
-        runs = fold_pair(self.sources, content.pair, notes, row_major_order=content.row_major)
-        for start, w in runs:
-            self.write_array(index, slot.offset + start * itemsize, w)
-        self.notes += [(index, note) for note in notes]
+    def read(self, source: Source, offset: int, nbytes: int) -> Iterator[tuple[int, memoryview]]:
+        """A run of the input in pieces, each with its place, that share a thread's one buffer."""
+        if not hasattr(self.thread, "buffer"):
+            self.thread.buffer = memoryview(bytearray(BLOCK))
+        for place in range(0, nbytes, BLOCK):
+            piece: memoryview = self.thread.buffer[: min(BLOCK, nbytes - place)]
+            source.read_into(offset + place, piece, "the tensors")
+            yield place, piece
 
     def apply_patches(self) -> None:
         """Give all-zero slices of v their direction, now that what it replaces is written."""
