@@ -15,7 +15,7 @@ import os
 import threading
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,6 +36,10 @@ Progress = Callable[[int], None]
 
 #: Bytes that one thread copies before it takes up something else.
 _PART = 8 << 20
+#: Runs of fewer bytes are copied sooner than threads can agree on who does.
+_SMALL = 64 << 10
+
+_Task = Callable[[], None]
 
 
 class _Copying(NamedTuple):
@@ -95,9 +99,11 @@ class _Filling:
             return ()
         for offset, data in self.layout.fixed:
             self.write(offset, memoryview(data))
+        small, *stages = self.tasks()
+        self.work(small)
         with thread_pool() as pool:
             try:
-                for tasks in self.tasks():
+                for tasks in stages:
                     in_turn = iter(tasks)
                     count = min(len(tasks), thread_count())
                     self.wait_for([pool.submit(self.work, in_turn) for _ in range(count)])
@@ -123,7 +129,7 @@ class _Filling:
         return False
 
     @staticmethod
-    def work(tasks: Iterator[Callable[[], None]]) -> None:
+    def work(tasks: Iterable[_Task]) -> None:
         """Carry out tasks until none is left; other threads take from the same ones."""
         for task in tasks:
             task()
@@ -136,10 +142,11 @@ class _Filling:
             if failure and not isinstance(failure, _Stopped):
                 raise failure
 
-    def tasks(self) -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
-        """What can be done at once, and what can be done when that is there."""
-        tasks: list[Callable[[], None]] = []
-        afterwards: list[Callable[[], None]] = []
+    def tasks(self) -> tuple[list[_Task], list[_Task], list[_Task]]:
+        """What is too small for threads, what they can share, what they can when that is there."""
+        small: list[_Task] = []
+        tasks: list[_Task] = []
+        afterwards: list[_Task] = []
         copies: list[_Copying] = []
         for index, slot in enumerate(self.layout.slots):
             run = self.plain_run(slot)
@@ -158,8 +165,10 @@ class _Filling:
                 copies[-1] = copies[-1]._replace(nbytes=copies[-1].nbytes + slot.nbytes)
             else:
                 copies.append(copying)
-        tasks += [partial(self.copy, part) for copying in copies for part in copying.parts()]
-        return tasks, afterwards
+        for copying in copies:
+            parts = [partial(self.copy, part) for part in copying.parts()]
+            (small if copying.nbytes < _SMALL else tasks).extend(parts)
+        return small, tasks, afterwards
 
     @staticmethod
     def plain_run(slot: Slot) -> tuple[Storage, int, int | None] | None:
