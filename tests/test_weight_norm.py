@@ -451,6 +451,20 @@ def test_decompose_leaves_its_input_alone() -> None:
 
 
 @every_dtype
+@pytest.mark.parametrize("length", [7, 8, 191, 192, 8193])
+def test_compose_of_rows_of_any_length_stays_within_one_ulp(dtype: Dtype, length: int) -> None:
+    g, v = normal((3, 1), dtype), normal((3, length), dtype)
+    assert_is_product(compose(g, v), g, v, 0)
+
+
+def test_numpys_settings_stay_as_the_caller_has_them() -> None:
+    before = np.getbufsize(), np.geterr()
+    compose(normal((3, 1), FLOAT64), normal((3, 500), FLOAT64))
+    compose(normal((3, 1), FLOAT32), normal((3, 500), FLOAT32))
+    assert (np.getbufsize(), np.geterr()) == before
+
+
+@every_dtype
 @pytest.mark.parametrize(("legs", "norm"), [((3, 4), 5), ((2, 3, 6), 7), ((1, 4, 8), 9)])
 def test_a_norm_halfway_between_two_numbers_comes_back(
     dtype: Dtype, legs: tuple[int, ...], norm: int
