@@ -174,7 +174,8 @@ class NormSum:
         elif values.shape[2] >= _SHORT_ROW:
             for start in range(0, values.shape[2], _LONGEST_DOT):
                 run = values[:, :, start : start + _LONGEST_DOT]
-                self._high[where] += np.vecdot(run, run).sum(axis=0)
+                sums = np.vecdot(run, run)
+                self._high[where] += sums[0] if len(sums) == 1 else sums.sum(axis=0)
         else:
             squares = room("squares", values.size, _FLOAT64).reshape(values.shape)
             self._high[where] += np.square(values, out=squares).sum(axis=(0, 2))
@@ -258,14 +259,16 @@ def factors(g: Array, norms: Norms, *, may_match: bool = True, empty: bool = Fal
         empty: v has no elements, so that no direction can be undefined.
     """
     stored = g.astype(np.float64)
-    zero = norms.high == 0
-    undefined = zero & (stored != 0) & (not empty)
-    unchanged = zero & (stored == 0)
-    if may_match:
-        unchanged |= norms.matches(g)
+    unchanged = norms.matches(g) if may_match else np.zeros(g.shape, np.bool_)
+    undefined = norms.high == 0
+    if undefined.any():
+        unchanged |= undefined & (stored == 0)
+        undefined &= (stored != 0) & (not empty)
     non_finite = ~(np.isfinite(stored) & np.isfinite(norms.high))
     if norms.low is None or norms.exponent is None:
-        high = np.where(unchanged, 1.0, stored / norms.high)
+        high = stored / norms.high
+        if unchanged.any():
+            high[unchanged] = 1
         return Factors(high, undefined, unchanged, non_finite)
     g_part, g_exponent = np.frexp(stored)
     n_part, n_exponent = np.frexp(norms.high)

@@ -133,8 +133,8 @@ def norms_of(blocks: TensorBlocks, *, wide: bool) -> Norms:
 def _scaling(where: str, pair: Pair, g: Array, norms: Norms, first: int) -> Factors:
     same_dtype = pair.g.dtype is pair.v.dtype
     found = factors(g, norms, may_match=same_dtype, empty=not pair.v.numel)
-    undefined = np.flatnonzero(found.undefined)
-    if undefined.size:
+    if found.undefined.any():
+        undefined = np.flatnonzero(found.undefined)
         raise WeightNormError(
             where,
             f"{slices_named(undefined + first, pair.g.numel)} of {pair.v.name} is all zero and"
