@@ -42,10 +42,13 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
     tensors = [(part.state_dict.root, spec) for part in plan.parts
                for spec in part.state_dict.tensors]  # fmt: skip
     total = sum(spec.nbytes for _, spec in tensors)
+    odd: set[tuple[str, str]] = set()
 
     def look(item: tuple[str, TensorSpec]) -> list[Note]:
         root, spec = item
         found = _numbers(sources, spec, join(root, spec.name))
+        if found:
+            odd.add((root, spec.name))
         if progress:
             progress(spec.nbytes, total)
         return found
@@ -58,10 +61,9 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
         damaged = [member for member in damaged_members(source) if member not in known]
         found += [damage_note(member, file) for member in damaged]
     with thread_pool() as pool:
-        odd = _all(pool.map(look, tensors))
-        places = frozenset(note.where for note in odd)
-        looked = _all(pool.map(lambda item: list(_pair(sources, places, *item)), pairs))
-    return (*found, *odd, *looked)
+        found += _all(pool.map(look, tensors))
+        found += _all(pool.map(lambda item: list(_pair(sources, odd, *item)), pairs))
+    return tuple(found)
 
 
 def _all(found: Iterable[list[Note]]) -> list[Note]:
@@ -86,8 +88,8 @@ def _numbers(sources: Sources, spec: TensorSpec, where: str) -> list[Note]:
     ]
 
 
-def _pair(sources: Sources, odd: frozenset[str], root: str, pair: Pair) -> Iterator[Note]:
-    """What is wrong with a pair; `odd` are the tensors that have NaN or Inf."""
+def _pair(sources: Sources, odd: set[tuple[str, str]], root: str, pair: Pair) -> Iterator[Note]:
+    """What is wrong with a pair; `odd` are the tensors that have NaN or Inf, with their roots."""
     where = join(root, pair.weight)
 
     def finding(code: str, message: str) -> Note:
@@ -106,7 +108,7 @@ def _pair(sources: Sources, odd: frozenset[str], root: str, pair: Pair) -> Itera
     except WeightNormError as error:
         yield finding("zero-direction", error.problem)
         return
-    if sum(products) and odd.isdisjoint(join(root, half.name) for half in (pair.g, pair.v)):
+    if sum(products) and odd.isdisjoint((root, half.name) for half in (pair.g, pair.v)):
         message = f"{sum(products):,} elements of {pair.weight} are beyond {pair.dtype.label}"
         yield finding("overflow", message)
     if pair.stale:

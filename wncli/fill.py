@@ -2,11 +2,11 @@
 
 Memory is a few blocks per thread, whatever the tensors' sizes. What is unchanged is copied, and
 checksums that the input records for such bytes are passed on; where none will be recorded, the
-bytes are held against them first, as is what is computed with.
+bytes are held against them on the way, as is what is computed with.
 
 Copying is reading and writing: two threads do that in half the time of copy_file_range or sendfile,
-which move one page after the other, and twice as long where the two places stand differently in
-their pages. Only whole files can share their blocks.
+which move one page after the other, and take half as long again where the two places stand
+differently in their pages. Only whole files can share their blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import os
 import threading
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -84,8 +85,8 @@ class _Filling:
         self, layout: Layout, sources: Sources, descriptor: int, progress: Progress
     ) -> None:
         self.layout = layout
-        self.sources = checking(layout, sources)
-        self.unchecked = sources
+        self.checked = checking(layout, sources)
+        self.sources = sources
         self.descriptor = descriptor
         self.progress = progress
         self.checksums = [0] * len(layout.slots)
@@ -100,18 +101,18 @@ class _Filling:
         for offset, data in self.layout.fixed:
             self.write(offset, memoryview(data))
         small, *stages = self.tasks()
-        self.work(small)
+        self.work(deque(small))
         with thread_pool() as pool:
             try:
                 for tasks in stages:
-                    in_turn = iter(tasks)
                     count = min(len(tasks), thread_count())
-                    self.wait_for([pool.submit(self.work, in_turn) for _ in range(count)])
+                    left = deque(tasks)
+                    self.wait_for([pool.submit(self.work, left) for _ in range(count)])
             except BaseException:
                 self.stopping = True
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown()
                 raise
-        for source in self.sources:
+        for source in self.checked:
             source.finish()
         self.apply_patches()
         if self.layout.seal:
@@ -128,10 +129,13 @@ class _Filling:
                 return whole and clone(source, self.descriptor)
         return False
 
-    @staticmethod
-    def work(tasks: Iterable[_Task]) -> None:
+    def work(self, left: deque[_Task]) -> None:
         """Carry out tasks until none is left; other threads take from the same ones."""
-        for task in tasks:
+        while not self.stopping:
+            try:
+                task = left.popleft()
+            except IndexError:
+                return
             task()
 
     @staticmethod
@@ -156,7 +160,7 @@ class _Filling:
                 continue
             storage, offset, checksum = run
             if checksum is None if self.layout.seal else storage.crc is not None:
-                source = self.sources[storage.file]
+                source = self.checked[storage.file]
                 tasks.append(partial(self.copy_summed, index, source, offset, slot))
                 continue
             self.checksums[index] = checksum or 0
@@ -188,7 +192,7 @@ class _Filling:
 
         assert not isinstance(slot.content, Whole)  # noqa: S101 - for the type checker
         notes: list[Note] = []
-        runs = computed(slot.content, self.sources, self.descriptor, notes, self.patches)
+        runs = computed(slot.content, self.checked, self.descriptor, notes, self.patches)
         for place, data in runs:
             self.write_summed(index, slot.offset + place, data)
         self.notes += [(index, note) for note in notes]
@@ -211,7 +215,7 @@ class _Filling:
         self.progress(len(data))
 
     def copy(self, copying: _Copying) -> None:
-        source = self.unchecked[copying.file]
+        source = self.sources[copying.file]
         for place, data in self.read(source, copying.offset, copying.nbytes):
             self.write(copying.target + place, data)
             self.progress(len(data))

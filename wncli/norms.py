@@ -110,7 +110,8 @@ def widened(block: Array) -> Float64:
 class Norms(NamedTuple):
     """Norms not yet rounded to a stored dtype: `(high + low) * 2**exponent`, per channel.
 
-    Only those where float64 is involved have a low part and an exponent.
+    Those that were gathered wide, and those of another order than 2, have a low part and an
+    exponent.
     """
 
     high: Float64
@@ -260,10 +261,11 @@ def factors(g: Array, norms: Norms, *, may_match: bool = True, empty: bool = Fal
     """
     stored = g.astype(np.float64)
     unchanged = norms.matches(g) if may_match else np.zeros(g.shape, np.bool_)
-    undefined = norms.high == 0
-    if undefined.any():
-        unchanged |= undefined & (stored == 0)
-        undefined &= (stored != 0) & (not empty)
+    zero = norms.high == 0
+    undefined = zero
+    if zero.any():
+        unchanged |= zero & (stored == 0)
+        undefined = zero & (stored != 0) & (not empty)
     non_finite = ~(np.isfinite(stored) & np.isfinite(norms.high))
     if norms.low is None or norms.exponent is None:
         high = stored / norms.high

@@ -78,8 +78,8 @@ def fold_pair(
 ) -> Iterator[tuple[int, Array]]:
     """The product of a pair as runs of elements, each with the place of its first.
 
-    A run is good until the next is asked for: all are made in one buffer. What the data shows is
-    added to `notes` with the last run.
+    A run is good until the next is asked for: it is made in v's buffer, or in one beside it. What
+    the data shows is added to `notes` with the last run.
 
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.

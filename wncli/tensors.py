@@ -55,6 +55,8 @@ class DType(Enum):
     BITS2X4 = (None, "bits2x4", None, 8)
     BITS4X2 = (None, "bits4x2", None, 8)
 
+    __hash__ = object.__hash__  # that of Enum is written in Python, and asked for every tensor
+
     def __init__(
         self, safetensors: str | None, torch: str | None, torch_storage: str | None, bits: int
     ) -> None:
@@ -177,5 +179,5 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     step = 1
     for size in reversed(shape):
         strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+        step *= size or 1
+    return tuple(strides[::-1])

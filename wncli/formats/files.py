@@ -9,8 +9,8 @@ from typing import IO
 
 from wncli.errors import FileError, FormatError
 
-#: Bytes that are read at a time: large enough that a system call costs nothing, small enough for a
-#: core's cache.
+#: The most bytes that are read at a time: large enough that a system call costs nothing, small
+#: enough for a core's cache.
 BLOCK = 1 << 20
 
 

@@ -101,7 +101,8 @@ def _tensor(source: Source, name: str, entry: Any, data: int) -> TensorSpec:  # 
     if len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004
         raise _broken(source, f"tensor {name!r} needs two ascending offsets", found=str(offsets))
     begin, end = offsets
-    numel = count_elements(tuple(shape))
+    sizes = tuple(shape)
+    numel = count_elements(sizes)
     if numel is None:
         raise _broken(source, f"tensor {name!r} has more elements than 64 bits can count")
     if numel * dtype.bits != (end - begin) * 8:
@@ -112,13 +113,16 @@ def _tensor(source: Source, name: str, entry: Any, data: int) -> TensorSpec:  # 
             f"{end - begin} bytes",
         )
     storage = Storage(name, data + begin, end - begin, file=source.number)
-    return TensorSpec(name, dtype, tuple(shape), storage, 0, row_major(tuple(shape)))
+    return TensorSpec(name, dtype, sizes, storage, 0, row_major(sizes))
 
 
 def _are_counts(values: Any) -> bool:  # noqa: ANN401
-    return isinstance(values, list) and all(
-        type(value) is int and 0 <= value < 1 << 64 for value in values
-    )
+    if not isinstance(values, list):
+        return False
+    for value in values:  # noqa: SIM110 - a generator would take twice as long, for every tensor
+        if type(value) is not int or not 0 <= value < 1 << 64:
+            return False
+    return True
 
 
 def tied(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> list[TensorSpec]:
