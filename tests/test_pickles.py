@@ -741,3 +741,28 @@ def test_memo_places_beyond_any_memory_take_none() -> None:
     data = b"\x80\x02]r\xff\xff\xff\xffj\xff\xff\xff\xff\x86."
     first, second = load(rewritten(data))
     assert first is second
+
+
+#: What a pickle does with its memo, and the place it names; the last one names none.
+MEMO_STEPS = (pickle.BINPUT, pickle.BINGET, pickle.MEMOIZE)
+
+
+@given(st.lists(st.tuples(st.sampled_from(MEMO_STEPS), st.integers(0, 9)), max_size=25))
+@settings(max_examples=500, deadline=None)
+def test_memo_places_in_any_order_are_what_an_unpickler_takes_them_for(
+    steps: list[tuple[bytes, int]],
+) -> None:
+    """Most pickles count their places from 0 on; nothing says that they must."""
+    data = pickle.MARK
+    for value, (step, place) in enumerate(steps):
+        if step != pickle.BINGET:
+            data += pickle.BININT1 + bytes([value])
+        data += step + (b"" if step == pickle.MEMOIZE else bytes([place]))
+    data += pickle.LIST + pickle.STOP
+    try:
+        expected = pickle.loads(data)  # noqa: S301
+    except pickle.UnpicklingError:
+        with pytest.raises(FormatError, match="is read before it is written"):
+            read(data)
+    else:
+        assert read(data) == expected

@@ -226,8 +226,9 @@ class _Filling:
 
     def read(self, source: Source, offset: int, nbytes: int) -> Iterator[tuple[int, memoryview]]:
         """A run of the input in pieces, each with its place, that share a thread's one buffer."""
-        if not hasattr(self.thread, "buffer"):
-            self.thread.buffer = memoryview(bytearray(BLOCK))
+        size = min(nbytes, BLOCK)
+        if len(getattr(self.thread, "buffer", b"")) < size:
+            self.thread.buffer = memoryview(bytearray(size))
         for place in range(0, nbytes, BLOCK):
             piece: memoryview = self.thread.buffer[: min(BLOCK, nbytes - place)]
             source.read_into(offset + place, piece, "the tensors")

@@ -112,7 +112,9 @@ class _Machine:
         self.stack: list[Node] = []
         #: The stacks below each mark.
         self.marks: list[list[Node]] = []
-        self.memo: dict[int, Node] = {}
+        #: What has been remembered, by its place; and what was, at places far ahead of all others.
+        self.memo: list[Node] = []
+        self.ahead: dict[int, Node] = {}
         self.globals: list[Global] = []
         self.persistent_ids: list[PersistentId] = []
         self.calls: list[Call] = []
@@ -223,12 +225,12 @@ class _Machine:
         self.stack.append(node)
 
     def binput(self) -> None:
-        self.memo[self.data[self.place]] = self.top()
+        self.remember(self.data[self.place])
         self.place += 1
 
     def long_binput(self) -> None:
         (place,) = _UINT32.unpack_from(self.data, self.place)
-        self.memo[place] = self.top()
+        self.remember(place)
         self.place += 4
 
     def binget(self) -> None:
@@ -245,14 +247,25 @@ class _Machine:
         self.stack.append(self.take(count).decode("utf-8", "surrogatepass"))
 
     def remember(self, place: int) -> None:
-        if place < 0:
+        node = self.top()
+        if place == len(self.memo):  # as picklers count, which takes a tenth of a dict's memory
+            self.memo.append(node)
+            if self.ahead:
+                self.ahead.pop(place, None)
+        elif place > len(self.memo):
+            self.ahead[place] = node
+        elif place >= 0:
+            self.memo[place] = node
+        else:
             raise self.broken("a memo place is negative")
-        self.memo[place] = self.top()
 
     def recall(self, place: int) -> None:
-        if place not in self.memo:
+        if 0 <= place < len(self.memo):
+            self.stack.append(self.memo[place])
+        elif place in self.ahead:
+            self.stack.append(self.ahead[place])
+        else:
             raise self.broken(f"memo {place} is read before it is written")
-        self.stack.append(self.memo[place])
 
     def text(self, raw: bytes) -> None:
         self.push(raw.decode("utf-8", "surrogatepass"))
@@ -480,7 +493,7 @@ _METHODS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.PUT: lambda m: m.remember(int(m.line())),
     pickle.BINPUT: _Machine.binput,
     pickle.LONG_BINPUT: _Machine.long_binput,
-    pickle.MEMOIZE: lambda m: m.remember(len(m.memo)),
+    pickle.MEMOIZE: lambda m: m.remember(len(m.memo) + len(m.ahead)),
     pickle.GLOBAL: lambda m: m.name(m.line().decode("utf-8"), m.line().decode("utf-8")),
     pickle.STACK_GLOBAL: _Machine.name_from_stack,
     pickle.REDUCE: lambda m: m.reduce("REDUCE"),
