@@ -14,6 +14,7 @@ BITS = ("bits8", "bits16", "bits1x8", "bits2x4", "bits4x2")
 
 
 def tensor_of(dtype: str, *shape: int) -> torch.Tensor:
+    """A tensor whose bytes are all different, as far as they can be."""
     kind: torch.dtype = getattr(torch, dtype)
     count = torch.Size(shape).numel() * kind.itemsize
     raw = torch.arange(count, dtype=torch.int64).remainder(251).to(torch.uint8)

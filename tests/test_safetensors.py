@@ -15,6 +15,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from every_dtype import tensor_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -69,16 +70,6 @@ def copied(source: Path, target: Path) -> bytes:
     """What is written when every tensor of `source` is copied into a new safetensors file."""
     wncli.convert(source, target, format="safetensors", force=True)
     return target.read_bytes()
-
-
-def tensor_of(dtype: str, *shape: int) -> torch.Tensor:
-    """A tensor whose bytes are all different, as far as they can be."""
-    kind: torch.dtype = getattr(torch, dtype)
-    count = torch.Size(shape).numel() * kind.itemsize
-    raw = torch.arange(count, dtype=torch.int64).remainder(251).to(torch.uint8)
-    if dtype == "bool":
-        raw %= 2
-    return raw.view(kind).reshape(shape)
 
 
 # -- files that the reference reads -----------------------------------------------------------

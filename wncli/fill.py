@@ -105,12 +105,10 @@ class _Filling:
         with thread_pool() as pool:
             try:
                 for tasks in stages:
-                    count = min(len(tasks), thread_count())
                     left = deque(tasks)
-                    self.wait_for([pool.submit(self.work, left) for _ in range(count)])
+                    self.wait_for([pool.submit(self.work, left) for _ in range(thread_count())])
             except BaseException:
                 self.stopping = True
-                pool.shutdown()
                 raise
         for source in self.checked:
             source.finish()
@@ -141,8 +139,7 @@ class _Filling:
     @staticmethod
     def wait_for(running: Sequence[Future[None]]) -> None:
         done, _ = wait(running, return_when=FIRST_EXCEPTION)
-        failures = [f.exception() for f in done if not f.cancelled() and f.exception()]
-        for failure in failures:
+        for failure in (future.exception() for future in done):
             if failure and not isinstance(failure, _Stopped):
                 raise failure
 
