@@ -35,7 +35,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         formats.safetensors formats.strict_json formats.folder formats.shard_files
         formats.shard_index formats.sharded""",
         """plan matching scope decide decide_like decide_compare sharding target layout blocks
-        streams effective checksums threads""",
+        streams effective checksums workers""",
         """formats.safetensors_write formats.torch_build formats.torch_write
         formats.torch_zip_write fill computing cloning output
         output_folder outputs report comparison comparing checking verifying""",
@@ -120,7 +120,7 @@ def test_only_the_command_line_knows_the_terminal_libraries() -> None:
 # What is loaded when
 
 RECORD = """
-import json, runpy, sys
+import json, sys
 sys.argv[:] = ["wn", *sys.argv[1:]]
 try:
     {run}
@@ -128,7 +128,7 @@ except SystemExit as end:
     assert not end.code, end.code
 print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 """
-RUN = 'runpy.run_module("wncli", run_name="__main__")'
+RUN = "from wncli.cli import main; main()"
 
 
 def modules_after(run: str, *arguments: str | Path) -> set[str]:

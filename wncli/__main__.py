@@ -1,5 +1,5 @@
 """`python -m wncli` is `wn`."""
 
-from wncli.cli import main
+from wncli.cli import program
 
-main()
+program()

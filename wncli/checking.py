@@ -22,7 +22,7 @@ from wncli.notes import Note
 from wncli.plan import Compose
 from wncli.streams import norms_of, slices_named
 from wncli.tensors import DType
-from wncli.threads import thread_pool
+from wncli.workers import thread_pool
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources

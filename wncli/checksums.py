@@ -55,6 +55,10 @@ class _Run:
         self.lock = threading.Lock()
 
 
+#: How far each storage that was touched has been summed up, by its number: place and checksum.
+Summed = dict[int, tuple[int, int]]
+
+
 class CheckedSource(Source):
     """A source that sums up the bytes of `storages` as they are read.
 
@@ -82,6 +86,20 @@ class CheckedSource(Source):
                 step = buffer[: min(BLOCK, run.end - run.place)]
                 self.read_into(run.place, step, f"storage {run.storage.key!r}")
 
+    @property
+    def summed(self) -> Summed:
+        """How far its storages have been summed up."""
+        return {number: (run.place, run.crc) for number, run in enumerate(self.runs) if run.touched}
+
+    def add(self, summed: Summed) -> None:
+        """Take in what another reader of the same file has summed up, where it came further."""
+        for number, (place, crc) in summed.items():
+            run = self.runs[number]
+            run.touched = True
+            if place > run.place:
+                run.place, run.crc = place, crc
+                self._judge(run)
+
     def _sum_up(self, run: _Run, offset: int, buffer: memoryview) -> None:
         if offset >= run.end:
             return
@@ -94,6 +112,9 @@ class CheckedSource(Source):
                 run.place += len(buffer)
         finally:
             run.lock.release()
+        self._judge(run)
+
+    def _judge(self, run: _Run) -> None:
         if run.place == run.end and run.crc != run.storage.crc:
             raise damaged(self, f"storage {run.storage.key!r}", run.storage.crc or 0, run.crc)
 

@@ -13,7 +13,7 @@ from wncli.naming import join
 from wncli.report import Parameters
 from wncli.survey import Pair
 from wncli.tensors import TensorSpec
-from wncli.threads import thread_pool
+from wncli.workers import thread_pool
 
 if TYPE_CHECKING:
     from wncli.decide_compare import ComparePlan, Counterparts

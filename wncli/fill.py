@@ -1,10 +1,10 @@
 """Carries out a layout: fills every byte range of the output, in parallel, from the input.
 
-Memory is a few blocks per thread, whatever the tensors' sizes. What is unchanged is copied, and
+Memory is a few blocks per worker, whatever the tensors' sizes. What is unchanged is copied, and
 checksums that the input records for such bytes are passed on; where none will be recorded, the
 bytes are held against them on the way, as is what is computed with.
 
-Copying is reading and writing: two threads do that in half the time of copy_file_range or sendfile,
+Copying is reading and writing: two workers do that in half the time of copy_file_range or sendfile,
 which move one page after the other, and take half as long again where the two places stand
 differently in their pages. Only whole files can share their blocks.
 """
@@ -15,19 +15,17 @@ import os
 import threading
 import zlib
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from wncli.checksums import checking
+from wncli.checksums import Summed, checking
 from wncli.cloning import clone
 from wncli.formats.files import BLOCK, Source
 from wncli.layout import Elements, Layout, Magnitude, Slot, Whole, Written
 from wncli.notes import Note
 from wncli.tensors import Storage
-from wncli.threads import thread_count, thread_pool
+from wncli.workers import Stopped, share_out
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
@@ -35,12 +33,20 @@ if TYPE_CHECKING:
 #: Called with a number of bytes that have just been written.
 Progress = Callable[[int], None]
 
-#: Bytes that one thread copies before it takes up something else.
+#: Bytes that one worker copies before it takes up something else.
 _PART = 8 << 20
-#: Runs of fewer bytes are copied sooner than threads can agree on who does.
+#: Runs of fewer bytes are copied sooner than workers can agree on who does.
 _SMALL = 64 << 10
 
-_Task = Callable[[], None]
+#: Checksums of slots, notes on slots, patches, and what has been summed up of each source.
+_Results = tuple[dict[int, int], list[tuple[int, Note]], list[Written], list[Summed]]
+
+
+class _Task(NamedTuple):
+    """Something that can be done beside other such things: the bytes that it reads, and how."""
+
+    nbytes: int
+    carry_out: Callable[[], None]
 
 
 class _Copying(NamedTuple):
@@ -52,7 +58,7 @@ class _Copying(NamedTuple):
     nbytes: int
 
     def parts(self) -> Iterator[_Copying]:
-        """Pieces that threads can copy side by side."""
+        """Pieces that workers can copy side by side."""
         for start in range(0, self.nbytes, _PART):
             count = min(_PART, self.nbytes - start)
             yield _Copying(self.file, self.offset + start, self.target + start, count)
@@ -61,10 +67,6 @@ class _Copying(NamedTuple):
         """Whether `other` goes on where this ends, in both files."""
         ends = self.file, self.offset + self.nbytes, self.target + self.nbytes
         return ends == (other.file, other.offset, other.target)
-
-
-class _Stopped(Exception):  # noqa: N818 - ends a thread after another has failed
-    """Another part of the run has failed."""
 
 
 def fill(layout: Layout, sources: Sources, descriptor: int, progress: Progress) -> tuple[Note, ...]:
@@ -81,6 +83,8 @@ def fill(layout: Layout, sources: Sources, descriptor: int, progress: Progress) 
 
 
 class _Filling:
+    """An output in the making, and what comes of it: a crew, as `share_out` wants one."""
+
     def __init__(
         self, layout: Layout, sources: Sources, descriptor: int, progress: Progress
     ) -> None:
@@ -89,9 +93,11 @@ class _Filling:
         self.sources = sources
         self.descriptor = descriptor
         self.progress = progress
-        self.checksums = [0] * len(layout.slots)
+        #: Of the slots that are done, by their numbers.
+        self.checksums: dict[int, int] = {}
         self.notes: list[tuple[int, Note]] = []
         self.patches: list[Written] = []
+        self.tasks: list[_Task] = []
         self.stopping = False
         self.thread = threading.local()
 
@@ -100,21 +106,20 @@ class _Filling:
             return ()
         for offset, data in self.layout.fixed:
             self.write(offset, memoryview(data))
-        small, *stages = self.tasks()
-        self.work(deque(small))
-        with thread_pool() as pool:
-            try:
-                for tasks in stages:
-                    left = deque(tasks)
-                    self.wait_for([pool.submit(self.work, left) for _ in range(thread_count())])
-            except BaseException:
-                self.stopping = True
-                raise
+        small, *stages = self.divide()
+        for task in small:
+            task.carry_out()
+        for self.tasks in stages:
+            # The largest first, so that no worker is left alone with one in the end.
+            sizes = [-(task.nbytes // _PART) for task in self.tasks]
+            order = sorted(range(len(sizes)), key=sizes.__getitem__)
+            share_out(order, self, sum(task.nbytes for task in self.tasks))
         for source in self.checked:
             source.finish()
         self.apply_patches()
         if self.layout.seal:
-            for offset, data in self.layout.seal(self.checksums):
+            checksums = [self.checksums[index] for index in range(len(self.layout.slots))]
+            for offset, data in self.layout.seal(checksums):
                 self.write(offset, memoryview(data))
         return tuple(note for _, note in sorted(self.notes, key=lambda item: item[0]))
 
@@ -127,24 +132,8 @@ class _Filling:
                 return whole and clone(source, self.descriptor)
         return False
 
-    def work(self, left: deque[_Task]) -> None:
-        """Carry out tasks until none is left; other threads take from the same ones."""
-        while not self.stopping:
-            try:
-                task = left.popleft()
-            except IndexError:
-                return
-            task()
-
-    @staticmethod
-    def wait_for(running: Sequence[Future[None]]) -> None:
-        done, _ = wait(running, return_when=FIRST_EXCEPTION)
-        for failure in (future.exception() for future in done):
-            if failure and not isinstance(failure, _Stopped):
-                raise failure
-
-    def tasks(self) -> tuple[list[_Task], list[_Task], list[_Task]]:
-        """What is too small for threads, what they can share, what they can when that is there."""
+    def divide(self) -> tuple[list[_Task], list[_Task], list[_Task]]:
+        """What is too small to share, what workers can share, what they can when that is there."""
         small: list[_Task] = []
         tasks: list[_Task] = []
         afterwards: list[_Task] = []
@@ -152,13 +141,17 @@ class _Filling:
         for index, slot in enumerate(self.layout.slots):
             run = self.plain_run(slot)
             if run is None:
+                import wncli.computing  # noqa: F401 - before forks would each import it
+
                 waits = isinstance(slot.content, Magnitude) and slot.content.of_output
-                (afterwards if waits else tasks).append(partial(self.compute, index, slot))
+                task = _Task(_read_for(slot), partial(self.compute, index, slot))
+                (afterwards if waits else tasks).append(task)
                 continue
             storage, offset, checksum = run
             if checksum is None if self.layout.seal else storage.crc is not None:
                 source = self.checked[storage.file]
-                tasks.append(partial(self.copy_summed, index, source, offset, slot))
+                copy = partial(self.copy_summed, index, source, offset, slot)
+                tasks.append(_Task(slot.nbytes, copy))
                 continue
             self.checksums[index] = checksum or 0
             copying = _Copying(storage.file, offset, slot.offset, slot.nbytes)
@@ -167,7 +160,7 @@ class _Filling:
             else:
                 copies.append(copying)
         for copying in copies:
-            parts = [partial(self.copy, part) for part in copying.parts()]
+            parts = [_Task(part.nbytes, partial(self.copy, part)) for part in copying.parts()]
             (small if copying.nbytes < _SMALL else tasks).extend(parts)
         return small, tasks, afterwards
 
@@ -188,17 +181,38 @@ class _Filling:
         from wncli.computing import computed
 
         assert not isinstance(slot.content, Whole)  # noqa: S101 - for the type checker
+        self.checksums[index] = 0
         notes: list[Note] = []
         runs = computed(slot.content, self.checked, self.descriptor, notes, self.patches)
         for place, data in runs:
             self.write_summed(index, slot.offset + place, data)
         self.notes += [(index, note) for note in notes]
 
+    # -- as a crew -------------------------------------------------------------------------------
+
+    def work(self, task: int) -> None:
+        self.tasks[task].carry_out()
+
+    def begin(self) -> None:
+        self.checksums, self.notes, self.patches = {}, [], []
+
+    def results(self) -> _Results:
+        summed = [source.summed for source in self.checked]
+        return self.checksums, self.notes, self.patches, summed
+
+    def add(self, results: _Results) -> None:
+        checksums, notes, patches, summed = results
+        self.checksums |= checksums
+        self.notes += notes
+        self.patches += patches
+        for source, found in zip(self.checked, summed, strict=True):
+            source.add(found)
+
     # -- moving bytes ---------------------------------------------------------------------------
 
     def write(self, offset: int, data: memoryview) -> None:
         if self.stopping:
-            raise _Stopped
+            raise Stopped
         while data:
             count = os.pwrite(self.descriptor, data, offset)
             data = data[count:]
@@ -218,6 +232,7 @@ class _Filling:
             self.progress(len(data))
 
     def copy_summed(self, index: int, source: Source, offset: int, slot: Slot) -> None:
+        self.checksums[index] = 0
         for place, data in self.read(source, offset, slot.nbytes):
             self.write_summed(index, slot.offset + place, data)
 
@@ -250,3 +265,8 @@ class _Filling:
             count = min(BLOCK, slot.nbytes - place)
             found = zlib.crc32(os.pread(self.descriptor, count, slot.offset + place), found)
         return found
+
+
+def _read_for(slot: Slot) -> int:
+    """Bytes that are read to compute a slot."""
+    return slot.content.weight.nbytes if isinstance(slot.content, Magnitude) else slot.nbytes

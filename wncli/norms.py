@@ -28,7 +28,7 @@ Int64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 #: Elements that one step of the arithmetic works on: fewer cost calls, more cost the cache.
-STEP = 256 * 1024
+STEP = 128 * 1024
 
 #: How far, relatively, two orders of summation in float64 can part; far below half a float32 ulp.
 _SUMMATION_SLACK = 2.0**-40

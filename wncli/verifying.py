@@ -18,7 +18,7 @@ from wncli.naming import join
 from wncli.plan import Action, Compose, Copy, Decompose, Halves, Plan, Renormalize, Respell
 from wncli.survey import Pair
 from wncli.tensors import TensorSpec
-from wncli.threads import thread_pool
+from wncli.workers import thread_pool
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources

@@ -15,6 +15,7 @@ from wncli.errors import FileError, UsageError, WnError
 from wncli.report import SCHEMA, NothingToDo, Report
 from wncli.sharding import OutputFormat
 from wncli.target import beside
+from wncli.workers import allow_forking
 
 #: A command for one checkpoint: its path, its output's, and what is called while writing.
 Command = Callable[[str, str, Progress], Report]
@@ -36,6 +37,7 @@ def write_all(command: str, run: Command, paths: Paths, *, json: bool, quiet: bo
     Raises:
         WnError: refused; of several checkpoints only where none can be begun.
     """
+    allow_forking()
     if paths.output_dir is None:
         with progress_bar("writing", quiet=quiet or json) as progress:
             report = run(paths.checkpoint, _one_output(command, paths), progress)
