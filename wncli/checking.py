@@ -17,7 +17,7 @@ from wncli.effective import aligned_runs, runs_of
 from wncli.errors import WeightNormError
 from wncli.formats.torch_archive import damage_note, damaged_members
 from wncli.naming import join
-from wncli.norms import Norms
+from wncli.norms import Norms, unwarned
 from wncli.notes import Note
 from wncli.plan import Compose
 from wncli.streams import norms_of, slices_named
@@ -117,7 +117,7 @@ def _pair(sources: Sources, odd: set[tuple[str, str]], root: str, pair: Pair) ->
 
 def _overflowing(norms: Norms, pair: Pair, finding: Callable[[str, str], Note]) -> Iterator[Note]:
     """PyTorch keeps the norm of v in v's dtype, but for some devices and dtypes."""
-    beyond = np.flatnonzero(norms.overflowing(numpy_dtype(pair.v.dtype)))
+    beyond = np.flatnonzero(unwarned(norms.overflowing)(numpy_dtype(pair.v.dtype)))
     if beyond.size:
         norm = f"the norm of {slices_named(beyond, len(norms.high))} of {pair.v.name}"
         message = f"{norm} is beyond {pair.v.dtype.label}: PyTorch may compute 0"

@@ -26,11 +26,6 @@ class Half(NamedTuple):
     naming: Naming
 
     @property
-    def name(self) -> str:
-        """The full name that was read."""
-        return pair_names(self.weight, self.naming)[0 if self.role == "g" else 1]
-
-    @property
     def weight(self) -> str:
         """The full name of the weight that the pair stands for."""
         return join(self.module, self.parameter)
@@ -50,16 +45,15 @@ def join(module: str, parameter: str) -> str:
 def read_half(name: str) -> Half | None:
     """The half of a pair that `name` spells, or None where it spells neither g nor v."""
     module, parameter = split(name)
-    half = None
-    if parameter in _ORIGINALS:
-        owner, weight = split(module)
-        owner, marker = split(owner)
-        if marker == _PARAMETRIZATIONS and weight:
-            half = Half(owner, weight, _ORIGINALS[parameter], "parametrized")
-    elif parameter[-2:] in _SUFFIXES and len(parameter) > len("_g"):
-        half = Half(module, parameter[:-2], _SUFFIXES[parameter[-2:]], "hook")
-    # A name such as ".weight_g", which no module gives, would be spelled otherwise on the way back.
-    return half if half and half.name == name else None
+    if parameter[-2:] in _SUFFIXES and len(parameter) > len("_g"):
+        return Half(module, parameter[:-2], _SUFFIXES[parameter[-2:]], "hook")
+    if parameter not in _ORIGINALS:
+        return None
+    owner, weight = split(module)
+    owner, marker = split(owner)
+    if marker != _PARAMETRIZATIONS or not weight:
+        return None
+    return Half(owner, weight, _ORIGINALS[parameter], "parametrized")
 
 
 def pair_names(weight: str, naming: Naming) -> tuple[str, str]:

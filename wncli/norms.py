@@ -50,6 +50,11 @@ _FLOAT64 = np.dtype(np.float64)
 
 _thread = threading.local()
 
+#: What all of this is called under, a block at a time: NaN and Inf are carried as the formula
+#: carries them, and told where they show. Warnings would only be in the way, and switching them
+#: off for each step takes longer than the step.
+unwarned = np.errstate(all="ignore")
+
 
 def room(use: str, size: int, dtype: np.dtype[Any]) -> Array:
     """An array for `size` numbers, over the same memory for each use in a thread.
@@ -99,7 +104,6 @@ def boxes(shape: tuple[int, ...], limit: int) -> Iterator[Box]:
                 )
 
 
-@np.errstate(all="ignore")
 def widened(block: Array) -> Float64:
     """A block of at most `STEP` elements in float64, until the next call in this thread."""
     values = room("widened", block.size, _FLOAT64).reshape(block.shape)
@@ -118,20 +122,17 @@ class Norms(NamedTuple):
     low: Float64 | None = None
     exponent: Int64 | None = None
 
-    @np.errstate(all="ignore")
     def rounded(self, dtype: np.dtype[Any]) -> Array:
         """The norms in `dtype`, shape `(channels,)`; infinite where `dtype` cannot hold them."""
         if self.exponent is None:
             return self.high.astype(dtype)
         return np.ldexp(self.high, self.exponent).astype(dtype)
 
-    @np.errstate(all="ignore")
     def overflowing(self, dtype: np.dtype[Any]) -> Mask:
         """Where a norm is finite, but beyond what `dtype` can hold."""
         beyond: Mask = np.isinf(self.rounded(dtype)) & np.isfinite(self.high)
         return beyond
 
-    @np.errstate(all="ignore")
     def matches(self, g: Array) -> Mask:
         """Where `g` is what these norms round to, in whichever order they were summed."""
         same: Mask
@@ -166,7 +167,6 @@ class NormSum:
             part = block[box.outer, box.channels, box.inner]
             self.add_widened(widened(part), first + box.channels.start)
 
-    @np.errstate(all="ignore")
     def add_widened(self, values: Float64, first: int = 0) -> None:
         """Take in a block in float64 that is no larger than a step."""
         where = slice(first, first + values.shape[1])
@@ -196,7 +196,6 @@ class NormSum:
         self._high[where] = total
         self._exponent[where] = new
 
-    @np.errstate(all="ignore")
     def norms(self) -> Norms:
         """The square roots of what has been gathered."""
         if not self.wide:
@@ -233,14 +232,13 @@ class Factors(NamedTuple):
             place = box.outer, box.channels, box.inner
             self.scale_widened(widened(block[place]), out[place], first + box.channels.start)
 
-    @np.errstate(all="ignore")
     def scale_widened(self, values: Float64, out: Array, first: int = 0) -> None:
         """The same for a block in float64 that is no larger than a step, and is used up."""
         where = slice(first, first + values.shape[1])
         high = self.high[where, None]
         if self.low is None or self.exponent is None:
             if values.shape[2] >= _LONG_ROW:
-                np.setbufsize(_NO_BUFFER)  # until errstate ends
+                np.setbufsize(_NO_BUFFER)  # until `unwarned` ends
             np.multiply(values, high, out=values)
         else:
             mantissa, exponent = np.frexp(values)
@@ -249,7 +247,6 @@ class Factors(NamedTuple):
         np.copyto(out, values, casting="unsafe")
 
 
-@np.errstate(all="ignore")
 def factors(g: Array, norms: Norms, *, may_match: bool = True, empty: bool = False) -> Factors:
     """`g / ||v||` per channel, exactly 1 where g already is the norm of v in g's dtype.
 

@@ -10,7 +10,7 @@ import numpy as np
 from wncli.blocks import Array, Block, TensorBlocks, numpy_dtype
 from wncli.errors import WeightNormError
 from wncli.formats.files import BLOCK
-from wncli.norms import Factors, Norms, NormSum, factors, room, widened
+from wncli.norms import Factors, Norms, NormSum, factors, room, unwarned, widened
 from wncli.notes import Note
 from wncli.tensors import DType
 from wncli.weight_norm import unit_like
@@ -38,6 +38,7 @@ class Split(NamedTuple):
     notes: tuple[Note, ...]
 
 
+@unwarned
 def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split:
     """Compute the magnitude of a weight along `dim`.
 
@@ -92,10 +93,12 @@ def fold_pair(
     blocks = TensorBlocks(source, pair.v, v_dtype, pair.dim, row_major=row_major_order)
     scaling = None
     if not blocks.hold_whole_slices:
-        scaling = _scaling(where, pair, g, norms_of(blocks, wide=wide), 0)
+        scaling = unwarned(_scaling)(where, pair, g, norms_of(blocks, wide=wide), 0)
     stale = _StaleCheck(sources, pair, blocks) if pair.stale else None
     odd: set[int] = set()
-    for block in blocks:
+
+    @unwarned
+    def product(block: Block) -> Array:
         v = blocks.read(block)
         first, last = block.channel, block.channel + block.shape[1]
         w = v if w_dtype == v_dtype else room("product", v.size, w_dtype).reshape(block.shape)
@@ -116,12 +119,16 @@ def fold_pair(
             odd.update(map(int, np.flatnonzero(factor.non_finite[span]) + first))
         if stale:
             stale.compare(block, w)
-        yield block.start, w
+        return w
+
+    for block in blocks:
+        yield block.start, product(block)
     notes += _non_finite_notes(pair.weight, where, np.array(sorted(odd)), len(g))
     if stale:
         notes += stale.notes(where)
 
 
+@unwarned
 def norms_of(blocks: TensorBlocks, *, wide: bool) -> Norms:
     """The norms of a tensor's slices; `wide` where float64 is involved."""
     total = NormSum(blocks.slices[1], wide=wide)
@@ -184,8 +191,7 @@ class _StaleCheck:
         if self.old is None:
             return
         old = self.old.read(block).astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            difference = np.abs(old - w.astype(np.float64))
+        difference = np.abs(old - w.astype(np.float64))
         self.worst = max(self.worst, float(np.nan_to_num(difference, nan=np.inf).max(initial=0)))
         self.largest = max(self.largest, float(np.abs(w.astype(np.float64)).max(initial=0)))
 

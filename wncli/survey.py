@@ -80,12 +80,12 @@ class Survey(NamedTuple):
 def survey(state_dict: StateDict) -> Survey:
     """Look through one state dict."""
     tensors = {spec.name: spec for spec in state_dict.tensors}
-    weights: dict[str, list[Half]] = {}
+    weights: dict[str, dict[str, Half]] = {}
     parametrized: dict[str, list[str]] = {}
     for name in tensors:
         half = read_half(name)
         if half:
-            weights.setdefault(half.weight, []).append(half)
+            weights.setdefault(half.weight, {})[name] = half
         owner = parametrized_weight(name)
         if owner:
             parametrized.setdefault(owner, []).append(name)
@@ -102,17 +102,15 @@ def survey(state_dict: StateDict) -> Survey:
 
 
 def _judge(
-    weight: str, halves: list[Half], tensors: dict[str, TensorSpec], parametrized: list[str]
+    weight: str, halves: dict[str, Half], tensors: dict[str, TensorSpec], parametrized: list[str]
 ) -> Pair | LookAlike | None:
-    names = tuple(half.name for half in halves)
-    spellings = {half.naming for half in halves}
+    names = tuple(halves)
+    spellings = {half.naming for half in halves.values()}
     if len(spellings) > 1:
         return LookAlike("both-spellings", weight, names, "is normalized in both spellings at once")
     (naming,) = spellings
     if naming == "hook":
-        module, parameter = split(weight)
-        spectral = (join(module, f"{parameter}_{part}") for part in ("orig", "u"))
-        others = [name for name in spectral if name in tensors]
+        others = [name for name in (f"{weight}_orig", f"{weight}_u") if name in tensors]
     else:
         others = [name for name in parametrized if name not in names]
     if others:
@@ -124,8 +122,10 @@ def _judge(
         )
         return LookAlike(kind, weight, (*names, *others), message)
     if len(halves) == 1:
-        return _half(weight, halves[0], names)
-    return _pair(weight, naming, tensors)
+        (half,) = halves.values()
+        return _half(weight, half, names)
+    by_role = {half.role: tensors[name] for name, half in halves.items()}
+    return _pair(weight, naming, by_role["g"], by_role["v"], tensors.get(weight))
 
 
 def _half(weight: str, half: Half, names: tuple[str, ...]) -> LookAlike | None:
@@ -136,12 +136,13 @@ def _half(weight: str, half: Half, names: tuple[str, ...]) -> LookAlike | None:
     return LookAlike("half-pair", weight, names, f"is half a pair: {missing} is missing")
 
 
-def _pair(weight: str, naming: Naming, tensors: dict[str, TensorSpec]) -> Pair | LookAlike | None:
-    g, v = (tensors[name] for name in pair_names(weight, naming))
-    parameter = split(weight)[1]
+def _pair(
+    weight: str, naming: Naming, g: TensorSpec, v: TensorSpec, stale: TensorSpec | None
+) -> Pair | LookAlike | None:
     dims = fitting_dims(g.shape, v.shape)
     elementwise = g.shape == v.shape and v.numel > 1
-    if naming == "hook" and not _is_weight_like(parameter) and (not dims or elementwise):
+    unsure = naming == "hook" and (not dims or elementwise)
+    if unsure and not _is_weight_like(split(weight)[1]):
         return None  # two parameters of one module that happen to end in _g and _v
     if not dims:
         several = len(g.shape) == 1 and v.shape.count(g.shape[0]) > 1
@@ -152,7 +153,7 @@ def _pair(weight: str, naming: Naming, tensors: dict[str, TensorSpec]) -> Pair |
             f"is no weight norm: {g.name} {list(g.shape)} fits"
             f" {'several dims' if several else 'no dim'} of {v.name} {list(v.shape)}",
         )
-    if not {g.dtype, v.dtype} <= NORMALIZABLE:
+    if not (g.dtype in NORMALIZABLE and v.dtype in NORMALIZABLE):
         return LookAlike(
             "dtype",
             weight,
@@ -160,7 +161,7 @@ def _pair(weight: str, naming: Naming, tensors: dict[str, TensorSpec]) -> Pair |
             f"cannot be folded: {g.name} is {g.dtype.label} and {v.name} is {v.dtype.label}"
             " (float64, float32, float16 and bfloat16 can)",
         )
-    return Pair(weight, naming, g, v, dims[0], tensors.get(weight))
+    return Pair(weight, naming, g, v, dims[0], stale)
 
 
 def _parametrized_spectral_norms(tensors: dict[str, TensorSpec]) -> list[LookAlike]:

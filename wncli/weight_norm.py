@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from wncli.dims import fitting_dims, magnitude_shape, resolve_dim, slices
 from wncli.errors import WeightNormError
-from wncli.norms import Array, Norms, NormSum, factors
+from wncli.norms import Array, Norms, NormSum, factors, unwarned
 from wncli.tensors import NORMALIZABLE, DType, product_dtype
 
 _DTYPES = {dtype.torch: dtype for dtype in NORMALIZABLE}
 
 
+@unwarned
 def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
     """The norm of order `p` of `w` over every axis but `dim`.
 
@@ -51,6 +52,7 @@ def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
     return norms.rounded(array.dtype).reshape(magnitude_shape(array.shape, dim))
 
 
+@unwarned
 def decompose(w: npt.ArrayLike, dim: int | None = 0) -> tuple[Array, Array]:
     """Split `w` into magnitude g and direction v, so that `compose(g, v)` gives `w` bit for bit.
 
@@ -71,6 +73,7 @@ def decompose(w: npt.ArrayLike, dim: int | None = 0) -> tuple[Array, Array]:
     return g, v.reshape(array.shape)
 
 
+@unwarned
 def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
     """The weight that magnitude `g` and direction `v` stand for: `g * v / ||v||`.
 
@@ -110,7 +113,7 @@ def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
     return w.reshape(directions.shape)
 
 
-@np.errstate(all="ignore")
+@unwarned
 def unit_like(zeros: Array) -> Array:
     """1 with the sign of each (signed) zero: scaled by 0, it is that very zero again."""
     return np.copysign(1, zeros.astype(np.float64)).astype(zeros.dtype)
@@ -128,7 +131,6 @@ def _norms_of(view: Array, *, wide: bool) -> Norms:
     return total.norms()
 
 
-@np.errstate(all="ignore")
 def _power_norms(view: Array, p: float) -> Norms:
     """Norms of any order; each slice is scaled by its largest element, so no power overflows."""
     precise = np.longdouble if view.dtype == np.float64 else np.float64

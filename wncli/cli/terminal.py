@@ -101,7 +101,10 @@ def draw_table(
         narrow: the columns that are left on a narrow terminal, from the left.
     """
     if target.width == _UNBOUNDED:
-        target.out("\n".join(_aligned(header, rows, right)), highlight=False)
+        from rich.segment import Segment, Segments
+
+        lines = _aligned(header, rows, right)  # as a text, Rich would measure them one by one
+        target.print(Segments([Segment("\n".join((*lines, "")))]), crop=False)
         return
     from rich import box
     from rich.table import Table

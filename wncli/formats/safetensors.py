@@ -112,7 +112,7 @@ def _tensor(source: Source, name: str, entry: Any, data: int) -> TensorSpec:  # 
             f"{numel * dtype.bits / 8:g} bytes for {numel} elements of {entry['dtype']}",
             f"{end - begin} bytes",
         )
-    storage = Storage(name, data + begin, end - begin, file=source.number)
+    storage = Storage(name, data + begin, end - begin, None, "cpu", source.number)
     return TensorSpec(name, dtype, sizes, storage, 0, row_major(sizes))
 
 
