@@ -26,6 +26,9 @@ from wncli.tensors import DType, Storage, TensorSpec, count_elements, row_major
 _TYPED = {dtype.torch_storage: dtype for dtype in DType if dtype.torch_storage}
 _NAMED = {dtype.torch: dtype for dtype in DType if dtype.torch}
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
+_REBUILDS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+#: As many calls can stand around a tensor: a Parameter of a subclass of a subclass.
+_MOST_WRAPPED = 3
 
 
 class StorageId(NamedTuple):
@@ -141,13 +144,16 @@ def read_tensor(
 
 def _plain_rebuild(node: Node) -> Call | None:
     """The `_rebuild_tensor…` call at the heart of a tensor, a Parameter or a subclass."""
-    for _ in range(3):
+    for _ in range(_MOST_WRAPPED + 1):
+        if isinstance(node, Call) and is_called(node, "torch._utils", *_REBUILDS):
+            return node
         if is_called(node, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
             node = node.args[0] if node.args else None
         elif is_called(node, "torch._tensor", "_rebuild_from_type_v2") and len(node.args) > 2:  # noqa: PLR2004
             node = Call("REDUCE", node.args[0], node.args[2])
-    names = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
-    return node if is_called(node, "torch._utils", *names) else None
+        else:
+            break
+    return None
 
 
 def _is_lazy(call: Call) -> bool:
@@ -182,7 +188,10 @@ def _counts(node: Node) -> tuple[int, ...] | None:
 
 
 def _is_count(*values: Node) -> bool:
-    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+    for value in values:  # noqa: SIM110 - a generator would take twice as long, for every tensor
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)  # no tuple: it stands among the objects of a pickle

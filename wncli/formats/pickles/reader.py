@@ -230,7 +230,10 @@ class _Machine:
 
     def long_binput(self) -> None:
         (place,) = _UINT32.unpack_from(self.data, self.place)
-        self.remember(place)
+        if place == len(self.memo) and self.stack and not self.ahead:
+            self.memo.append(self.stack[-1])  # as nearly always: a call less for it
+        else:
+            self.remember(place)
         self.place += 4
 
     def binget(self) -> None:

@@ -10,7 +10,7 @@ import pickle
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 from wncli.formats.pickles.nodes import (
     Added,
@@ -27,6 +27,7 @@ from wncli.formats.pickles.nodes import (
     SetItems,
 )
 
+_OPCODE_AND_PLACE = struct.Struct("<cI")
 #: Items per MARK … SETITEMS, as CPython's pickler batches them.
 _BATCH = 1000
 _PAIRS = (pickle.SETITEM, pickle.SETITEMS)
@@ -57,14 +58,6 @@ def write_pickle(
     return _Writer(edits, persistent).run(root, protocol)
 
 
-@dataclass(slots=True)
-class _Then:
-    """Something to do once everything pushed above it has been written."""
-
-    do: Callable[[Node], None]
-    node: Node
-
-
 class _Writer:
     def __init__(self, edits: Edits, persistent: Callable[[PersistentId], Node]) -> None:
         self.edits = edits
@@ -72,23 +65,25 @@ class _Writer:
         self.out = bytearray()
         self.memo: dict[int, int] = {}
         self.kept_alive: list[Node] = []
-        self.work: list[Node] = []
+        #: What is to be written, the last first; and what to do once all above it has been.
+        self.work: list[Node | Callable[[], None]] = []
         self.open: Counter[int] = Counter()
 
     def run(self, root: Node, protocol: int) -> bytes:
         self.out += pickle.PROTO + bytes([max(protocol, 2)])
-        self.work.append(root)
-        while self.work:
-            task = self.work.pop()
-            if type(task) is _Then:
-                task.do(task.node)
-            elif id(task) in self.memo:
+        work, memo = self.work, self.memo
+        work.append(root)
+        while work:
+            task = work.pop()
+            if type(task) is partial:
+                task()
+            elif id(task) in memo:
                 self.get(task)
             else:
                 _EMIT[type(task)](self, task)
         return bytes(self.out + pickle.STOP)
 
-    def queue(self, *tasks: Node) -> None:
+    def queue(self, *tasks: Node | Callable[[], None]) -> None:
         """Have these written next, first to last."""
         self.work.extend(reversed(tasks))
 
@@ -99,21 +94,10 @@ class _Writer:
         place = len(self.memo)
         self.memo[id(node)] = place
         self.kept_alive.append(node)
-        short = place < 256  # noqa: PLR2004
-        self.out += (
-            pickle.BINPUT + bytes([place])
-            if short
-            else pickle.LONG_BINPUT + struct.pack("<I", place)
-        )
+        self.out += _at(pickle.BINPUT, pickle.LONG_BINPUT, place)
 
     def get(self, node: Node) -> None:
-        place = self.memo[id(node)]
-        short = place < 256  # noqa: PLR2004
-        self.out += (
-            pickle.BINGET + bytes([place])
-            if short
-            else pickle.LONG_BINGET + struct.pack("<I", place)
-        )
+        self.out += _at(pickle.BINGET, pickle.LONG_BINGET, self.memo[id(node)])
 
     def atom(self, node: Node, data: bytes) -> None:
         self.out += data
@@ -167,7 +151,12 @@ class _Writer:
             return
         if len(node) not in _TUPLES:
             self.out += pickle.MARK
-        self.queue(*node, _Then(self.end_tuple, node))
+        if set(map(type, node)) == {int}:  # sizes and strides: half of all tuples
+            for part in node:
+                self.emit_int(part)
+            self.end_tuple(node)
+            return
+        self.queue(*node, partial(self.end_tuple, node))
 
     def end_tuple(self, node: tuple[Node, ...]) -> None:
         short = _TUPLES.get(len(node))
@@ -193,7 +182,7 @@ class _Writer:
     def emit_set(self, node: Set) -> None:
         if node.frozen:
             self.out += pickle.MARK
-            self.queue(*node.items, _Then(self.end_frozenset, node))
+            self.queue(*node.items, partial(self.end_frozenset, node))
         else:
             self.atom(node, pickle.EMPTY_SET)
             self.queue(*self.batches(node.items, None, pickle.ADDITEMS, until_short=True))
@@ -210,7 +199,7 @@ class _Writer:
         if isinstance(found, Global):
             self.queue(found)
         else:
-            self.queue(found, _Then(self.raw, pickle.BINPERSID))
+            self.queue(found, partial(self.raw, pickle.BINPERSID))
 
     def emit_call(self, node: Call) -> None:
         self.open[id(node)] += 1
@@ -227,7 +216,7 @@ class _Writer:
         parts = [node.function, args]
         if node.keywords is not None:
             parts.append(node.keywords)
-        self.queue(*parts, _Then(self.end_call, node))
+        self.queue(*parts, partial(self.end_call, node))
 
     def end_call(self, node: Call) -> None:
         if id(node) in self.memo:  # it stands inside its own arguments, and was written there
@@ -254,7 +243,7 @@ class _Writer:
             case Added(items):
                 return self.batches(items, None, pickle.ADDITEMS)
             case Built(state):
-                return [state, _Then(self.raw, pickle.BUILD)]
+                return [state, partial(self.raw, pickle.BUILD)]
 
     def batches(
         self,
@@ -270,10 +259,17 @@ class _Writer:
             batch = items[start : start + _BATCH]
             flat = [part for pair in batch for part in pair] if several in _PAIRS else batch
             if len(batch) == 1 and single:
-                tasks += [*flat, _Then(self.raw, single)]
+                tasks += [*flat, partial(self.raw, single)]
             elif batch or start:
-                tasks += [_Then(self.raw, pickle.MARK), *flat, _Then(self.raw, several)]
+                tasks += [partial(self.raw, pickle.MARK), *flat, partial(self.raw, several)]
         return tasks
+
+
+def _at(short: bytes, long: bytes, place: int) -> bytes:
+    """An opcode with a place in the memo."""
+    if place < 256:  # noqa: PLR2004
+        return short + bytes([place])
+    return _OPCODE_AND_PLACE.pack(long, place)
 
 
 def _sized(raw: bytes, short: bytes | None, normal: bytes, long: bytes) -> bytes:
