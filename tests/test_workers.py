@@ -25,7 +25,7 @@ PROGRAM = """
 import os, signal, sys, time
 from wncli import workers
 from wncli.cli import program
-workers.thread_count = lambda: 3
+workers.worker_count = lambda: 3
 parent, real_fork, real_write = os.getpid(), os.fork, os.pwrite
 def fork():
     process = real_fork()

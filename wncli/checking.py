@@ -6,7 +6,8 @@ Findings have the codes `checksum`, `nan`, `inf`, `zero-slices`, `zero-direction
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from wncli.notes import Note
 from wncli.plan import Compose
 from wncli.streams import norms_of, slices_named
 from wncli.tensors import DType
-from wncli.workers import thread_pool
+from wncli.workers import Advance, map_shared
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
@@ -42,16 +43,19 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
     tensors = [(part.state_dict.root, spec) for part in plan.parts
                for spec in part.state_dict.tensors]  # fmt: skip
     total = sum(spec.nbytes for _, spec in tensors)
-    odd: set[tuple[str, str]] = set()
 
-    def look(item: tuple[str, TensorSpec]) -> list[Note]:
+    def look(item: tuple[str, TensorSpec], advance: Advance) -> list[Note]:
         root, spec = item
         found = _numbers(sources, spec, join(root, spec.name))
-        if found:
-            odd.add((root, spec.name))
-        if progress:
-            progress(spec.nbytes, total)
+        advance(spec.nbytes)
         return found
+
+    def look_at_pair(item: tuple[str, Pair], _: Advance) -> list[Note]:
+        return list(_pair(sources, odd, *item))
+
+    def report(count: int) -> None:
+        if progress:
+            progress(count, total)
 
     pairs = [(root, action.pair) for root, action in plan.changes if isinstance(action, Compose)]
     found = [note for note in plan.notes if note.is_warning and note.code != "stale-weight"]
@@ -60,14 +64,10 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
         file = source.path.name if len(sources) > 1 else ""
         damaged = [member for member in damaged_members(source) if member not in known]
         found += [damage_note(member, file) for member in damaged]
-    with thread_pool() as pool:
-        found += _all(pool.map(look, tensors))
-        found += _all(pool.map(lambda item: list(_pair(sources, odd, *item)), pairs))
+    numbers = map_shared(look, tensors, total, report)
+    odd = {(root, spec.name) for (root, spec), notes in zip(tensors, numbers, strict=True) if notes}
+    found += chain(*numbers, *map_shared(look_at_pair, pairs, total, report))
     return tuple(found)
-
-
-def _all(found: Iterable[list[Note]]) -> list[Note]:
-    return [note for notes in found for note in notes]
 
 
 def _numbers(sources: Sources, spec: TensorSpec, where: str) -> list[Note]:

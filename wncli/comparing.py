@@ -1,9 +1,8 @@
-"""Carries out a comparison: streams both sides of every weight, a few tensors at a time."""
+"""Carries out a comparison: streams both sides of every weight, several at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wncli.comparison import Comparison, TensorDifference
@@ -13,12 +12,15 @@ from wncli.naming import join
 from wncli.report import Parameters
 from wncli.survey import Pair
 from wncli.tensors import TensorSpec
-from wncli.workers import thread_pool
+from wncli.workers import Advance, map_shared
 
 if TYPE_CHECKING:
     from wncli.decide_compare import ComparePlan, Counterparts
     from wncli.formats.files import Sources
     from wncli.notes import Note
+
+#: The largest absolute and relative difference and that in ulps, and whether all is within.
+_Found = tuple[float, float, float, bool]
 
 
 def compare_weights(
@@ -45,39 +47,32 @@ def compare_weights(
         tied.setdefault((_view(item.a), _view(item.b)), []).append(item)
     different = [items[0] for items in tied.values()]
     total = sum(item.a.numel * item.a.dtype.bits // 8 for item in different)
-    stopping: list[bool] = []
 
-    def difference(item: Counterparts) -> tuple[TensorDifference, list[Note]]:
+    def difference(item: Counterparts, advance: Advance) -> tuple[_Found, list[Note]]:
         found = Difference(item.a.dtype, item.b.dtype, tolerance)
         notes: list[Note] = []
         if not are_comparable(item.a.dtype, item.b.dtype):
             found.be_incomparable()
-            return _result(item, found), notes
-        for one, other in aligned_runs(((a, item.a), (b, item.b)), notes):
-            if stopping:
-                break
-            found.add(one, other)
-            if progress:
-                progress(one.nbytes, total)
-        return _result(item, found), notes
+        else:
+            for one, other in aligned_runs(((a, item.a), (b, item.b)), notes):
+                found.add(one, other)
+                advance(one.nbytes)
+        return (found.absolute, found.relative, found.ulps, found.within), notes
 
-    with thread_pool() as pool:
-        try:
-            found = pool.map(difference, different)
-            results = [
-                (replace(tensor, root=item.root, name=item.name), notes)
-                for items, (tensor, notes) in zip(tied.values(), found, strict=True)
-                for item in items
-            ]
-        except BaseException:
-            stopping.append(True)
-            pool.shutdown(cancel_futures=True)
-            raise
+    def report(count: int) -> None:
+        if progress:
+            progress(count, total)
+
+    results = map_shared(difference, different, total, report)
+    found = [
+        _result(item, numbers)
+        for items, (numbers, _) in zip(tied.values(), results, strict=True)
+        for item in items
+    ]
     tensors = sorted(
-        (tensor for tensor, _ in results),
-        key=lambda tensor: (tensor.within, -tensor.max_ulps, -tensor.max_absolute),
+        found, key=lambda tensor: (tensor.within, -tensor.max_ulps, -tensor.max_absolute)
     )
-    notes = dict.fromkeys(note for _, found in results for note in found)
+    notes = dict.fromkeys(note for _, noted in results for note in noted)
     return Comparison(
         str(plan.a.path), str(plan.b.path), tolerance.rtol, tolerance.atol,
         Parameters(plan.stored_in_a, plan.stored_in_b), tuple(tensors),
@@ -93,8 +88,9 @@ def _view(item: Pair | TensorSpec) -> object:
     return (item.g.view, item.v.view, item.dim) if isinstance(item, Pair) else item.view
 
 
-def _result(item: Counterparts, found: Difference) -> TensorDifference:
+def _result(item: Counterparts, found: _Found) -> TensorDifference:
+    absolute, relative, ulps, within = found
     return TensorDifference(
         item.root, item.name, item.a.shape, item.a.dtype.label, item.b.dtype.label,
-        found.absolute, found.relative, found.ulps, found.within,
+        absolute, relative, ulps, within,
     )  # fmt: skip

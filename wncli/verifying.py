@@ -18,7 +18,7 @@ from wncli.naming import join
 from wncli.plan import Action, Compose, Copy, Decompose, Halves, Plan, Renormalize, Respell
 from wncli.survey import Pair
 from wncli.tensors import TensorSpec
-from wncli.workers import thread_pool
+from wncli.workers import Advance, map_shared
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
@@ -57,7 +57,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
     """
     _forget_cached(written)
     excused = {note.where for note in notes if note.code == "non-finite"}
-    with open_checkpoint(written) as (checkpoint, files), thread_pool() as pool:
+    with open_checkpoint(written) as (checkpoint, files):
         for file in files:
             for member in damaged_members(file):
                 raise _failed(output, f"member {member} has not the checksum of what was written")
@@ -74,14 +74,14 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
             for match in _matches(action, "" if is_flat else part.root, tensors, output)
         ]
 
-        def differs(match: _Match) -> str:
+        def agrees(match: _Match, advance: Advance) -> bool:
             where = f"{sources[0].where}: {match.name}"
-            agree = _agree(match, sources, files, progress) or where in excused
-            return "" if agree else match.name
+            return _agree(match, sources, files, advance) or where in excused
 
-        for name in pool.map(differs, matches):
-            if name:
-                raise _failed(output, f"{name} is not what it was made from")
+        agreeing = map_shared(agrees, matches, plan.checkpoint.nbytes, progress)
+        for match, is_same in zip(matches, agreeing, strict=True):
+            if not is_same:
+                raise _failed(output, f"{match.name} is not what it was made from")
 
 
 def _forget_cached(written: Path) -> None:
@@ -119,9 +119,7 @@ def _matches(
             yield _Match(before.weight, before, pair(halves, dim), exactly=False)
 
 
-def _agree(
-    match: _Match, sources: Sources, files: Sources, progress: Callable[[int], None]
-) -> bool:
+def _agree(match: _Match, sources: Sources, files: Sources, advance: Advance) -> bool:
     before, after = match.before, match.after
     if before.numel * before.dtype.bits != after.numel * after.dtype.bits:
         return False
@@ -130,7 +128,7 @@ def _agree(
         if match.exactly and not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
             return False
         found.add(one, other)
-        progress(one.nbytes)
+        advance(one.nbytes)
     return found.within
 
 

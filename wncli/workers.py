@@ -18,12 +18,14 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from wncli.partial_output import uninterrupted
 
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+#: Called with a number of bytes that have just been done; raises Stopped where that is in vain.
+Advance = Callable[[int], None]
 
 #: More only wait for the disk, or for Python.
 _MOST = 4
@@ -67,17 +69,59 @@ class Crew(Protocol):
         """Take in the results of another worker."""
 
 
-def thread_count() -> int:
-    """As many threads as there are processors to use, and a few at most."""
+def worker_count() -> int:
+    """As many workers as there are processors to use, and a few at most."""
     here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return min(_MOST, here)
 
 
-def thread_pool() -> ThreadPoolExecutor:
-    """The threads of one run."""
-    from concurrent.futures import ThreadPoolExecutor
+def map_shared(
+    function: Callable[[Item, Advance], Result],
+    items: Sequence[Item],
+    nbytes: int,
+    progress: Callable[[int], None],
+) -> list[Result]:
+    """The results of `function` for all items, about `nbytes` of work; they can be pickled.
 
-    return ThreadPoolExecutor(thread_count())
+    Raises:
+        Exception: what the function has raised.
+    """
+    crew = _Mapping(function, items, progress)
+    share_out(range(len(items)), crew, nbytes)
+    return [crew.found[task] for task in range(len(items))]
+
+
+class _Mapping(Generic[Item, Result]):
+    """The crew of `map_shared`."""
+
+    def __init__(
+        self,
+        function: Callable[[Item, Advance], Result],
+        items: Sequence[Item],
+        progress: Callable[[int], None],
+    ) -> None:
+        self.function = function
+        self.items = items
+        self.progress = progress
+        self.stopping = False
+        self.found: dict[int, Result] = {}
+
+    def work(self, task: int) -> None:
+        self.found[task] = self.function(self.items[task], self.advance)
+
+    def advance(self, count: int) -> None:
+        if self.stopping:
+            raise Stopped
+        self.progress(count)
+
+    def begin(self) -> None:
+        self.found = {}
+
+    def results(self) -> dict[int, Result]:
+        return self.found
+
+    def add(self, results: dict[int, Result]) -> None:
+        self.found |= results
 
 
 def share_out(tasks: Sequence[int], crew: Crew, nbytes: int) -> None:
@@ -86,7 +130,7 @@ def share_out(tasks: Sequence[int], crew: Crew, nbytes: int) -> None:
     Raises:
         Exception: what a task has raised; no worker goes on.
     """
-    workers = min(thread_count(), 1 + nbytes // _SHARE, len(tasks))
+    workers = min(worker_count(), 1 + nbytes // _SHARE, len(tasks))
     if workers <= 1:
         for task in tasks:
             crew.work(task)

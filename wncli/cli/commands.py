@@ -206,6 +206,10 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     quiet: QuietNames = False,
 ) -> int:
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
+    if check:
+        from wncli.workers import allow_forking
+
+        allow_forking()
     with progress_bar("checking", quiet=quiet or json or not check) as progress:
         report = wncli.inspect(
             checkpoint, layers=layers, exclude=exclude, only=only, check=check, progress=progress
@@ -333,6 +337,9 @@ def compare(  # noqa: PLR0913
     quiet: QuietCompare = False,
 ) -> int:
     """Hold the effective weights of two checkpoints against each other."""
+    from wncli.workers import allow_forking
+
+    allow_forking()
     with progress_bar("comparing", quiet=quiet or json) as progress:
         found = wncli.compare(
             a, b, rtol=rtol, atol=atol, layers=layers, exclude=exclude, only=only,
