@@ -30,7 +30,8 @@ _SPOKEN = {
     "folder": "wn remove FOLDER",
 }
 _HERE = Path(__file__).parent
-_WN = (sys.executable, "-m", "wncli")
+#: As pip installs it.
+_WN = (str(Path(sys.executable).with_name("wn")),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def folding(source: Path, folded: Path) -> Process:
 
 def inspecting(source: Path) -> tuple[str, ...]:
     """`wn inspect` with the time that each import takes on stderr."""
-    return (_WN[0], "-X", "importtime", *_WN[1:], "inspect", str(source))
+    return (sys.executable, "-X", "importtime", *_WN, "inspect", str(source))
 
 
 def has_transformers() -> bool:

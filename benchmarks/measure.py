@@ -8,12 +8,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 #: Bytes in the unit of `ru_maxrss` (getrusage(2): kilobytes on Linux, bytes on macOS).
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+#: Seconds between two looks at a process.
+_PAUSE = 0.005
 
 
 class ProcessFailedError(Exception):
@@ -43,10 +45,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """All runs of one process, in the order of the rounds."""
+    """All runs of one process, in the order of the rounds.
+
+    `together` are the bytes that it had in memory with all that it started, at the most, in the
+    round that is not counted.
+    """
 
     process: Process
     runs: tuple[Sample, ...]
+    together: int
 
     @property
     def wall(self) -> float:
@@ -60,8 +67,8 @@ class Samples:
 
     @property
     def peak(self) -> int:
-        """Median peak memory, bytes."""
-        return int(statistics.median(run.peak for run in self.runs))
+        """Peak memory, bytes: the median of the largest process, or of all where that is more."""
+        return max(int(statistics.median(run.peak for run in self.runs)), self.together)
 
     def relative_to(self, other: Samples) -> float:
         """The median of this wall time divided by the other's, round by round."""
@@ -69,8 +76,12 @@ class Samples:
         return statistics.median(ours.wall / theirs.wall for ours, theirs in pairs)
 
 
-def run_once(process: Process) -> Sample:
+def run_once(process: Process, look: Callable[[int], None] | None = None) -> Sample:
     """Run a process and wait for it; its output file is left in place.
+
+    Args:
+        process: what to run.
+        look: called with its number, again and again while it runs.
 
     Raises:
         ProcessFailedError: it failed; the message ends with what it wrote to stderr.
@@ -82,6 +93,9 @@ def run_once(process: Process) -> Sample:
         ]
         start = time.perf_counter()
         pid = os.posix_spawnp(process.command[0], process.command, os.environ, file_actions=streams)
+        while look and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            look(pid)
+            time.sleep(_PAUSE)
         _, status, usage = os.wait4(pid, 0)
         wall = time.perf_counter() - start
         code = os.waitstatus_to_exitcode(status)
@@ -93,8 +107,15 @@ def run_once(process: Process) -> Sample:
     return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * _MAXRSS_UNIT)
 
 
-def alternate(processes: Sequence[Process], rounds: int) -> tuple[Samples, ...]:
+def alternate(
+    processes: Sequence[Process], rounds: int, memory: Sequence[int]
+) -> tuple[Samples, ...]:
     """Run all processes in turn, `rounds` times: A B C A B C …, so that noise meets all alike.
+
+    Args:
+        processes: what to run.
+        rounds: how often.
+        memory: what each has had in memory before.
 
     Raises:
         ProcessFailedError: one of them failed.
@@ -105,7 +126,8 @@ def alternate(processes: Sequence[Process], rounds: int) -> tuple[Samples, ...]:
             samples.append(run_once(process))
             discard_outputs([process])
     return tuple(
-        Samples(process, tuple(samples)) for process, samples in zip(processes, runs, strict=True)
+        Samples(process, tuple(samples), together)
+        for process, samples, together in zip(processes, runs, memory, strict=True)
     )
 
 

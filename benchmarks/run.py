@@ -36,6 +36,7 @@ from contenders import (
 from imports import import_table
 from machine import machine, versions
 from measure import ProcessFailedError, Samples, alternate, discard, discard_outputs, run_once
+from memory import Memory
 from options import Options, parse
 from results import Result, main_table
 from show import Table, as_markdown, print_tables
@@ -140,13 +141,14 @@ def in_turn(contenders: Contenders, runs: int, rtol: float) -> tuple[Samples, ..
     processes = contenders.processes
     ours = contenders.ours.output
     try:
-        for process in processes:
-            run_once(process)
+        memory = [Memory() for _ in processes]
+        for process, its in zip(processes, memory, strict=True):
+            run_once(process, its.look)
         for script in contenders.scripts:
             if ours and script.output:
                 in_own_process(check_agreement, ours, script.output, rtol)
         discard_outputs(processes)
-        return alternate(processes, runs)
+        return alternate(processes, runs, [its.peak for its in memory])
     finally:
         discard_outputs(processes)
 
