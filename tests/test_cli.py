@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -14,14 +15,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from conftest import SAMPLES, Ran, Wn, environment
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from safetensors.torch import load_file
 from torch import nn
 
 import wncli
+from wncli.cli.terminal import draw_table
 
 RunHere = Callable[..., Ran]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -540,3 +546,40 @@ def test_help_shows_the_commands_and_exit_codes(
 
 def test_version_is_the_packages(wn_here: RunHere) -> None:
     assert wn_here("--version") == Ran(0, f"wn {wncli.__version__}\n", "")
+
+
+# Tables on a terminal
+
+TABLES = {
+    "plain": [
+        ("conv.weight", "0", "2 x 3"),
+        ("a.much.longer.name.weight", "none", "512 x 256 x 3"),
+    ],
+    "wide characters": [("模型.weight", "0", "2 x 3"), ("b", "1", "4")],
+    "nothing in a column": [("conv.weight", "", ""), ("b", "", "")],
+}
+
+
+@pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("width", [30, 79, 80, 200])
+def test_a_table_is_drawn_as_rich_draws_it(width: int, rows: list[tuple[str, ...]]) -> None:
+    """Where it fits, it is drawn without Rich's measuring of every cell."""
+    header = ("layer", "dim", "shape")
+
+    def drawn(draw: Callable[[Console], None]) -> list[str]:
+        target = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+        draw(target)
+        assert isinstance(target.file, io.StringIO)
+        return [line.rstrip() for line in target.file.getvalue().split("\n")]
+
+    kept = 3 if width >= 80 else 2
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="dim")
+    for name in header[:kept]:
+        justify: Literal["right", "left"] = "right" if name == "dim" else "left"
+        table.add_column(name, overflow="fold", justify=justify)
+    for row in rows:
+        table.add_row(*row[:kept])
+    ours = drawn(
+        lambda target: draw_table(target, header, rows, right=frozenset({"dim"}), narrow=2)
+    )
+    assert ours == drawn(lambda target: target.print(table))

@@ -100,29 +100,41 @@ def draw_table(
         right: the columns that are set flush right.
         narrow: the columns that are left on a narrow terminal, from the left.
     """
-    if target.width == _UNBOUNDED:
+    kept = narrow if target.width < NARROW else len(header)
+    header, rows = header[:kept], [row[:kept] for row in rows]
+    lines = _aligned(header, rows, right)
+    if _fits(lines, rows, target.width):
         from rich.segment import Segment, Segments
+        from rich.style import Style
 
-        lines = _aligned(header, rows, right)  # as a text, Rich would measure them one by one
-        target.print(Segments([Segment("\n".join((*lines, "")))]), crop=False)
+        above, names, *below = lines
+        parts = [Segment(f"{above}\n"), Segment(names, Style(dim=True)), Segment("\n")]
+        target.print(Segments([*parts, Segment("\n".join((*below, "")))]), crop=False)
         return
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    kept = narrow if target.width < NARROW else len(header)
     table = Table(box=box.SIMPLE, pad_edge=False, header_style="dim")
-    for name in header[:kept]:
+    for name in header:
         table.add_column(name, overflow="fold", justify="right" if name in right else "left")
     for row in rows:
-        table.add_row(*map(Text, row[:kept]))
+        table.add_row(*map(Text, row))
     target.print(table)
+
+
+def _fits(lines: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether the lines of a table can be printed as they are: Rich would measure every cell."""
+    if width == _UNBOUNDED:
+        return True
+    is_plain = all(cell.isascii() for row in rows for cell in row)  # others may be wider
+    return is_plain and max(map(len, lines)) <= width
 
 
 def _aligned(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]
 ) -> list[str]:
-    """The lines of a table that no width bounds; thousands of rows take no time."""
+    """The lines of a table, whatever their length."""
     widths = [min(_WIDEST, max(map(len, column))) for column in zip(header, *rows, strict=True)]
     lines = [
         " " + "   ".join(
