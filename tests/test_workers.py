@@ -136,6 +136,35 @@ def test_what_a_killed_process_has_not_done_is_done_all_the_same(
     is_folded(output, state)
 
 
+def test_where_no_process_can_be_started_one_does_it_all(
+    saved: Path, output: Path, state: dict[str, Tensor]
+) -> None:
+    script = PROGRAM.format(fault="pass").replace(
+        "os.fork, os.pwrite = fork, write",
+        "def fork():\n    raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "os.fork = fork",
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, "remove", saved, output, "-q"],
+        env=environment(), check=True, timeout=60,
+    )  # fmt: skip
+    is_folded(output, state)
+
+
+def test_a_parent_that_ignores_its_children_does_not_matter(
+    saved: Path, output: Path, state: dict[str, Tensor]
+) -> None:
+    """The system then keeps no exit codes, also for those that this process starts."""
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{ignoring} os.execv(sys.argv[1], sys.argv[1:])",
+         *command("pass", "remove", saved, output, "-q")],
+        env=environment(), capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert [line.split()[0] for line in ran.stderr.splitlines()] == ["fork", "fork"]
+    is_folded(output, state)
+
+
 def test_an_error_in_a_process_is_told_where_it_comes_again(
     saved: Path, output: Path, state: dict[str, Tensor]
 ) -> None:

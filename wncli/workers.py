@@ -39,6 +39,9 @@ def allow_forking() -> None:
     """Let tasks be shared out among forks of this process from now on, while it has one thread."""
     global _may_fork  # noqa: PLW0603 - it is about the process
     _may_fork = sys.platform == "linux"
+    if _may_fork and threading.current_thread() is threading.main_thread():
+        # Whoever started this may not want to hear of its children, which is inherited.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class Stopped(Exception):  # noqa: N818 - ends a worker after another has failed
@@ -134,10 +137,18 @@ def share_out(tasks: Sequence[int], crew: Crew, nbytes: int) -> None:
     if workers <= 1:
         for task in tasks:
             crew.work(task)
-    elif _may_fork and threading.active_count() == 1:
-        _Forks(tasks, crew, workers).run()
+    elif forks := _forks(tasks, crew, workers):
+        forks.run()
     else:
         _in_threads(tasks, crew, workers)
+
+
+def _forks(tasks: Sequence[int], crew: Crew, workers: int) -> _Forks | None:
+    """Forks of this process; None where it may not fork, or has not the files for it."""
+    if _may_fork and threading.active_count() == 1:
+        with contextlib.suppress(OSError):
+            return _Forks(tasks, crew, workers)
+    return None
 
 
 def _in_threads(tasks: Sequence[int], crew: Crew, workers: int) -> None:
@@ -191,8 +202,9 @@ class _Forks:
         progress = self.crew.progress
         done: set[int] = set()
         try:
-            for number in range(len(self.counts)):
-                self.fork(number)
+            with contextlib.suppress(OSError):  # fewer are enough, and none if need be
+                for number in range(len(self.counts)):
+                    self.fork(number)
             self.crew.progress = lambda count: progress(count + self.done_by_forks())
             done.update(self.work())
             for process in tuple(self.living):
@@ -263,9 +275,9 @@ class _Forks:
         """Leave no fork and no file behind."""
         with uninterrupted():
             for process, results in self.living.items():
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
                     os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
+                    os.waitpid(process, 0)
                 os.close(results)
             self.living.clear()
             os.close(self.left)
