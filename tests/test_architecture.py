@@ -24,7 +24,7 @@ PACKAGE = Path(wncli.__file__).parent
 LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"wncli.{name}" for name in names.split())
     for names in (
-        """errors notes naming dims tensors double_double norms weight_norm difference
+        """errors notes naming crc32 dims tensors double_double norms weight_norm difference
         partial_output""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.reader formats.pickles.writer formats.weights_only formats.torch_tensor

@@ -7,10 +7,10 @@ tensors of nearly all files. What is left of others in the end is read then.
 from __future__ import annotations
 
 import threading
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
+from wncli.crc32 import crc32
 from wncli.errors import FormatError
 from wncli.formats.files import BLOCK, Source, Sources
 from wncli.layout import Elements, Layout, Magnitude, Product, Whole
@@ -108,7 +108,7 @@ class CheckedSource(Source):
             return  # it is another thread's turn, or nobody's
         try:
             if run.place == offset and offset + len(buffer) <= run.end:
-                run.crc = zlib.crc32(buffer, run.crc)
+                run.crc = crc32(buffer, run.crc)
                 run.place += len(buffer)
         finally:
             run.lock.release()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.checksums import Summed, checking
 from wncli.cloning import clone
+from wncli.crc32 import crc32
 from wncli.formats.files import BLOCK, Source
 from wncli.layout import Elements, Layout, Magnitude, Slot, Whole, Written
 from wncli.notes import Note
@@ -222,7 +222,7 @@ class _Filling:
         """Write bytes of a slot, taking them into its checksum."""
         self.write(offset, data)
         if self.layout.seal:
-            self.checksums[index] = zlib.crc32(data, self.checksums[index])
+            self.checksums[index] = crc32(data, self.checksums[index])
         self.progress(len(data))
 
     def copy(self, copying: _Copying) -> None:
@@ -263,7 +263,7 @@ class _Filling:
         found = 0
         for place in range(0, slot.nbytes, BLOCK):
             count = min(BLOCK, slot.nbytes - place)
-            found = zlib.crc32(os.pread(self.descriptor, count, slot.offset + place), found)
+            found = crc32(os.pread(self.descriptor, count, slot.offset + place), found)
         return found
 
 
