@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 
 #: Bytes that one worker copies before it takes up something else.
 _PART = 8 << 20
-#: Runs of fewer bytes are copied sooner than workers can agree on who does.
+#: Bytes that are copied in the time that it takes to begin.
 _SMALL = 64 << 10
 
 #: Checksums of slots, notes on slots, patches, and what has been summed up of each source.
@@ -106,14 +106,10 @@ class _Filling:
             return ()
         for offset, data in self.layout.fixed:
             self.write(offset, memoryview(data))
-        small, *stages = self.divide()
-        for task in small:
-            task.carry_out()
-        for self.tasks in stages:
+        for tasks in self.divide():
             # The largest first, so that no worker is left alone with one in the end.
-            sizes = [-(task.nbytes // _PART) for task in self.tasks]
-            order = sorted(range(len(sizes)), key=sizes.__getitem__)
-            share_out(order, self, sum(task.nbytes for task in self.tasks))
+            self.tasks = sorted(tasks, key=lambda task: -(task.nbytes // _PART))
+            share_out(range(len(tasks)), self, sum(task.nbytes for task in tasks))
         for source in self.checked:
             source.finish()
         self.apply_patches()
@@ -132,9 +128,8 @@ class _Filling:
                 return whole and clone(source, self.descriptor)
         return False
 
-    def divide(self) -> tuple[list[_Task], list[_Task], list[_Task]]:
-        """What is too small to share, what workers can share, what they can when that is there."""
-        small: list[_Task] = []
+    def divide(self) -> tuple[list[_Task], list[_Task]]:
+        """What workers can share, and what they can once that is there."""
         tasks: list[_Task] = []
         afterwards: list[_Task] = []
         copies: list[_Copying] = []
@@ -159,10 +154,10 @@ class _Filling:
                 copies[-1] = copies[-1]._replace(nbytes=copies[-1].nbytes + slot.nbytes)
             else:
                 copies.append(copying)
-        for copying in copies:
-            parts = [_Task(part.nbytes, partial(self.copy, part)) for part in copying.parts()]
-            (small if copying.nbytes < _SMALL else tasks).extend(parts)
-        return small, tasks, afterwards
+        for group in _grouped(part for copying in copies for part in copying.parts()):
+            nbytes = sum(part.nbytes for part in group)
+            tasks.append(_Task(nbytes, partial(self.copy, group)))
+        return tasks, afterwards
 
     @staticmethod
     def plain_run(slot: Slot) -> tuple[Storage, int, int | None] | None:
@@ -225,11 +220,11 @@ class _Filling:
             self.checksums[index] = crc32(data, self.checksums[index])
         self.progress(len(data))
 
-    def copy(self, copying: _Copying) -> None:
-        source = self.sources[copying.file]
-        for place, data in self.read(source, copying.offset, copying.nbytes):
-            self.write(copying.target + place, data)
-            self.progress(len(data))
+    def copy(self, parts: Sequence[_Copying]) -> None:
+        for part in parts:
+            for place, data in self.read(self.sources[part.file], part.offset, part.nbytes):
+                self.write(part.target + place, data)
+                self.progress(len(data))
 
     def copy_summed(self, index: int, source: Source, offset: int, slot: Slot) -> None:
         self.checksums[index] = 0
@@ -265,6 +260,19 @@ class _Filling:
             count = min(BLOCK, slot.nbytes - place)
             found = crc32(os.pread(self.descriptor, count, slot.offset + place), found)
         return found
+
+
+def _grouped(parts: Iterable[_Copying]) -> list[list[_Copying]]:
+    """Parts in groups that take a worker a while."""
+    groups: list[list[_Copying]] = []
+    taken = _PART
+    for part in parts:
+        if taken + part.nbytes > _PART:
+            groups.append([])
+            taken = 0
+        groups[-1].append(part)
+        taken += max(part.nbytes, _SMALL)
+    return groups
 
 
 def _read_for(slot: Slot) -> int:

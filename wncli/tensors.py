@@ -160,7 +160,8 @@ class TensorSpec(NamedTuple):
     @property
     def view(self) -> tuple[object, ...]:
         """What tied tensors have in common: the same elements of the same storage."""
-        return (self.storage.identity, self.offset, self.shape, self.strides, self.dtype)
+        storage = self.storage
+        return storage.file, storage.key, self.offset, self.shape, self.strides, self.dtype
 
 
 def count_elements(shape: tuple[int, ...]) -> int | None:
