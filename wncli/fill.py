@@ -104,19 +104,18 @@ class _Filling:
     def run(self) -> tuple[Note, ...]:
         if self.is_clone():
             return ()
-        for offset, data in self.layout.fixed:
-            self.write(offset, memoryview(data))
         for tasks in self.divide():
             # The largest first, so that no worker is left alone with one in the end.
             self.tasks = sorted(tasks, key=lambda task: -(task.nbytes // _PART))
-            share_out(range(len(tasks)), self, sum(task.nbytes for task in tasks))
+            share_out(len(tasks), self, sum(task.nbytes for task in tasks))
         for source in self.checked:
             source.finish()
         self.apply_patches()
+        written = [*self.layout.fixed]
         if self.layout.seal:
-            checksums = [self.checksums[index] for index in range(len(self.layout.slots))]
-            for offset, data in self.layout.seal(checksums):
-                self.write(offset, memoryview(data))
+            written += self.layout.seal([self.checksums[n] for n in range(len(self.layout.slots))])
+        for offset, data in _joined(written):
+            self.write(offset, memoryview(data))
         return tuple(note for _, note in sorted(self.notes, key=lambda item: item[0]))
 
     def is_clone(self) -> bool:
@@ -273,6 +272,18 @@ def _grouped(parts: Iterable[_Copying]) -> list[list[_Copying]]:
         groups[-1].append(part)
         taken += max(part.nbytes, _SMALL)
     return groups
+
+
+def _joined(written: Iterable[Written]) -> Iterator[Written]:
+    """The same bytes, what follows each other as one: a zip has two such beside each tensor."""
+    start, joined = 0, bytearray()
+    for offset, data in sorted(written):
+        if joined and offset != start + len(joined):
+            yield start, bytes(joined)
+            joined = bytearray()
+        start = start if joined else offset
+        joined += data
+    yield start, bytes(joined)
 
 
 def _read_for(slot: Slot) -> int:

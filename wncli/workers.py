@@ -90,7 +90,7 @@ def map_shared(
         Exception: what the function has raised.
     """
     crew = _Mapping(function, items, progress)
-    share_out(range(len(items)), crew, nbytes)
+    share_out(len(items), crew, nbytes)
     return [crew.found[task] for task in range(len(items))]
 
 
@@ -127,34 +127,34 @@ class _Mapping(Generic[Item, Result]):
         self.found |= results
 
 
-def share_out(tasks: Sequence[int], crew: Crew, nbytes: int) -> None:
-    """Have all tasks carried out, about `nbytes` of work, begun in this order.
+def share_out(count: int, crew: Crew, nbytes: int) -> None:
+    """Have so many tasks carried out, begun in their order: about `nbytes` of work.
 
     Raises:
         Exception: what a task has raised; no worker goes on.
     """
-    workers = min(worker_count(), 1 + nbytes // _SHARE, len(tasks))
+    workers = min(worker_count(), 1 + nbytes // _SHARE, count)
     if workers <= 1:
-        for task in tasks:
+        for task in range(count):
             crew.work(task)
-    elif forks := _forks(tasks, crew, workers):
+    elif forks := _forks(count, crew, workers):
         forks.run()
     else:
-        _in_threads(tasks, crew, workers)
+        _in_threads(count, crew, workers)
 
 
-def _forks(tasks: Sequence[int], crew: Crew, workers: int) -> _Forks | None:
+def _forks(count: int, crew: Crew, workers: int) -> _Forks | None:
     """Forks of this process; None where it may not fork, or has not the files for it."""
     if _may_fork and threading.active_count() == 1:
         with contextlib.suppress(OSError):
-            return _Forks(tasks, crew, workers)
+            return _Forks(count, crew, workers)
     return None
 
 
-def _in_threads(tasks: Sequence[int], crew: Crew, workers: int) -> None:
+def _in_threads(count: int, crew: Crew, workers: int) -> None:
     from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
-    left = deque(tasks)
+    left = deque(range(count))
 
     def work() -> None:
         while not crew.stopping:
@@ -183,13 +183,13 @@ class _Forks:
     process does once more, and fails in the same way.
     """
 
-    def __init__(self, tasks: Sequence[int], crew: Crew, workers: int) -> None:
-        self.tasks = tasks
+    def __init__(self, count: int, crew: Crew, workers: int) -> None:
+        self.tasks = range(count)
         self.crew = crew
         self.parent = os.getpid()
         #: The tasks that nobody has begun: a file that all read on from where the last one stopped.
         self.left = os.memfd_create("tasks")
-        _write(self.left, array("Q", tasks).tobytes())
+        _write(self.left, array("Q", self.tasks).tobytes())
         os.lseek(self.left, 0, os.SEEK_SET)
         #: Bytes that each fork has done so far.
         self.counts = memoryview(mmap.mmap(-1, 8 * (workers - 1))).cast("Q")
