@@ -271,3 +271,32 @@ def test_progress_counts_what_all_processes_have_done(saved: Path, output: Path)
     counted, total = map(int, ran.stdout.split())
     assert ran.stderr.count("fork ") == 2
     assert 0.999 * total < counted <= total == output.stat().st_size
+
+
+ONCE = """
+import os, sys
+from wncli import workers
+workers.worker_count = lambda: 4
+workers.allow_forking()
+def work(item, advance):
+    return item, os.getpid()
+for count in (2, 3, 1023, 1024, 1025, 50_000):
+    found = workers.map_shared(work, range(count), 1 << 40, lambda _: None)
+    assert [item for item, _ in found] == list(range(count))
+class Tally:
+    stopping, progress = False, lambda self, _: None
+    def work(self, task): self.done.append(task)
+    def begin(self): self.done = []
+    def results(self): return self.done
+    def add(self, results): self.done += results
+for count in (1024, 50_000):
+    tally = Tally()
+    tally.done = []
+    workers.share_out(count, tally, 1 << 40)
+    assert sorted(tally.done) == list(range(count)), len(tally.done)
+"""
+
+
+def test_every_task_is_done_once() -> None:
+    """Two processes that read on in one file at the same time may read the same."""
+    subprocess.run([sys.executable, "-c", ONCE], env=environment(), check=True, timeout=60)

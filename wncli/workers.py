@@ -14,10 +14,10 @@ import pickle
 import signal
 import sys
 import threading
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from wncli.partial_output import uninterrupted
@@ -29,6 +29,9 @@ Advance = Callable[[int], None]
 
 #: More only wait for the disk, or for Python.
 _MOST = 4
+#: Bytes that every pipe holds (POSIX PIPE_BUF on Linux), and those of a number in one.
+_PIPE = 4096
+_NUMBER = 4
 #: Bytes that are worth another worker.
 _SHARE = 16 << 20
 
@@ -184,16 +187,19 @@ class _Forks:
     """
 
     def __init__(self, count: int, crew: Crew, workers: int) -> None:
-        self.tasks = range(count)
         self.crew = crew
         self.parent = os.getpid()
-        #: The tasks that nobody has begun: a file that all read on from where the last one stopped.
-        self.left = os.memfd_create("tasks")
-        _write(self.left, array("Q", self.tasks).tobytes())
-        os.lseek(self.left, 0, os.SEEK_SET)
         #: Bytes that each fork has done so far.
         self.counts = memoryview(mmap.mmap(-1, 8 * (workers - 1))).cast("Q")
         self.counted = 0
+        #: Tasks that are taken together, so many that a pipe surely holds the numbers of all runs.
+        together = -(-count * _NUMBER // _PIPE)
+        self.runs = [range(start, count)[:together] for start in range(0, count, together)]
+        #: The runs that nobody has begun: a pipe gives each of its bytes to one reader alone.
+        self.left, writing = os.pipe()
+        with os.fdopen(writing, "wb") as numbers:
+            for number in range(len(self.runs)):
+                numbers.write(number.to_bytes(_NUMBER, "little"))
         #: The files that forks leave their results in, by the process.
         self.living: dict[int, int] = {}
 
@@ -215,16 +221,16 @@ class _Forks:
         finally:
             self.crew.progress = progress
             self.end()
-        for task in self.tasks:
+        for task in chain(*self.runs):
             if task not in done:
                 self.crew.work(task)
 
     def work(self) -> Iterator[int]:
         """Carry out tasks until none is left, and say which."""
-        while raw := os.read(self.left, 8):
-            task = int.from_bytes(raw, sys.byteorder)
-            self.crew.work(task)
-            yield task
+        while raw := os.read(self.left, _NUMBER):
+            for task in self.runs[int.from_bytes(raw, "little")]:
+                self.crew.work(task)
+                yield task
 
     def fork(self, number: int) -> None:
         results = os.memfd_create("results")
@@ -245,8 +251,9 @@ class _Forks:
                 for task in self.work():
                     done.append(task)  # noqa: PERF402 - those before a failure count
             except Exception:  # noqa: BLE001 - the parent will see for itself, as soon as it can
-                os.lseek(self.left, 0, os.SEEK_END)
-            _write(results, pickle.dumps((done, self.crew.results())))
+                os.read(self.left, _PIPE)
+            with os.fdopen(results, "wb") as file:
+                pickle.dump((done, self.crew.results()), file)
             code = 0
         finally:
             os._exit(code)
@@ -281,8 +288,3 @@ class _Forks:
                 os.close(results)
             self.living.clear()
             os.close(self.left)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    with os.fdopen(os.dup(descriptor), "wb") as file:
-        file.write(data)
