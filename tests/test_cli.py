@@ -362,7 +362,7 @@ def wrapped_cells(rows: list[str]) -> list[list[str]]:
 
 def test_a_progress_bar_is_for_terminals_and_long_runs(wn: Wn, tmp_path: Path) -> None:
     quietly = SLOW.replace('print("writing", file=sys.stderr, flush=True)', "")
-    start = ("-c", quietly.replace("0.1", "0.05"))
+    start = ("-c", quietly.replace("0.1", "0.2"))
     arguments = ("remove", SAMPLES / "lstm.pt", tmp_path / "out.pt", "--force")
     code, shown = on_a_terminal(*arguments, start=start, COLUMNS="80")
     assert code == 0
