@@ -46,6 +46,11 @@ class Contenders:
         """`wn` itself."""
         return self.processes[0]
 
+    def only(self, name: str) -> Contenders:
+        """`wn` beside the process of this name alone."""
+        named = (process for process in self.processes if process.name == name)
+        return Contenders((self.ours, *named))
+
     @property
     def scripts(self) -> tuple[Process, ...]:
         """Those whose output has to be what `wn` writes."""
@@ -89,7 +94,7 @@ def for_file(case: Checkpoint, command: Command, source: Path, folded: Path) -> 
     ]
     copy = source.with_name(f"out-cp{source.suffix}")
     cp = Process(CP, ("cp", str(source), str(copy)), copy)
-    return Contenders((ours, *theirs, cp, *_imports()), missing)
+    return Contenders((ours, cp, *theirs, *_imports()), missing)
 
 
 def for_folder(source: Path) -> Contenders:
@@ -99,8 +104,8 @@ def for_folder(source: Path) -> Contenders:
     return Contenders(
         (
             Process(_SPOKEN["folder"], (*_WN, "remove", str(source), str(ours)), ours),
-            Process(TRANSFORMERS, script, theirs),
             Process(CP, ("cp", "-r", str(source), str(copy)), copy),
+            Process(TRANSFORMERS, script, theirs),
             *_imports(),
         )
     )

@@ -34,6 +34,7 @@ class Options:
     vary: bool
     channels: int
     runs: int
+    only_cp: bool
     targets: bool
     work: Path | None
     markdown: Path | None
@@ -98,6 +99,11 @@ def parse(arguments: Sequence[str] | None, description: str) -> Options:
         " layers (%(default)s)",
     )
     add("--runs", type=at_least_one, default=5, help="rounds that are counted (%(default)s)")
+    add(
+        "--only-cp",
+        action="store_true",
+        help="hold wn against cp alone, with nothing between the two that frees gigabytes",
+    )
     add("--targets", action="store_true", help="list the project's targets beside the figures")
     add("--work", type=Path, help="keep the generated checkpoints here for the next run")
     add("--markdown", type=Path, help="write the tables to this file, too")

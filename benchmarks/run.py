@@ -22,6 +22,7 @@ from checkpoints import (
     write,
 )
 from contenders import (
+    CP,
     TRANSFORMERS,
     Command,
     Contenders,
@@ -80,7 +81,7 @@ def measure(options: Options, folder: Path) -> Iterator[Result]:
         yield Result("help", None, 0, in_turn(for_help(), options.runs, rtol=0))
     for case in options.checkpoints if of_files else ():
         for command in of_files:
-            yield measure_file(case, command, folder, options.runs)
+            yield measure_file(case, command, folder, options)
         if options.work is None:
             for plain in (False, True):
                 discard(case.path(folder, plain=plain))
@@ -89,7 +90,7 @@ def measure(options: Options, folder: Path) -> Iterator[Result]:
             yield measure_folder(nbytes, folder, options)
 
 
-def measure_file(case: Checkpoint, command: Command, folder: Path, runs: int) -> Result:
+def measure_file(case: Checkpoint, command: Command, folder: Path, options: Options) -> Result:
     """One command on one file, which is written if it is not there."""
     plain = command == "apply"
     source = case.path(folder, plain=plain)
@@ -107,9 +108,11 @@ def measure_file(case: Checkpoint, command: Command, folder: Path, runs: int) ->
             os.sync()
             nbytes += folded.stat().st_size
         contenders = for_file(case, command, source, folded)
+        if options.only_cp:
+            contenders = contenders.only(CP)
         only_moved = command in {"convert", "respell"}
         rtol = 0.0 if only_moved else AGREEMENT[case.dtype]
-        samples = in_turn(contenders, runs, rtol)
+        samples = in_turn(contenders, options.runs, rtol)
     finally:
         discard(folded)
     return Result(command, case, nbytes, samples, contenders.missing)

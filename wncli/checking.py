@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wncli.blocks import TensorBlocks, numpy_dtype
+from wncli.crew import Advance
 from wncli.difference import Difference, Tolerance
 from wncli.effective import aligned_runs, runs_of
 from wncli.errors import WeightNormError
@@ -23,7 +24,7 @@ from wncli.notes import Note
 from wncli.plan import Compose
 from wncli.streams import norms_of, slices_named
 from wncli.tensors import DType
-from wncli.workers import Advance, map_shared
+from wncli.workers import map_shared
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wncli.comparison import Comparison, TensorDifference
+from wncli.crew import Advance
 from wncli.difference import Difference, Tolerance
 from wncli.effective import aligned_runs, are_comparable
 from wncli.naming import join
 from wncli.report import Parameters
 from wncli.survey import Pair
 from wncli.tensors import TensorSpec
-from wncli.workers import Advance, map_shared
+from wncli.workers import map_shared
 
 if TYPE_CHECKING:
     from wncli.decide_compare import ComparePlan, Counterparts

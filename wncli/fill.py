@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from wncli.checksums import Summed, checking
 from wncli.cloning import clone
 from wncli.crc32 import crc32
+from wncli.crew import Stopped
 from wncli.formats.files import BLOCK, Source
 from wncli.layout import Elements, Layout, Magnitude, Slot, Whole, Written
 from wncli.notes import Note
 from wncli.tensors import Storage
-from wncli.workers import Stopped, share_out
+from wncli.workers import share_out
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources

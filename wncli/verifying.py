@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from wncli.crew import Advance
 from wncli.difference import Difference, Tolerance
 from wncli.effective import aligned_runs
 from wncli.errors import FileError
@@ -18,7 +19,7 @@ from wncli.naming import join
 from wncli.plan import Action, Compose, Copy, Decompose, Halves, Plan, Renormalize, Respell
 from wncli.survey import Pair
 from wncli.tensors import TensorSpec
-from wncli.workers import Advance, map_shared
+from wncli.workers import map_shared
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
