@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -71,6 +72,34 @@ def run_wn(*arguments: str | Path, cwd: Path | None = None, **extra: str) -> Ran
         timeout=60,
     )
     return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
+
+
+def on_a_terminal(
+    *arguments: str | Path, start: tuple[str, ...] = ("-m", "wncli"), **extra: str
+) -> tuple[int, str]:
+    """Run `wn` with all its streams on one terminal; what it shows there."""
+    ours, theirs = pty.openpty()
+    extra = {"TERM": "xterm-256color"} | extra
+    with subprocess.Popen(
+        [sys.executable, *start, *map(str, arguments)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(**extra),
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # how Linux tells the end of a terminal
+                break
+            if not part:
+                break
+            shown += part
+        code = process.wait(60)
+    os.close(ours)
+    return code, shown.decode().replace("\r\n", "\n")
 
 
 #: Gives up root's right to pass over permissions (capget(2), capset(2)), then runs `wn`.

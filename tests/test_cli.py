@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -19,7 +18,7 @@ from typing import Literal
 
 import pytest
 import torch
-from conftest import SAMPLES, Ran, Wn, environment
+from conftest import SAMPLES, Ran, Wn, environment, on_a_terminal
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -31,34 +30,6 @@ from wncli.cli.terminal import draw_table
 
 RunHere = Callable[..., Ran]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-def on_a_terminal(
-    *arguments: str | Path, start: tuple[str, ...] = ("-m", "wncli"), **extra: str
-) -> tuple[int, str]:
-    """Run `wn` with all its streams on one terminal; what it shows there."""
-    ours, theirs = pty.openpty()
-    extra = {"TERM": "xterm-256color"} | extra
-    with subprocess.Popen(
-        [sys.executable, *start, *map(str, arguments)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment(**extra),
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # how Linux tells the end of a terminal
-                break
-            if not part:
-                break
-            shown += part
-        code = process.wait(60)
-    os.close(ours)
-    return code, shown.decode().replace("\r\n", "\n")
 
 
 # What goes where

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import environment
+from conftest import environment, on_a_terminal
 from safetensors.torch import load_file
 from shards import save
 from torch import Tensor
@@ -300,3 +300,94 @@ for count in (1024, 50_000):
 def test_every_task_is_done_once() -> None:
     """Two processes that read on in one file at the same time may read the same."""
     subprocess.run([sys.executable, "-c", ONCE], env=environment(), check=True, timeout=60)
+
+
+SHARES = """
+import os, time
+from wncli import workers
+workers.worker_count = lambda: 4
+workers.allow_forking()
+def work(item, advance):
+    time.sleep(0.2 * (item < 8))
+    return os.getpid()
+first = workers.map_shared(work, range(50_000), 1 << 40, lambda _: None)[:8]
+assert len(set(first)) > 1, first
+"""
+
+
+def test_the_largest_tasks_of_many_are_not_left_to_one_process() -> None:
+    """They come first, and are too many for each to have a number in the pipe."""
+    subprocess.run([sys.executable, "-c", SHARES], env=environment(), check=True, timeout=60)
+
+
+LEFT = """
+import os, time
+from wncli import workers
+workers.worker_count = lambda: 2
+workers.allow_forking()
+def work(item, advance):
+    if os.getpid() != parent:
+        with open({noted!r}, "w") as file:
+            file.write(str(os.getpid()))
+    time.sleep(0.2)
+    if os.getpid() == parent:
+        os.kill(parent, 9)
+parent = os.getpid()
+workers.map_shared(work, range(1000), 1 << 40, lambda _: None)
+"""
+
+
+def test_a_fork_ends_between_two_tasks_that_have_no_progress(tmp_path: Path) -> None:
+    """As those that compute a magnitude, which read until they are done."""
+    noted = tmp_path / "forks"
+    script = LEFT.format(noted=str(noted))
+    ran = subprocess.run([sys.executable, "-c", script], env=environment(), check=False, timeout=60)
+    assert ran.returncode == -signal.SIGKILL
+    fork = int(noted.read_text())
+    patience = time.monotonic() + 10
+    while is_living(fork):
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+
+
+FILES = """
+import os
+from wncli import workers
+workers.worker_count = lambda: 4
+workers.allow_forking()
+real, forked = os.fork, []
+def fork():
+    if len(forked) == {allowed}:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    forked.append(real())
+    return forked[-1]
+os.fork = fork
+def work(item, advance):
+    if item == {failing}:
+        raise ValueError
+open_files = os.listdir("/proc/self/fd")
+for _ in range(3):
+    forked.clear()
+    try:
+        workers.map_shared(work, range(40), 1 << 40, lambda _: None)
+    except ValueError:
+        assert {failing} > 0
+    assert os.listdir("/proc/self/fd") == open_files
+"""
+
+
+@pytest.mark.parametrize("failing", [-1, 20])
+@pytest.mark.parametrize("allowed", [0, 1, 3])
+def test_no_file_is_left_open(allowed: int, failing: int) -> None:
+    script = FILES.format(allowed=allowed, failing=failing)
+    subprocess.run([sys.executable, "-c", script], env=environment(), check=True, timeout=60)
+
+
+def test_what_comes_after_a_progress_bar_is_shared_out_as_well(saved: Path, output: Path) -> None:
+    """A bar with a thread of its own would forbid forks, in which it does not live on."""
+    slow = PROGRAM.format(fault="time.sleep(0.05)")
+    code, shown = on_a_terminal("remove", saved, output, "--verify", start=("-c", slow))
+    assert code == 0
+    assert "━" in shown
+    assert shown.count("fork ") == 4
+    assert shown.rindex("fork ") > shown.index("━")

@@ -9,7 +9,6 @@ import pickle
 import signal
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from typing import Any, NoReturn
 
 from wncli.crew import Crew
@@ -33,14 +32,16 @@ class Forks:
     """
 
     def __init__(self, count: int, crew: Crew, workers: int) -> None:
+        self.count = count
         self.crew = crew
         self.parent = os.getpid()
         #: Bytes that each fork has done so far.
         self.counts = memoryview(mmap.mmap(-1, 8 * (workers - 1))).cast("Q")
         self.counted = 0
-        #: Tasks that are taken together, so many that a pipe surely holds the numbers of all runs.
-        together = -(-count * _NUMBER // _PIPE)
-        self.runs = [range(start, count)[:together] for start in range(0, count, together)]
+        #: Tasks that are taken together, in no more runs than a pipe surely holds the numbers of.
+        #: Each has early and late ones: a run of the largest would be too much for one worker.
+        runs = min(count, _PIPE // _NUMBER)
+        self.runs = [range(first, count, runs) for first in range(runs)]
         #: The runs that nobody has begun: a pipe gives each of its bytes to one reader alone.
         self.left, writing = os.pipe()
         with os.fdopen(writing, "wb") as numbers:
@@ -67,7 +68,7 @@ class Forks:
         finally:
             self.crew.progress = progress
             self.end()
-        for task in chain(*self.runs):
+        for task in range(self.count):
             if task not in done:
                 self.crew.work(task)
 
@@ -84,9 +85,13 @@ class Forks:
         Raises:
             OSError: the system does not let it.
         """
-        results = os.memfd_create("results")
         with uninterrupted():
-            process = os.fork()
+            results = os.memfd_create("results")
+            try:
+                process = os.fork()
+            except OSError:
+                os.close(results)
+                raise
             if not process:
                 self.be_fork(number, results)
             self.living[process] = results
@@ -100,7 +105,8 @@ class Forks:
             done: list[int] = []
             try:
                 for task in self.work():
-                    done.append(task)  # noqa: PERF402 - those before a failure count
+                    done.append(task)
+                    self.end_if_left()
             except Exception:  # noqa: BLE001 - the parent will see for itself, as soon as it can
                 os.read(self.left, _PIPE)
             with os.fdopen(results, "wb") as file:
@@ -110,8 +116,12 @@ class Forks:
             os._exit(code)
 
     def note(self, number: int, count: int) -> None:
-        """Count what a fork has done; it does not outlive its parent."""
+        """Count what a fork has done."""
         self.counts[number] += count
+        self.end_if_left()
+
+    def end_if_left(self) -> None:
+        """End a fork whose parent has ended: what it does is for nobody."""
         if os.getppid() != self.parent:
             os._exit(1)
 

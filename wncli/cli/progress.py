@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from wncli.api import Progress
 
-#: Seconds before a progress bar is worth showing.
+#: Seconds before a progress bar is worth showing, and from one drawing to the next.
 _PATIENCE = 0.5
+_REDRAW = 0.1
 
 
 @contextmanager
@@ -34,23 +35,29 @@ def progress_bar(what: str, *, quiet: bool) -> Iterator[Progress]:
 
 
 class _Bar:
-    """The progress of several threads, drawn by whichever comes first once it takes long."""
+    """The progress of several threads, drawn by whichever comes first once it takes long.
+
+    It has no thread of its own: a process with two of them does not fork for what is left to do.
+    """
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.start = time.monotonic()
         self.done = 0
         self.lock = threading.Lock()
+        self.drawn = self.start
         self.progress: RichProgress | None = None
         self.over = False
 
     def advance(self, count: int, total: int) -> None:
         with self.lock:
             self.done += count
-            if not (self.progress or self.over) and time.monotonic() - self.start > _PATIENCE:
-                self.progress = self.begin(total)
-            if self.progress and not self.over:
-                self.progress.update(self.progress.task_ids[0], completed=self.done)
+            now = time.monotonic()
+            if self.over or now - self.start < _PATIENCE or now - self.drawn < _REDRAW:
+                return
+            self.drawn = now
+            self.progress = self.progress or self.begin(total)
+            self.progress.update(self.progress.task_ids[0], completed=self.done, refresh=True)
 
     def begin(self, total: int) -> RichProgress:
         from rich.progress import (
@@ -62,7 +69,9 @@ class _Bar:
         )
 
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        progress = Progress(*columns, console=console(stderr=True), transient=True)
+        progress = Progress(
+            *columns, console=console(stderr=True), transient=True, auto_refresh=False
+        )
         progress.add_task(self.what, total=total)
         progress.start()
         return progress
