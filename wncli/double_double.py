@@ -10,6 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+#: Values that a step works on here, where it makes several of each: twice as many take longer.
+PAIRS = 16 * 1024
+
+#: Added to a value below 1 and taken away again, they leave the nearest multiple of 2**-21, 2**-43.
+_COARSE, _FINE = 1.5 * 2.0**31, 1.5 * 2.0**9
+#: As many products of such parts add up to at most 2**53 of their units: exactly.
+_LONGEST_EXACT = 2048
+
+#: Leave as many bits of a significand; products of 27 and 26 bits are exact.
+_FIRST_27_BITS = np.int64(-(1 << 26))
+_FIRST_26_BITS = np.int64(-(1 << 27))
+#: Between these bounds the errors of products are normal numbers too.
+_SMALLEST, _LARGEST = 2.0**-900, 2.0**900
 
 #: 2**27 + 1 cuts a 53-bit significand into two halves (Veltkamp).
 _SPLITTER = 134217729.0
@@ -30,16 +45,39 @@ def product_error(a: Float64, b: Float64, product: Float64) -> Float64:
     return lost
 
 
-def sum_of_squares(rows: Float64) -> tuple[Float64, Float64]:
-    """The sum of squares of each row of a `(rows, columns)` array with at least one column."""
-    values = rows * rows
-    low = product_error(rows, rows, values).sum(axis=1)
-    while values.shape[1] > 1:
-        half = values.shape[1] // 2
-        summed, error = two_sum(values[:, :half], values[:, half : 2 * half])
-        low = low + error.sum(axis=1)
-        values = np.concatenate([summed, values[:, 2 * half :]], axis=1)
-    return values[:, 0], low
+def sum_of_squares(rows: Float64, exponents: Int64) -> tuple[Float64, Float64]:
+    """The sum of squares of each row of a `(rows, columns)` array, over the power of two.
+
+    Args:
+        rows: finite values.
+        exponents: of each row, `2**exponent` being above all magnitudes in it.
+
+    Each value is cut into three, so that the products of the first two parts add up without any
+    rounding error, a few at a time; those that have one are at most 2**-43 of the value (Ozaki et
+    al. 2012, Numer. Algorithms 59:95).
+    """
+    count, columns = rows.shape
+    run = min(columns, _LONGEST_EXACT)
+    together = max(1, PAIRS // run)
+    half = exponents // 2
+    scales = np.ldexp(1.0, -half)[:, None], np.ldexp(1.0, half - exponents)[:, None]
+    high, low = np.zeros(count), np.zeros(count)
+    for first in range(0, count, together):
+        part = slice(first, first + together)
+        for start in range(0, columns, run):
+            values = rows[part, start : start + run] * scales[0][part]
+            values *= scales[1][part]
+            coarse = values + _COARSE
+            coarse -= _COARSE
+            rest = values - coarse
+            fine = rest + _FINE
+            fine -= _FINE
+            rest -= fine
+            total, error = two_sum(high[part], np.vecdot(coarse, coarse))
+            high[part], another = two_sum(total, 2 * np.vecdot(coarse, fine))
+            small = np.vecdot(fine, fine) + 2 * np.vecdot(rest, values)
+            low[part] += error + another + small
+    return high, low
 
 
 def square_root(high: Float64, low: Float64) -> tuple[Float64, Float64]:
@@ -65,6 +103,33 @@ def times(a: Float64, high: Float64, low: Float64) -> Float64:
     error = product_error(a, high, product) + a * low
     # Nothing to add keeps a zero's sign, and an infinity, whose error term is NaN.
     return np.where(np.isfinite(product) & (error != 0), product + error, product)
+
+
+def times_in_range(a: Float64, high: Float64, low: Float64) -> Float64 | None:
+    """`a * (high + low)`, rounded once; None where a number on the way may be out of range.
+
+    Args:
+        a: of shape `(rows, columns)`, or more of them.
+        high: a factor for each row, as a column, of shape `(rows, 1)`.
+        low: what it lacks.
+
+    The products of the parts that `a` and the factor are cut into are exact, or so small that
+    their rounding errors are lost; unlike in `times`, only one of them is cut per element.
+    """
+    magnitudes = np.abs(high)
+    if not (magnitudes.min() > _SMALLEST and magnitudes.max() < _LARGEST):
+        return None
+    coarse = (high.view(np.int64) & _FIRST_26_BITS).view(np.float64)
+    a_coarse = (a.view(np.int64) & _FIRST_27_BITS).view(np.float64)
+    a_fine = a - a_coarse
+    product: Float64 = a_coarse * coarse
+    a_coarse *= (high - coarse) + low
+    a_fine *= high
+    a_fine += a_coarse
+    product += a_fine
+    np.abs(product, out=a_fine)
+    in_range = a_fine.min() > _SMALLEST and a_fine.max() < _LARGEST
+    return product if in_range else None
 
 
 def _split(a: Float64) -> tuple[Float64, Float64]:

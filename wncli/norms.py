@@ -15,16 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from wncli.double_double import (
+    PAIRS,
     Float64,
+    Int64,
     quotient,
     square_root,
     sum_of_squares,
     times,
+    times_in_range,
     two_sum,
 )
 
 Array = npt.NDArray[Any]
-Int64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 #: Elements that one step of the arithmetic works on: fewer cost calls, more cost the cache.
@@ -111,6 +113,12 @@ def widened(block: Array) -> Float64:
     return values
 
 
+def _have_rows_begun(values: Float64) -> None:
+    """Let what follows, until `unwarned` ends, begin a loop for each row where they are long."""
+    if values.shape[2] >= _LONG_ROW:
+        np.setbufsize(_NO_BUFFER)
+
+
 class Norms(NamedTuple):
     """Norms not yet rounded to a stored dtype: `(high + low) * 2**exponent`, per channel.
 
@@ -171,6 +179,7 @@ class NormSum:
         """Take in a block in float64 that is no larger than a step."""
         where = slice(first, first + values.shape[1])
         if self.wide:
+            _have_rows_begun(values)
             self._add_wide(values, where)
         elif values.shape[2] >= _SHORT_ROW:
             for start in range(0, values.shape[2], _LONGEST_DOT):
@@ -183,14 +192,14 @@ class NormSum:
 
     def _add_wide(self, values: Float64, where: slice) -> None:
         rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
-        largest = np.abs(rows).max(axis=1)
+        largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
         self._peak[where] = np.maximum(self._peak[where], largest)
         needed = np.frexp(np.where(np.isfinite(largest), largest, 1.0))[1].astype(np.int64)
         needed[largest == 0] = _SMALLEST_EXPONENT
         old = self._exponent[where]
         new = np.maximum(old, needed)
         shrink = 2 * (old - new)
-        high, low = sum_of_squares(np.ldexp(rows, -new[:, None]))
+        high, low = sum_of_squares(rows, new)
         total, error = two_sum(np.ldexp(self._high[where], shrink), high)
         self._low[where] = np.ldexp(self._low[where], shrink) + low + error
         self._high[where] = total
@@ -235,16 +244,23 @@ class Factors(NamedTuple):
     def scale_widened(self, values: Float64, out: Array, first: int = 0) -> None:
         """The same for a block in float64 that is no larger than a step, and is used up."""
         where = slice(first, first + values.shape[1])
-        high = self.high[where, None]
-        if self.low is None or self.exponent is None:
-            if values.shape[2] >= _LONG_ROW:
-                np.setbufsize(_NO_BUFFER)  # until `unwarned` ends
+        high, low, exponent = self.high[where, None], self.low, self.exponent
+        _have_rows_begun(values)
+        if low is None or exponent is None:
             np.multiply(values, high, out=values)
-        else:
-            mantissa, exponent = np.frexp(values)
-            product = times(mantissa, high, self.low[where, None])
-            values = np.ldexp(product, exponent + self.exponent[where, None])
-        np.copyto(out, values, casting="unsafe")
+            np.copyto(out, values, casting="unsafe")
+            return
+        low, exponent = low[where, None], exponent[where, None]
+        near, rest = np.ldexp(high, exponent), np.ldexp(low, exponent)
+        for box in boxes(values.shape, PAIRS):
+            place, rows = (box.outer, box.channels, box.inner), box.channels
+            part = values[place]
+            product = times_in_range(part, near[rows], rest[rows])
+            if product is None:
+                mantissa, places = np.frexp(part)
+                product = times(mantissa, high[rows], low[rows])
+                product = np.ldexp(product, places + exponent[rows])
+            np.copyto(out[place], product, casting="unsafe")
 
 
 def factors(g: Array, norms: Norms, *, may_match: bool = True, empty: bool = False) -> Factors:
