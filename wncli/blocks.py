@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ _GATHERED = 8 << 20
 Array = npt.NDArray[Any]
 
 
+@cache
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     """The NumPy dtype of one of the dtypes that weight norm is computed in."""
     name: type[Any] | str = str(dtype.torch)
@@ -81,14 +83,16 @@ class TensorBlocks:
         self.spec = spec
         self.element = element
         self.use = use
+        axes = tuple(range(len(spec.shape)))
         order = spec.memory_order
-        if row_major and not spec.is_contiguous:
+        if row_major and order != axes:
             order = None
         self.dense = order is not None
-        order = order or tuple(range(len(spec.shape)))
-        self.shape = tuple(spec.shape[axis] for axis in order)
-        self.strides = tuple(spec.strides[axis] for axis in order)
-        self.dim = None if dim is None else order.index(dim)
+        self.shape, self.strides, self.dim = spec.shape, spec.strides, dim
+        if order and order != axes:
+            self.shape = tuple(spec.shape[axis] for axis in order)
+            self.strides = tuple(spec.strides[axis] for axis in order)
+            self.dim = None if dim is None else order.index(dim)
         self.slices = slices(self.shape, self.dim)
         outer, channels, inner = self.slices
         per_block = _elements(element)

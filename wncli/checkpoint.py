@@ -121,6 +121,10 @@ def refuse_growth(checkpoint: Checkpoint, specs: Iterable[TensorSpec]) -> None:
     Raises:
         FormatError: a few bytes would be written, or read, over and over.
     """
+    specs = tuple(specs)
+    allowed = checkpoint.nbytes + _EXPANSION
+    if sum(spec.nbytes for spec in specs) <= allowed:  # whatever they share
+        return
     views = {spec.view: spec for spec in specs}
     taken: dict[tuple[int, str], int] = {}
     held: dict[tuple[int, str], int] = {}
@@ -129,7 +133,7 @@ def refuse_growth(checkpoint: Checkpoint, specs: Iterable[TensorSpec]) -> None:
         taken[identity] = taken.get(identity, 0) + spec.nbytes
         held[identity] = spec.storage.nbytes
     grown = sum(max(0, taken[identity] - held[identity]) for identity in taken)
-    if grown > checkpoint.nbytes + _EXPANSION:
+    if grown > allowed:
         raise FormatError(
             str(checkpoint.path),
             f"the expanded tensors would take {grown:,} bytes more than they are stored in",

@@ -85,30 +85,48 @@ def fold_pair(
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
     """
-    source = sources[pair.v.storage.file]
-    where = f"{source.where}: {pair.weight}"
-    v_dtype, w_dtype = numpy_dtype(pair.v.dtype), numpy_dtype(pair.dtype)
-    wide = DType.F64 in (pair.g.dtype, pair.v.dtype)
-    g = _read_all(sources, pair.g)
-    blocks = TensorBlocks(source, pair.v, v_dtype, pair.dim, row_major=row_major_order)
-    scaling = None
-    if not blocks.hold_whole_slices:
-        scaling = unwarned(_scaling)(where, pair, g, norms_of(blocks, wide=wide), 0)
-    stale = _StaleCheck(sources, pair, blocks) if pair.stale else None
-    odd: set[int] = set()
+    folding = _Folding(sources, pair, row_major_order=row_major_order)
+    for block in folding.blocks:
+        yield block.start, folding.product(block)
+    notes += folding.notes()
+
+
+class _Folding:
+    """A pair that is being composed."""
+
+    def __init__(self, sources: Sources, pair: Pair, *, row_major_order: bool) -> None:
+        source = sources[pair.v.storage.file]
+        self.where = f"{source.where}: {pair.weight}"
+        self.pair = pair
+        self.wide = DType.F64 in (pair.g.dtype, pair.v.dtype)
+        self.dtype = numpy_dtype(pair.dtype)
+        self.g = _read_all(sources, pair.g)
+        v_dtype = numpy_dtype(pair.v.dtype)
+        self.blocks = TensorBlocks(source, pair.v, v_dtype, pair.dim, row_major=row_major_order)
+        #: Of all slices; each block has its own where none is spread over several.
+        self.factors = None if self.blocks.hold_whole_slices else self.factors_of_all()
+        self.stale = _StaleCheck(sources, pair, self.blocks) if pair.stale else None
+        self.odd: set[int] = set()
 
     @unwarned
-    def product(block: Block) -> Array:
-        v = blocks.read(block)
+    def factors_of_all(self) -> Factors:
+        return _scaling(self.where, self.pair, self.g, norms_of(self.blocks, wide=self.wide), 0)
+
+    @unwarned
+    def product(self, block: Block) -> Array:
+        v = self.blocks.read(block)
         first, last = block.channel, block.channel + block.shape[1]
-        w = v if w_dtype == v_dtype else room("product", v.size, w_dtype).reshape(block.shape)
-        if scaling:
-            factor, base, values = scaling, 0, None
+        w = v
+        if self.dtype != v.dtype:
+            w = room("product", v.size, self.dtype).reshape(block.shape)
+        if self.factors:
+            factor, base, values = self.factors, 0, None
         else:
             values = widened(v)
-            total = NormSum(block.shape[1], wide=wide)
+            total = NormSum(block.shape[1], wide=self.wide)
             total.add_widened(values)
-            factor, base = _scaling(where, pair, g[first:last], total.norms(), first), first
+            norms = total.norms()
+            factor, base = _scaling(self.where, self.pair, self.g[first:last], norms, first), first
         span = slice(first - base, last - base)
         if w is not v or not factor.unchanged[span].all():
             if values is None:
@@ -116,16 +134,15 @@ def fold_pair(
             else:
                 factor.scale_widened(values, w)
         if factor.non_finite[span].any():
-            odd.update(map(int, np.flatnonzero(factor.non_finite[span]) + first))
-        if stale:
-            stale.compare(block, w)
+            self.odd.update(map(int, np.flatnonzero(factor.non_finite[span]) + first))
+        if self.stale:
+            self.stale.compare(block, w)
         return w
 
-    for block in blocks:
-        yield block.start, product(block)
-    notes += _non_finite_notes(pair.weight, where, np.array(sorted(odd)), len(g))
-    if stale:
-        notes += stale.notes(where)
+    def notes(self) -> list[Note]:
+        odd = np.array(sorted(self.odd))
+        found = _non_finite_notes(self.pair.weight, self.where, odd, len(self.g))
+        return found + (self.stale.notes(self.where) if self.stale else [])
 
 
 @unwarned
