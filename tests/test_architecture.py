@@ -41,7 +41,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         output_folder outputs report comparison comparing checking verifying""",
         "api",
         """cli cli.commands cli.writing cli.reports cli.differences cli.results cli.progress
-        cli.terminal""",
+        cli.terminal cli.page""",
     )
 )
 #: The package's own face, and what makes `python -m wncli` run.

@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import wncli
-from wncli.cli.terminal import draw_table
+from wncli.cli.page import Page
+from wncli.cli.terminal import draw
 
 RunHere = Callable[..., Ran]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -344,6 +345,32 @@ def test_a_progress_bar_is_for_terminals_and_long_runs(wn: Wn, tmp_path: Path) -
     assert wn(*arguments).stderr == ""
 
 
+SHOWN: dict[str, tuple[str | Path, ...]] = {
+    "inspect": ("inspect", SAMPLES / "training.pt"),
+    "inspect, nothing": ("inspect", "plain.pt"),
+    "a check": ("inspect", SAMPLES / "wavenet.pt", "--check"),
+    "remove": ("remove", SAMPLES / "training.pt", "out.pt", "--dry-run"),
+    "equal": ("compare", SAMPLES / "wavenet.pt", SAMPLES / "wavenet.pt"),
+    "different": ("compare", "one.pt", "other.pt"),
+    "refused": ("remove", "none.pt", "out.pt"),
+}
+
+
+@pytest.mark.parametrize("arguments", SHOWN.values(), ids=SHOWN)
+def test_plain_text_is_what_rich_draws_without_its_colours(
+    arguments: tuple[str | Path, ...], wn: Wn, tmp_path: Path
+) -> None:
+    torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "plain.pt")
+    for name, factor in (("one.pt", 1), ("other.pt", 1.5)):
+        torch.save({"a.bias": torch.ones(3), "weight": factor * torch.ones(2)}, tmp_path / name)
+    plain = wn(*arguments, cwd=tmp_path)
+    coloured = wn(*arguments, cwd=tmp_path, FORCE_COLOR="1", TERM="xterm-256color")
+    assert "\x1b" in coloured.stdout + coloured.stderr
+    for ours, theirs in ((plain.stdout, coloured.stdout), (plain.stderr, coloured.stderr)):
+        drawn = re.sub(r"\x1b\[[0-9;]*m", "", theirs)
+        assert ours.splitlines() == [line.rstrip() for line in drawn.splitlines()]
+
+
 # Names from strangers
 
 EVIL = "evil\x1b[2J\x1b]0;title\x07\r\u202e.layer"
@@ -550,7 +577,6 @@ def test_a_table_is_drawn_as_rich_draws_it(width: int, rows: list[tuple[str, ...
         table.add_column(name, overflow="fold", justify=justify)
     for row in rows:
         table.add_row(*row[:kept])
-    ours = drawn(
-        lambda target: draw_table(target, header, rows, right=frozenset({"dim"}), narrow=2)
-    )
-    assert ours == drawn(lambda target: target.print(table))
+    page = Page()
+    page.table(header, rows, right=frozenset({"dim"}), narrow=2)
+    assert drawn(lambda target: draw(page, target)) == drawn(lambda target: target.print(table))

@@ -6,14 +6,13 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from wncli.cli.terminal import draw_table, many, print_captured, show_refusal, write
+from wncli.cli.page import Page
+from wncli.cli.terminal import many, show, show_refusal
 from wncli.difference import DEFAULT_ULPS
 from wncli.errors import printable
 from wncli.naming import join
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from wncli.comparison import Comparison, TensorDifference
 
 #: As many weights are shown; `--json` lists all.
@@ -24,29 +23,27 @@ _NAMED = 5
 
 def show_comparison(found: Comparison) -> None:
     """Print a comparison for people; what may need action goes to stderr."""
-
-    def draw(target: Console) -> None:
-        verdict = ("equal", "bold green") if found.equal else ("different", "bold red")
-        a, b = printable(found.checkpoint), printable(found.other)
-        write(target, (a, "bold"), (" and ", "dim"), (b, "bold"), "  ", verdict)
-        differing = [tensor for tensor in found.tensors if tensor.max_ulps]
-        if differing:
-            _draw_tensors(target, differing)
-        else:
-            target.print()
-        for line in _summary(found):
-            write(target, f"  {line}")
-        for note in found.notes:
-            if not note.is_warning:
-                write(target, "  ", ("note: ", "dim"), printable(note.message))
-
-    print_captured(draw)
+    page = Page()
+    verdict = ("equal", "bold green") if found.equal else ("different", "bold red")
+    a, b = printable(found.checkpoint), printable(found.other)
+    page.line((a, "bold"), (" and ", "dim"), (b, "bold"), "  ", verdict)
+    differing = [tensor for tensor in found.tensors if tensor.max_ulps]
+    if differing:
+        _add_tensors(page, differing)
+    else:
+        page.line()
+    for line in _summary(found):
+        page.line(f"  {line}")
+    for note in found.notes:
+        if not note.is_warning:
+            page.line("  ", ("note: ", "dim"), printable(note.message))
+    show(page)
     for note in found.notes:
         if note.is_warning:
             show_refusal("warning", note.message)
 
 
-def _draw_tensors(target: Console, tensors: list[TensorDifference]) -> None:
+def _add_tensors(page: Page, tensors: list[TensorDifference]) -> None:
     header = ("tensor", "max abs", "max rel", "ulps", "", "shape", "dtype")
     rows = [
         (
@@ -63,11 +60,9 @@ def _draw_tensors(target: Console, tensors: list[TensorDifference]) -> None:
         for tensor in tensors[:_SHOWN]
     ]
     right = frozenset({"max abs", "max rel", "ulps"})
-    draw_table(target, header, rows, right=right, narrow=5)
+    page.table(header, rows, right=right, narrow=5)
     if len(tensors) > _SHOWN:
-        write(
-            target, f"  and {len(tensors) - _SHOWN:,} more, closer to each other (--json lists all)"
-        )
+        page.line(f"  and {len(tensors) - _SHOWN:,} more, closer to each other (--json lists all)")
 
 
 def _number(value: float) -> str:

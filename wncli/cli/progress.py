@@ -70,7 +70,7 @@ class _Bar:
 
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         progress = Progress(
-            *columns, console=console(stderr=True), transient=True, auto_refresh=False
+            *columns, console=console(sys.stderr), transient=True, auto_refresh=False
         )
         progress.add_task(self.what, total=total)
         progress.start()

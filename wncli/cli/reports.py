@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from wncli.cli.terminal import (
-    console,
-    draw_table,
-    many,
-    print_captured,
-    printing,
-    show_refusal,
-    write,
-)
+from wncli.cli.page import Page
+from wncli.cli.terminal import many, show, show_refusal
 from wncli.errors import few, printable
 from wncli.naming import join
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from wncli.notes import Note
     from wncli.report import Layer, Report
 
@@ -30,25 +21,23 @@ _MOST_LISTED = 1000
 
 def show_report(report: Report) -> None:
     """Print a report for people; its warnings go to stderr."""
-
-    def draw(target: Console) -> None:
-        _show_headline(target, report)
-        if report.layers:
-            _show_layers(target, report)
-        elif report.command == "inspect":
-            target.print("\n  no weight norm\n")
-        else:
-            target.print()
-        if report.command == "inspect":
-            _show_contents(target, report)
-        _show_parameters(target, report)
-        for note in report.notes:
-            if not note.is_warning:
-                write(target, "  ", ("note: ", "dim"), (_note(report, note), ""))
-        if report.findings is not None:
-            _show_findings(target, report, report.findings)
-
-    print_captured(draw)
+    page = Page()
+    _add_headline(page, report)
+    if report.layers:
+        _add_layers(page, report)
+    elif report.command == "inspect":
+        page.line("\n  no weight norm\n")
+    else:
+        page.line()
+    if report.command == "inspect":
+        _add_contents(page, report)
+    _add_parameters(page, report)
+    for note in report.notes:
+        if not note.is_warning:
+            page.line("  ", ("note: ", "dim"), _note(report, note))
+    if report.findings is not None:
+        _add_findings(page, report, report.findings)
+    show(page)
     if report.findings is None:
         show_warnings(report)
 
@@ -63,8 +52,9 @@ def show_warnings(report: Report) -> None:
 def show_line(report: Report) -> None:
     """Print one line for one of several inputs; its warnings go to stderr."""
     counts = report.parameters
-    with printing():
-        _show_headline(console(), report, f"  parameters {counts.before:,} → {counts.after:,}")
+    page = Page()
+    _add_headline(page, report, f"  parameters {counts.before:,} → {counts.after:,}")
+    show(page)
     show_warnings(report)
 
 
@@ -87,13 +77,13 @@ _VERBS = {
 }
 
 
-def _show_headline(target: Console, report: Report, more: str = "") -> None:
+def _add_headline(page: Page, report: Report, more: str = "") -> None:
     name = printable(report.checkpoint)
     if report.output is None:
-        write(target, (name, "bold"), f"  {_kind(report.format, report.checkpoint_files)}")
+        page.line((name, "bold"), f"  {_kind(report.format, report.checkpoint_files)}")
         return
     output = f"{printable(report.output)} ({_kind(report.output_format, report.output_files)})"
-    write(target, name, (" → ", "dim"), (output, "bold"), f"  {_done(report)}{more}")
+    page.line(name, (" → ", "dim"), (output, "bold"), f"  {_done(report)}{more}")
 
 
 def _kind(name: str | None, files: tuple[str, ...]) -> str:
@@ -132,57 +122,53 @@ def _layer_cells(report: Report) -> list[tuple[str, ...]]:
     return rows if several else [row[1:] for row in rows]
 
 
-def _show_layers(target: Console, report: Report) -> None:
+def _add_layers(page: Page, report: Report) -> None:
     header, *rows = _layer_cells(report)
-    draw_table(target, header, rows, right=frozenset({"dim"}), narrow=len(header) - 2)
+    page.table(header, rows, right=frozenset({"dim"}), narrow=len(header) - 2)
 
 
-def _show_contents(target: Console, report: Report) -> None:
+def _add_contents(page: Page, report: Report) -> None:
     """What `inspect` says of the state dicts and of everything else in the file."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 3))
+    rows: list[tuple[str, str, bool]] = []
     for root in report.roots[:_MOST_LISTED]:
         what = printable(root.holder) or "state dict"
         summary = f"{what}, {many(root.tensors, 'tensor')}, {root.parameters:,} parameters"
         if root.normalized:
             summary += f", {many(root.normalized, 'layer')} normalized"
-        table.add_row(Text(f"  {printable(root.root) or '(top)'}"), Text(summary))
-    for entry in report.entries[:_MOST_LISTED]:
-        table.add_row(
-            Text(f"  {printable(entry.path)}", "dim"), Text(printable(entry.summary), "dim")
-        )
-    target.print(table)
+        rows.append((f"  {printable(root.root) or '(top)'}", summary, False))
+    rows += [
+        (f"  {printable(entry.path)}", printable(entry.summary), True)
+        for entry in report.entries[:_MOST_LISTED]
+    ]
+    page.pairs(rows)
     more = max(0, len(report.roots) - _MOST_LISTED) + max(0, len(report.entries) - _MOST_LISTED)
     if more:
-        write(target, f"  and {more:,} more; --json lists them all")
+        page.line(f"  and {more:,} more; --json lists them all")
     if report.unsafe:
         names = printable(few(report.unsafe, _MOST_LISTED))
-        write(target, "\n  torch.load(weights_only=True) refuses: ", (names, "yellow"))
+        page.line("\n  torch.load(weights_only=True) refuses: ", (names, "yellow"))
     for call in report.would_run[:_MOST_LISTED]:
         place = f"  ({printable(call.where)})" if call.where else ""
-        write(
-            target,
+        page.line(
             "  torch.load ",
             ("would run: ", "bold red"),
             (printable(call.call), "red"),
             place,
         )
-    target.print()
+    page.line()
 
 
-def _show_findings(target: Console, report: Report, findings: tuple[Note, ...]) -> None:
+def _add_findings(page: Page, report: Report, findings: tuple[Note, ...]) -> None:
     """What a check found; the warnings of the report are among it."""
     if not findings:
-        write(target, "\n  checked: ", ("everything was read, and nothing is wrong", "green"))
+        page.line("\n  checked: ", ("everything was read, and nothing is wrong", "green"))
         return
-    write(target, f"\n  checked: {many(len(findings), 'finding')}")
+    page.line(f"\n  checked: {many(len(findings), 'finding')}")
     for note in findings:
-        write(target, "  ", (f"{note.code}: ", "bold red"), (_note(report, note), ""))
+        page.line("  ", (f"{note.code}: ", "bold red"), (_note(report, note), ""))
 
 
-def _show_parameters(target: Console, report: Report) -> None:
+def _add_parameters(page: Page, report: Report) -> None:
     counts = report.parameters
     change = f"{counts.before:,} → {counts.after:,} ({counts.change:+,})"
     if report.command == "inspect":
@@ -190,7 +176,7 @@ def _show_parameters(target: Console, report: Report) -> None:
             change = f"{counts.before:,}"
         else:
             change += " if weight norm is removed"
-    write(target, "  parameters ", (change, "bold"), ("  (buffers count too)", "dim"))
+    page.line("  parameters ", (change, "bold"), ("  (buffers count too)", "dim"))
 
 
 def _pair(layer: Layer) -> str:

@@ -1,12 +1,14 @@
-"""Consoles, messages and tables: what all that is printed has in common."""
+"""Prints pages and messages: drawn by Rich on a terminal, as plain text elsewhere."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
+from wncli.cli.page import Page, Pairs, Table
 from wncli.errors import printable
 
 if TYPE_CHECKING:
@@ -14,10 +16,8 @@ if TYPE_CHECKING:
 
 #: On a terminal with fewer columns, tables keep to what tells the rows apart.
 NARROW = 80
-#: Columns for output that no terminal bounds: nothing is cut off.
+#: Columns for colours that no terminal bounds: nothing is cut off.
 _UNBOUNDED = 10_000
-#: Characters of a column; what goes beyond is not aligned, as every row would be as long.
-_WIDEST = 200
 
 _LOOKS = {
     "error": "bold red",
@@ -47,63 +47,73 @@ def printing() -> Iterator[None]:
         raise StreamError(error.errno, error.strerror) from None
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal, or without bounds where there is none."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else _UNBOUNDED
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
-
-
-def write(target: Console, *parts: str | tuple[str, str]) -> None:
-    """Print parts, each text or `(text, style)`, in one line that the terminal may wrap."""
-    from rich.text import Text
-
-    target.print(Text.assemble(*parts), soft_wrap=True)
-
-
-def print_captured(draw: Callable[[Console], None]) -> None:
-    """Print what `draw` draws on stdout, without blanks at the ends of lines."""
-    target = console()
+def show(page: Page) -> None:
+    """Print a page on stdout, without blanks at the ends of lines."""
     with printing():
-        with target.capture() as captured:
-            draw(target)
-        for line in captured.get().splitlines():
+        for line in _lines(page, sys.stdout):
             print(line.rstrip())
 
 
 def show_refusal(kind: str, message: str) -> None:
     """Print an error, a warning or the like on stderr, its further lines indented."""
-    target = console(stderr=True)
+    page = Page()
     first, *rest = message.split("\n")
-    write(target, (f"{kind}: ", _LOOKS[kind]), (printable(first), ""))
+    page.line((f"{kind}: ", _LOOKS[kind]), printable(first))
     for line in rest:
         label, colon, text = line.partition(":")
-        write(target, (label + colon, "dim"), (printable(text), ""))
+        page.line((label + colon, "dim"), printable(text))
+    for line in _lines(page, sys.stderr):
+        print(line, file=sys.stderr)
 
 
-def draw_table(
-    target: Console,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right: frozenset[str] = frozenset(),
-    narrow: int,
-) -> None:
-    """Draw a table.
+def console(stream: TextIO) -> Console:
+    """A console as wide as the terminal, or without bounds where there is none."""
+    from rich.console import Console
 
-    Args:
-        target: where to.
-        header: the columns' names.
-        rows: as many cells each.
-        right: the columns that are set flush right.
-        narrow: the columns that are left on a narrow terminal, from the left.
-    """
-    kept = narrow if target.width < NARROW else len(header)
-    header, rows = header[:kept], [row[:kept] for row in rows]
-    lines = _aligned(header, rows, right)
-    if _fits(lines, rows, target.width):
+    width = None if stream.isatty() else _UNBOUNDED
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _lines(page: Page, stream: TextIO) -> Iterator[str]:
+    if not _shows_colours(stream):
+        # Rich would make the same of it, and take a fifth of a short run's time to begin.
+        yield from page.lines()
+        return
+    target = console(stream)
+    with target.capture() as captured:
+        draw(page, target)
+    yield from captured.get().removesuffix("\n").split("\n")
+
+
+def _shows_colours(stream: TextIO) -> bool:
+    """Whether the stream is a terminal, or is to be taken for one, by the rules of Rich."""
+    forced = os.environ.get("FORCE_COLOR") or os.environ.get("TTY_COMPATIBLE") == "1"
+    return stream.isatty() or bool(forced)
+
+
+def draw(page: Page, target: Console) -> None:
+    """Draw a page on a terminal."""
+    from rich.text import Text
+
+    for item in page.items:
+        if isinstance(item, Table):
+            _draw_table(item, target)
+        elif isinstance(item, Pairs):
+            _draw_pairs(item, target)
+        else:
+            target.print(Text.assemble(*item), soft_wrap=True)
+
+
+def _draw_table(table: Table, target: Console) -> None:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    if target.width < NARROW:
+        rows = tuple(row[: table.narrow] for row in table.rows)
+        table = table._replace(header=table.header[: table.narrow], rows=rows)
+    lines = table.lines()
+    if _fits(lines, table, target.width):
         from rich.segment import Segment, Segments
         from rich.style import Style
 
@@ -111,40 +121,29 @@ def draw_table(
         parts = [Segment(f"{above}\n"), Segment(names, Style(dim=True)), Segment("\n")]
         target.print(Segments([*parts, Segment("\n".join((*below, "")))]), crop=False)
         return
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, pad_edge=False, header_style="dim")
-    for name in header:
-        table.add_column(name, overflow="fold", justify="right" if name in right else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    target.print(table)
+    drawn = RichTable(box=box.SIMPLE, pad_edge=False, header_style="dim")
+    for name in table.header:
+        drawn.add_column(name, overflow="fold", justify="right" if name in table.right else "left")
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))
+    target.print(drawn)
 
 
-def _fits(lines: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
+def _fits(lines: list[str], table: Table, width: int) -> bool:
     """Whether the lines of a table can be printed as they are: Rich would measure every cell."""
-    if width == _UNBOUNDED:
-        return True
-    is_plain = all(cell.isascii() for row in rows for cell in row)  # others may be wider
+    is_plain = all(cell.isascii() for row in table.rows for cell in row)  # others may be wider
     return is_plain and max(map(len, lines)) <= width
 
 
-def _aligned(
-    header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]
-) -> list[str]:
-    """The lines of a table, whatever their length."""
-    widths = [min(_WIDEST, max(map(len, column))) for column in zip(header, *rows, strict=True)]
-    lines = [
-        " " + "   ".join(
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for name, cell, width in zip(header, row, widths, strict=True)
-        )
-        for row in (header, *rows)
-    ]  # fmt: skip
-    rule = " " + "─" * (sum(widths) + 3 * (len(widths) - 1))
-    return ["", lines[0], rule, *lines[1:], ""]
+def _draw_pairs(pairs: Pairs, target: Console) -> None:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable.grid(padding=(0, 3))
+    for name, summary, is_dim in pairs.rows:
+        style = "dim" if is_dim else ""
+        drawn.add_row(Text(name, style), Text(summary, style))
+    target.print(drawn)
 
 
 def many(count: int, what: str) -> str:

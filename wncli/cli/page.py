@@ -1,0 +1,85 @@
+"""What a command has to show, line by line and table by table, and how it looks as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+#: Text, or text and its style as Rich names it.
+Part = str | tuple[str, str]
+
+#: Characters of a column; what goes beyond is not aligned, as every row would be as long.
+_WIDEST = 200
+
+
+class Table(NamedTuple):
+    """Rows of as many cells under the names of their columns.
+
+    `right` are the columns that are set flush right; the first `narrow` are left on a narrow
+    terminal.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str]
+    narrow: int
+
+    def lines(self) -> list[str]:
+        """The table as text: a blank line, the header, a rule, the rows, a blank line."""
+        columns = zip(self.header, *self.rows, strict=True)
+        widths = [min(_WIDEST, max(map(len, column))) for column in columns]
+        lines = [
+            " " + "   ".join(
+                cell.rjust(width) if name in self.right else cell.ljust(width)
+                for name, cell, width in zip(self.header, row, widths, strict=True)
+            )
+            for row in (self.header, *self.rows)
+        ]  # fmt: skip
+        rule = " " + "─" * (sum(widths) + 3 * (len(widths) - 1))
+        return ["", lines[0], rule, *lines[1:], ""]
+
+
+class Pairs(NamedTuple):
+    """Names, and what there is to say of each; some rows may be less important."""
+
+    rows: tuple[tuple[str, str, bool], ...]
+
+    def lines(self) -> list[str]:
+        """The rows as text, aligned."""
+        width = min(_WIDEST, max((len(name) for name, _, _ in self.rows), default=0))
+        return [f"{name.ljust(width)}   {summary}" for name, summary, _ in self.rows]
+
+
+class Page:
+    """What is to be shown, from top to bottom."""
+
+    def __init__(self) -> None:
+        self.items: list[Table | Pairs | tuple[Part, ...]] = []
+
+    def line(self, *parts: Part) -> None:
+        """Add a line, which a terminal may wrap."""
+        self.items.append(parts)
+
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        right: frozenset[str],
+        narrow: int,
+    ) -> None:
+        """Add a table; what the arguments are, `Table` says."""
+        self.items.append(Table(tuple(header), tuple(map(tuple, rows)), right, narrow))
+
+    def pairs(self, rows: Sequence[tuple[str, str, bool]]) -> None:
+        """Add rows of a name, what there is to say of it, and whether both are dim."""
+        self.items.append(Pairs(tuple(rows)))
+
+    def lines(self) -> Iterator[str]:
+        """All of it as plain text of any width."""
+        for item in self.items:
+            if isinstance(item, Table | Pairs):
+                yield from item.lines()
+            else:
+                text = "".join(part if isinstance(part, str) else part[0] for part in item)
+                yield from text.split("\n")
