@@ -348,6 +348,7 @@ def test_a_progress_bar_is_for_terminals_and_long_runs(wn: Wn, tmp_path: Path) -
 SHOWN: dict[str, tuple[str | Path, ...]] = {
     "inspect": ("inspect", SAMPLES / "training.pt"),
     "inspect, nothing": ("inspect", "plain.pt"),
+    "wide characters": ("inspect", "wide.pt"),
     "a check": ("inspect", SAMPLES / "wavenet.pt", "--check"),
     "remove": ("remove", SAMPLES / "training.pt", "out.pt", "--dry-run"),
     "equal": ("compare", SAMPLES / "wavenet.pt", SAMPLES / "wavenet.pt"),
@@ -361,6 +362,8 @@ def test_plain_text_is_what_rich_draws_without_its_colours(
     arguments: tuple[str | Path, ...], wn: Wn, tmp_path: Path
 ) -> None:
     torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "plain.pt")
+    pair = {"é模型.weight_g": torch.ones(2, 1), "é模型.weight_v": torch.ones(2, 2)}
+    torch.save({"模型": pair | {"b.bias": torch.ones(2)}, "epoch": 1}, tmp_path / "wide.pt")
     for name, factor in (("one.pt", 1), ("other.pt", 1.5)):
         torch.save({"a.bias": torch.ones(3), "weight": factor * torch.ones(2)}, tmp_path / name)
     plain = wn(*arguments, cwd=tmp_path)

@@ -27,10 +27,10 @@ class Table(NamedTuple):
     def lines(self) -> list[str]:
         """The table as text: a blank line, the header, a rule, the rows, a blank line."""
         columns = zip(self.header, *self.rows, strict=True)
-        widths = [min(_WIDEST, max(map(len, column))) for column in columns]
+        widths = [min(_WIDEST, max(map(_cells, column))) for column in columns]
         lines = [
             " " + "   ".join(
-                cell.rjust(width) if name in self.right else cell.ljust(width)
+                _blanks(cell, width) + cell if name in self.right else cell + _blanks(cell, width)
                 for name, cell, width in zip(self.header, row, widths, strict=True)
             )
             for row in (self.header, *self.rows)
@@ -46,8 +46,8 @@ class Pairs(NamedTuple):
 
     def lines(self) -> list[str]:
         """The rows as text, aligned."""
-        width = min(_WIDEST, max((len(name) for name, _, _ in self.rows), default=0))
-        return [f"{name.ljust(width)}   {summary}" for name, summary, _ in self.rows]
+        width = min(_WIDEST, max((_cells(name) for name, _, _ in self.rows), default=0))
+        return [f"{name}{_blanks(name, width)}   {summary}" for name, summary, _ in self.rows]
 
 
 class Page:
@@ -83,3 +83,16 @@ class Page:
             else:
                 text = "".join(part if isinstance(part, str) else part[0] for part in item)
                 yield from text.split("\n")
+
+
+def _blanks(cell: str, width: int) -> str:
+    return " " * (width - _cells(cell))
+
+
+def _cells(text: str) -> int:
+    """How many places it takes in a line: some characters take two, or none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
