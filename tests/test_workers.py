@@ -25,6 +25,7 @@ PROGRAM = """
 import os, signal, sys, time
 from wncli import workers
 from wncli.cli import program
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests run under
 workers.worker_count = lambda: 3
 parent, real_fork, real_write = os.getpid(), os.fork, os.pwrite
 def fork():
