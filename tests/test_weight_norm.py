@@ -565,6 +565,15 @@ def test_float64_extremes_do_not_overflow_on_the_way() -> None:
         assert compose([[10.0]], v).tolist() == [[6.0, 8.0]]
 
 
+def test_subnormal_directions_under_a_normal_magnitude_stay_within_one_ulp() -> None:
+    """Such a factor is so large that only the direction is out of the range of normal numbers."""
+    for seed in range(20):
+        numbers = np.random.default_rng(seed).integers(1, 2**20, (8, 9))
+        v = np.ldexp(numbers.astype(np.float64), -1074)
+        g = np.full((8, 1), 1.1e-200)
+        assert_is_product(compose(g, v), g, v, 0)
+
+
 # -- tensors in files, block by block -----------------------------------------------------------
 
 #: Slices longer than a block, blocks of many slices, and all between, over every dim.

@@ -15,7 +15,8 @@ Int64 = npt.NDArray[np.int64]
 #: Values that a step works on here, where it makes several of each: twice as many take longer.
 PAIRS = 16 * 1024
 
-#: Added to a value below 1 and taken away again, they leave the nearest multiple of 2**-21, 2**-43.
+#: `(x + _COARSE) - _COARSE` is the multiple of 2**-21 nearest to an x below 1, and with `_FINE`
+#: that of 2**-43 nearest to what is left of it.
 _COARSE, _FINE = 1.5 * 2.0**31, 1.5 * 2.0**9
 #: As many products of such parts add up to at most 2**53 of their units: exactly.
 _LONGEST_EXACT = 2048
@@ -23,8 +24,10 @@ _LONGEST_EXACT = 2048
 #: Leave as many bits of a significand; products of 27 and 26 bits are exact.
 _FIRST_27_BITS = np.int64(-(1 << 26))
 _FIRST_26_BITS = np.int64(-(1 << 27))
-#: Between these bounds the errors of products are normal numbers too.
+#: Between these bounds the errors of products are normal numbers too; and no number that is not
+#: normal itself comes above the lower one by a factor that is not too large.
 _SMALLEST, _LARGEST = 2.0**-900, 2.0**900
+_LARGEST_FACTOR = 2.0**100
 
 #: 2**27 + 1 cuts a 53-bit significand into two halves (Veltkamp).
 _SPLITTER = 134217729.0
@@ -53,8 +56,8 @@ def sum_of_squares(rows: Float64, exponents: Int64) -> tuple[Float64, Float64]:
         exponents: of each row, `2**exponent` being above all magnitudes in it.
 
     Each value is cut into three, so that the products of the first two parts add up without any
-    rounding error, a few at a time; those that have one are at most 2**-43 of the value (Ozaki et
-    al. 2012, Numer. Algorithms 59:95).
+    rounding error, a few at a time; those that have one are at most 2**-43 of the power of two
+    squared (Ozaki et al. 2012, Numer. Algorithms 59:95).
     """
     count, columns = rows.shape
     run = min(columns, _LONGEST_EXACT)
@@ -117,7 +120,7 @@ def times_in_range(a: Float64, high: Float64, low: Float64) -> Float64 | None:
     their rounding errors are lost; unlike in `times`, only one of them is cut per element.
     """
     magnitudes = np.abs(high)
-    if not (magnitudes.min() > _SMALLEST and magnitudes.max() < _LARGEST):
+    if not (magnitudes.min() > _SMALLEST and magnitudes.max() < _LARGEST_FACTOR):
         return None
     coarse = (high.view(np.int64) & _FIRST_26_BITS).view(np.float64)
     a_coarse = (a.view(np.int64) & _FIRST_27_BITS).view(np.float64)

@@ -131,6 +131,8 @@ def _draw_table(table: Table, target: Console) -> None:
 
 def _fits(lines: list[str], table: Table, width: int) -> bool:
     """Whether the lines of a table can be printed as they are: Rich would measure every cell."""
+    if width == _UNBOUNDED:
+        return True
     is_plain = all(cell.isascii() for row in table.rows for cell in row)  # others may be wider
     return is_plain and max(map(len, lines)) <= width
 
