@@ -370,7 +370,7 @@ def test_plain_text_is_what_rich_draws_without_its_colours(
     coloured = wn(*arguments, cwd=tmp_path, FORCE_COLOR="1", TERM="xterm-256color")
     assert "\x1b" in coloured.stdout + coloured.stderr
     for ours, theirs in ((plain.stdout, coloured.stdout), (plain.stderr, coloured.stderr)):
-        drawn = re.sub(r"\x1b\[[0-9;]*m", "", theirs)
+        drawn = ESCAPES.sub("", theirs)
         assert ours.splitlines() == [line.rstrip() for line in drawn.splitlines()]
 
 

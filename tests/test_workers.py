@@ -225,10 +225,7 @@ def test_a_killed_run_takes_its_processes_with_it(saved: Path, output: Path) -> 
     """They have its lock on what is left over, which the next run is to clear away."""
     code, _, forks = end_it(signal.SIGKILL, os.kill, saved, output)
     assert code == -signal.SIGKILL
-    patience = time.monotonic() + 10
-    while any(is_living(process) for process in forks):
-        assert time.monotonic() < patience
-        time.sleep(0.01)
+    all_end(forks)
     assert len(list(output.parent.iterdir())) == 1
     wncli.remove(saved, output)
     assert list(output.parent.iterdir()) == [output]
@@ -247,6 +244,14 @@ def end_it(number: int, send: Send, saved: Path, output: Path) -> tuple[int, str
         send(process.pid, number)
         said = process.stderr.read()
         return process.wait(30), said, forks
+
+
+def all_end(processes: list[int]) -> None:
+    """Wait until none of them is living, which is not for long."""
+    patience = time.monotonic() + 10
+    while any(is_living(process) for process in processes):
+        assert time.monotonic() < patience
+        time.sleep(0.01)
 
 
 def is_living(process: int) -> bool:
@@ -344,11 +349,7 @@ def test_a_fork_ends_between_two_tasks_that_have_no_progress(tmp_path: Path) -> 
     script = LEFT.format(noted=str(noted))
     ran = subprocess.run([sys.executable, "-c", script], env=environment(), check=False, timeout=60)
     assert ran.returncode == -signal.SIGKILL
-    fork = int(noted.read_text())
-    patience = time.monotonic() + 10
-    while is_living(fork):
-        assert time.monotonic() < patience
-        time.sleep(0.01)
+    all_end([int(noted.read_text())])
 
 
 FILES = """
