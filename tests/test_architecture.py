@@ -24,8 +24,8 @@ PACKAGE = Path(wncli.__file__).parent
 LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"wncli.{name}" for name in names.split())
     for names in (
-        """errors notes naming crc32 dims tensors double_double norms weight_norm difference
-        partial_output crew""",
+        """errors notes naming crc32 dims tensors boxes compiled compiled.kernel double_double norms
+        weight_norm difference partial_output crew""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.reader formats.pickles.writer formats.weights_only formats.torch_tensor
         formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots
@@ -35,7 +35,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         formats.safetensors formats.strict_json formats.folder formats.shard_files
         formats.shard_index formats.sharded""",
         """plan matching scope decide decide_like decide_compare sharding target layout blocks
-        streams effective checksums forks workers""",
+        compiled.usual streams effective checksums forks workers""",
         """formats.safetensors_write formats.torch_build formats.torch_write
         formats.torch_zip_write fill computing cloning output
         output_folder outputs report comparison comparing checking verifying""",
@@ -50,7 +50,7 @@ FACES = {"wncli", "wncli.__main__"}
 
 def rooms() -> dict[str, Path]:
     found = {}
-    for path in PACKAGE.rglob("*.py"):
+    for path in (*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found

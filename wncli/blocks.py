@@ -10,37 +10,37 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
+from wncli.boxes import STEP, boxes, memory
 from wncli.dims import slices
 from wncli.formats.files import BLOCK, Source
-from wncli.norms import STEP, boxes, room
 from wncli.tensors import DType, TensorSpec
+
+if TYPE_CHECKING:
+    # Where there are compiled loops, most of what this is read for needs no NumPy.
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
 
 #: Bytes of a block that is gathered: the larger, the longer the runs that it is gathered from.
 _GATHERED = 8 << 20
-
-Array = npt.NDArray[Any]
+#: Bytes of NumPy's widest integer; it moves them faster than bytes without a meaning.
+_WIDEST_NUMBER = 8
 
 
 @cache
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     """The NumPy dtype of one of the dtypes that weight norm is computed in."""
+    import numpy as np
+
     name: type[Any] | str = str(dtype.torch)
     if dtype is DType.BF16:
         import ml_dtypes
 
         name = ml_dtypes.bfloat16
     return np.dtype(name)
-
-
-def bytes_of(array: Array) -> memoryview:
-    """The bytes of a contiguous array, not copied."""
-    raw: Any = array.reshape(-1).view(np.uint8)
-    return memoryview(raw)
 
 
 class Block(NamedTuple):
@@ -63,17 +63,15 @@ class TensorBlocks:
     Args:
         source: the file that holds it.
         spec: the tensor.
-        element: the NumPy dtype to read it as, of the size of `spec.dtype`.
         dim: the dim whose slices the blocks are seen in; None for the whole tensor.
         row_major: traverse in row-major order even where memory has another.
         use: what the blocks are for; those for one use share their memory in a thread.
     """
 
-    def __init__(  # noqa: PLR0913 - a tensor and how to go through it
+    def __init__(
         self,
         source: Source,
         spec: TensorSpec,
-        element: np.dtype[Any],
         dim: int | None = None,
         *,
         row_major: bool = False,
@@ -81,7 +79,7 @@ class TensorBlocks:
     ) -> None:
         self.source = source
         self.spec = spec
-        self.element = element
+        self.itemsize = spec.dtype.itemsize
         self.use = use
         axes = tuple(range(len(spec.shape)))
         order = spec.memory_order
@@ -95,7 +93,7 @@ class TensorBlocks:
             self.dim = None if dim is None else order.index(dim)
         self.slices = slices(self.shape, self.dim)
         outer, channels, inner = self.slices
-        per_block = _elements(element)
+        per_block = self._most()
         #: Whether each block has all of every slice that it has a part of.
         self.hold_whole_slices = self.dense and (
             outer * channels * inner <= per_block or (outer == 1 and inner <= per_block)
@@ -106,13 +104,13 @@ class TensorBlocks:
 
     def _runs(self) -> Iterator[Block]:
         _, channels, inner = self.slices
-        for box in boxes(self.slices, _elements(self.element)):
+        for box in boxes(self.slices, self._most()):
             start = (box.outer.start * channels + box.channels.start) * inner + box.inner.start
             yield Block(start, box.shape, box.channels.start, start)
 
     def _gathered(self) -> Iterator[Block]:
         """Sub-tensors over the last axes, and as many rows of the axis before them as fit."""
-        most = max(1, _GATHERED // self.element.itemsize)
+        most = max(1, _GATHERED // self.itemsize)
         axes = 0
         while axes < len(self.shape) and math.prod(self.shape[axes:]) > most:
             axes += 1
@@ -135,24 +133,42 @@ class TensorBlocks:
                 offset = first + row * self.strides[kept]
                 yield Block((number * rows + row) * inner, seen, channel, offset, part)
 
-    def read(self, block: Block) -> Array:
-        """The block's elements, in an array of its shape that the next read writes over."""
-        data = room(self.use, math.prod(block.shape), self.element)
+    def read(self, block: Block, element: np.dtype[Any]) -> Array:
+        """The block's elements, in an array of its shape that the next read writes over.
+
+        Args:
+            block: one of these.
+            element: what to read them as, of the size of the tensor's dtype.
+        """
+        import numpy as np
+
+        return np.frombuffer(self.read_bytes(block), element).reshape(block.shape)
+
+    def read_bytes(self, block: Block) -> memoryview:
+        """The block's elements one after the other, in memory that the next read writes over."""
+        data = memory(self.use, math.prod(block.shape) * self.itemsize)
         if block.gathered:
+            import numpy as np
+
             strides = self.strides[len(self.strides) - len(block.gathered) :]
-            self._gather(data.reshape(block.gathered), block.offset, strides)
+            element = f"u{self.itemsize}" if self.itemsize <= _WIDEST_NUMBER else "V16"
+            elements = np.frombuffer(data, element).reshape(block.gathered)
+            self._gather(elements, block.offset, strides)
         else:
             self._read_into(data, block.offset)
-        return data.reshape(block.shape)
+        return data
 
     def _gather(self, out: Array, offset: int, strides: tuple[int, ...]) -> None:
         """Fill `out`, in one read where that takes little more than it holds, else axis by axis."""
+        import numpy as np
+
         extent = 1 + sum((n - 1) * step for n, step in zip(out.shape, strides, strict=True))
-        if extent * self.element.itemsize <= BLOCK or extent <= 2 * out.size:
-            span = room(f"{self.use}, gathered", extent, self.element)
+        if extent * self.itemsize <= BLOCK or extent <= 2 * out.size:
+            span = memory(f"{self.use}, gathered", extent * self.itemsize)
             self._read_into(span, offset)
-            steps = [step * self.element.itemsize for step in strides]
-            out[...] = np.lib.stride_tricks.as_strided(span, out.shape, steps)
+            elements = np.frombuffer(span, out.dtype)
+            steps = [step * self.itemsize for step in strides]
+            out[...] = np.lib.stride_tricks.as_strided(elements, out.shape, steps)
             return
         axis = strides.index(max(strides))
         others = strides[:axis] + strides[axis + 1 :]
@@ -160,11 +176,10 @@ class TensorBlocks:
             inner = out[(slice(None),) * axis + (index,)]
             self._gather(inner, offset + index * strides[axis], others)
 
-    def _read_into(self, data: Array, offset: int) -> None:
-        place = self.spec.storage.offset + (self.spec.offset + offset) * self.element.itemsize
-        self.source.read_into(place, bytes_of(data), f"tensor {self.spec.name!r}")
+    def _read_into(self, data: memoryview, offset: int) -> None:
+        place = self.spec.storage.offset + (self.spec.offset + offset) * self.itemsize
+        self.source.read_into(place, data, f"tensor {self.spec.name!r}")
 
-
-def _elements(element: np.dtype[Any]) -> int:
-    """The most elements of a block that is a run: one step of the arithmetic."""
-    return min(STEP, max(1, BLOCK // element.itemsize))
+    def _most(self) -> int:
+        """The most elements of a block that is a run: one step of the arithmetic."""
+        return min(STEP, max(1, BLOCK // self.itemsize))

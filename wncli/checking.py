@@ -96,7 +96,7 @@ def _pair(sources: Sources, odd: set[tuple[str, str]], root: str, pair: Pair) ->
     def finding(code: str, message: str) -> Note:
         return Note(code, message, where, is_warning=True)
 
-    blocks = TensorBlocks(sources[pair.v.storage.file], pair.v, numpy_dtype(pair.v.dtype), pair.dim)
+    blocks = TensorBlocks(sources[pair.v.storage.file], pair.v, pair.dim)
     norms = norms_of(blocks, wide=DType.F64 in (pair.g.dtype, pair.v.dtype))
     count = len(norms.high)
     zero = np.flatnonzero(norms.high == 0) if pair.v.numel else np.empty(0, np.int64)

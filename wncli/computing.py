@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from wncli.blocks import Array, TensorBlocks, bytes_of
+from wncli.blocks import TensorBlocks
+from wncli.compiled.usual import UsualFolding, usual_magnitude
 from wncli.formats.files import Source
 from wncli.layout import Elements, Magnitude, Product, Written
-from wncli.streams import Split, fold_pair, split_weight
 from wncli.tensors import Storage
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
     from wncli.notes import Note
+    from wncli.streams import Folding
+    from wncli.survey import Pair
     from wncli.tensors import TensorSpec
 
 #: A place in the slot, and the bytes that begin there; they are good until the next are asked for.
@@ -49,19 +48,33 @@ def computed(
         case Magnitude():
             return _magnitude(content, sources, descriptor, notes, patches)
         case Product(pair, row_major):
-            runs = fold_pair(sources, pair, notes, row_major_order=row_major)
-            return ((start * pair.dtype.itemsize, _raw(w)) for start, w in runs)
-
-
-def _raw(array: Array) -> memoryview:
-    return bytes_of(np.ascontiguousarray(array))
+            source = sources[pair.v.storage.file]
+            blocks = TensorBlocks(source, pair.v, pair.dim, row_major=row_major)
+            return _product(pair, sources, blocks, notes)
 
 
 def _elements(tensor: TensorSpec, sources: Sources) -> Iterator[_Run]:
-    element = np.dtype(f"V{tensor.dtype.itemsize}")
-    blocks = TensorBlocks(sources[tensor.storage.file], tensor, element, row_major=True)
+    blocks = TensorBlocks(sources[tensor.storage.file], tensor, row_major=True)
     for block in blocks:
-        yield block.start * element.itemsize, _raw(blocks.read(block))
+        yield block.start * tensor.dtype.itemsize, blocks.read_bytes(block)
+
+
+def _product(
+    pair: Pair, sources: Sources, blocks: TensorBlocks, notes: list[Note]
+) -> Iterator[_Run]:
+    """Block by block: by the compiled loops where all is usual in it, else by NumPy."""
+    usual = UsualFolding.of(sources, pair, blocks)
+    thorough: Folding | None = None
+    for block in blocks:
+        w = usual.product(block) if usual else None
+        if w is None:
+            from wncli.norms import raw
+            from wncli.streams import Folding
+
+            thorough = thorough or Folding(sources, pair, blocks)
+            w = raw(thorough.product(block))
+        yield block.start * pair.dtype.itemsize, w
+    notes += thorough.notes() if thorough else ()
 
 
 def _magnitude(
@@ -73,22 +86,29 @@ def _magnitude(
 ) -> Iterator[_Run]:
     weight, dim = content.weight, content.dim
     if content.of_output:
-        split = _split_written(content, sources, descriptor)
-    else:
+        sources, weight = _as_written(content, sources, descriptor)
+    g: bytes | memoryview | None = usual_magnitude(sources, weight, dim)
+    if g is None:
+        from wncli.norms import raw
+        from wncli.streams import split_weight
+
         split = split_weight(sources, weight, dim)
-    notes += split.notes
-    for channel, unit in split.units:
-        step = 0 if dim is None else content.strides[dim] * channel
-        place = content.direction + (content.offset + step) * weight.dtype.itemsize
-        patches.append((place, unit))
-    yield 0, _raw(split.g)
+        notes += split.notes
+        for channel, unit in split.units:
+            step = 0 if dim is None else content.strides[dim] * channel
+            place = content.direction + (content.offset + step) * weight.dtype.itemsize
+            patches.append((place, unit))
+        g = raw(split.g)
+    yield 0, memoryview(g)
 
 
-def _split_written(content: Magnitude, sources: Sources, descriptor: int) -> Split:
-    """The magnitude of a weight that stands in the output by now."""
+def _as_written(
+    content: Magnitude, sources: Sources, descriptor: int
+) -> tuple[Sources, TensorSpec]:
+    """The weight of a magnitude, as it stands in the output by now."""
     weight = content.weight
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        written = Source(sources[weight.storage.file].path, file)
-        storage = Storage(weight.name, content.direction, written.nbytes - content.direction)
-        placed = weight._replace(storage=storage, offset=content.offset, strides=content.strides)
-        return split_weight((written,), placed, content.dim)
+    file = open(descriptor, "rb", buffering=0, closefd=False)  # noqa: SIM115
+    written = Source(sources[weight.storage.file].path, file)
+    storage = Storage(weight.name, content.direction, written.nbytes - content.direction)
+    placed = weight._replace(storage=storage, offset=content.offset, strides=content.strides)
+    return (written,), placed

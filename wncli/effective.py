@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wncli.blocks import Array, TensorBlocks
+from wncli.blocks import TensorBlocks
+from wncli.norms import Array
 from wncli.streams import fold_pair
 from wncli.survey import Pair
 from wncli.tensors import DType
@@ -69,9 +70,10 @@ def runs_of(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Ite
     if not item.dtype.itemsize:  # several elements to a byte
         item = item._replace(dtype=DType.U8, shape=(item.nbytes,), strides=(1,))
     source = sources[item.storage.file]
-    blocks = TensorBlocks(source, item, _element(item.dtype), row_major=True)
+    element = _element(item.dtype)
+    blocks = TensorBlocks(source, item, row_major=True)
     for block in blocks:
-        run = np.ascontiguousarray(blocks.read(block)).reshape(-1)
+        run = blocks.read(block, element).reshape(-1)
         yield run.view(np.uint8) != 0 if item.dtype is DType.BOOL else run
 
 

@@ -12,12 +12,12 @@ differently in their pages. Only whole files can share their blocks.
 from __future__ import annotations
 
 import os
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from wncli.boxes import memory
 from wncli.checksums import Summed, checking
 from wncli.cloning import clone
 from wncli.crc32 import crc32
@@ -100,7 +100,6 @@ class _Filling:
         self.patches: list[Written] = []
         self.tasks: list[_Task] = []
         self.stopping = False
-        self.thread = threading.local()
 
     def run(self) -> tuple[Note, ...]:
         if self.is_clone():
@@ -233,11 +232,9 @@ class _Filling:
 
     def read(self, source: Source, offset: int, nbytes: int) -> Iterator[tuple[int, memoryview]]:
         """A run of the input in pieces, each with its place, that share a thread's one buffer."""
-        size = min(nbytes, BLOCK)
-        if len(getattr(self.thread, "buffer", b"")) < size:
-            self.thread.buffer = memoryview(bytearray(size))
+        buffer = memory("copied", min(nbytes, BLOCK))
         for place in range(0, nbytes, BLOCK):
-            piece: memoryview = self.thread.buffer[: min(BLOCK, nbytes - place)]
+            piece = buffer[: min(BLOCK, nbytes - place)]
             source.read_into(offset + place, piece, "the tensors")
             yield place, piece
 

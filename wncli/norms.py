@@ -7,13 +7,13 @@ stored. For float64 all is carried in pairs (`double_double`), over values scale
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from wncli.boxes import STEP, boxes, memory
+from wncli.compiled import kernel
 from wncli.double_double import (
     PAIRS,
     Float64,
@@ -29,9 +29,6 @@ from wncli.double_double import (
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-#: Elements that one step of the arithmetic works on: fewer cost calls, more cost the cache.
-STEP = 128 * 1024
-
 #: How far, relatively, two orders of summation in float64 can part; far below half a float32 ulp.
 _SUMMATION_SLACK = 2.0**-40
 
@@ -46,11 +43,11 @@ _LONG_ROW = 192
 #: The smallest buffer that NumPy takes, in elements: too small for it to put a row there.
 _NO_BUFFER = 16
 
+#: What the compiled loops call the dtypes that they are for.
+_COMPILED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
 _SMALLEST_EXPONENT = -1074
 _FLOAT64 = np.dtype(np.float64)
-
-
-_thread = threading.local()
 
 #: What all of this is called under, a block at a time: NaN and Inf are carried as the formula
 #: carries them, and told where they show. Warnings would only be in the way, and switching them
@@ -58,52 +55,21 @@ _thread = threading.local()
 unwarned = np.errstate(all="ignore")
 
 
+def raw(array: Array) -> memoryview:
+    """The bytes of a contiguous array, not copied."""
+    found: Any = array.reshape(-1).view(np.uint8)
+    return memoryview(found)
+
+
 def room(use: str, size: int, dtype: np.dtype[Any]) -> Array:
-    """An array for `size` numbers, over the same memory for each use in a thread.
-
-    New pages cost more than many a step of the arithmetic.
-    """
-    nbytes = size * dtype.itemsize
-    found: Array | None = getattr(_thread, use, None)
-    if found is None or found.size < nbytes:
-        found = np.empty(nbytes, np.uint8)
-        setattr(_thread, use, found)
-    return found[:nbytes].view(dtype)
+    """An array for `size` numbers, over the same memory for each use in a thread."""
+    found: Array = np.frombuffer(memory(use, size * dtype.itemsize), dtype)
+    return found
 
 
-class Box(NamedTuple):
-    """A contiguous block of a tensor seen as `(outer, channels, inner)`."""
-
-    outer: slice
-    channels: slice
-    inner: slice
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Sizes of the block."""
-        o, c, i = self.outer, self.channels, self.inner
-        return o.stop - o.start, c.stop - c.start, i.stop - i.start
-
-
-def boxes(shape: tuple[int, ...], limit: int) -> Iterator[Box]:
-    """Cut `(outer, channels, inner)` into row-major runs of at most `limit` elements."""
-    outer, channels, inner = shape
-    if 0 < outer * channels * inner <= limit:
-        yield Box(slice(0, outer), slice(0, channels), slice(0, inner))
-        return
-    if not outer * channels * inner:
-        return
-    inners = min(inner, limit)
-    cs = min(channels, max(1, limit // inner)) if inners == inner else 1
-    os = min(outer, max(1, limit // (channels * inner))) if cs == channels else 1
-    for o in range(0, outer, os):
-        for c in range(0, channels, cs):
-            for i in range(0, inner, inners):
-                yield Box(
-                    slice(o, min(o + os, outer)),
-                    slice(c, min(c + cs, channels)),
-                    slice(i, min(i + inners, inner)),
-                )
+def is_compiled(dtype: np.dtype[Any]) -> bool:
+    """Whether there are compiled loops for a dtype, which need not widen it first."""
+    return kernel is not None and dtype.name in _COMPILED
 
 
 def widened(block: Array) -> Float64:
@@ -171,6 +137,10 @@ class NormSum:
 
     def add(self, block: Array, first: int = 0) -> None:
         """Take in a block of shape `(outer, channels, inner)` whose channels begin at `first`."""
+        if block.size and not self.wide and is_compiled(block.dtype):
+            sums = self._high[first : first + block.shape[1]]
+            kernel.add_squares(_COMPILED[block.dtype.name], raw(block), sums, block.shape[2])
+            return
         for box in boxes(block.shape, STEP):
             part = block[box.outer, box.channels, box.inner]
             self.add_widened(widened(part), first + box.channels.start)
@@ -237,6 +207,11 @@ class Factors(NamedTuple):
 
         They may be one array; their channels begin at `first`.
         """
+        if block.size and self.low is None and block.dtype == out.dtype and is_compiled(out.dtype):
+            high = self.high[first : first + block.shape[1]]
+            name = _COMPILED[block.dtype.name]
+            kernel.scale(name, raw(block), high, raw(out), block.shape[2])
+            return
         for box in boxes(block.shape, STEP):
             place = box.outer, box.channels, box.inner
             self.scale_widened(widened(block[place]), out[place], first + box.channels.start)

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from wncli.blocks import Array, Block, TensorBlocks, numpy_dtype
+from wncli.blocks import Block, TensorBlocks, numpy_dtype
 from wncli.errors import WeightNormError
 from wncli.formats.files import BLOCK
-from wncli.norms import Factors, Norms, NormSum, factors, room, unwarned, widened
+from wncli.norms import (
+    Array,
+    Factors,
+    Norms,
+    NormSum,
+    factors,
+    is_compiled,
+    room,
+    unwarned,
+    widened,
+)
 from wncli.notes import Note
 from wncli.tensors import DType
 from wncli.weight_norm import unit_like
@@ -48,7 +58,7 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split
     source = sources[weight.storage.file]
     where = f"{source.where}: {weight.name}"
     dtype = numpy_dtype(weight.dtype)
-    blocks = TensorBlocks(source, weight, dtype, dim)
+    blocks = TensorBlocks(source, weight, dim)
     norms = norms_of(blocks, wide=weight.dtype is DType.F64)
     g = norms.rounded(dtype)
     overflow = np.flatnonzero(norms.overflowing(dtype))
@@ -85,36 +95,41 @@ def fold_pair(
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
     """
-    folding = _Folding(sources, pair, row_major_order=row_major_order)
-    for block in folding.blocks:
+    blocks = TensorBlocks(sources[pair.v.storage.file], pair.v, pair.dim, row_major=row_major_order)
+    folding = Folding(sources, pair, blocks)
+    for block in blocks:
         yield block.start, folding.product(block)
     notes += folding.notes()
 
 
-class _Folding:
-    """A pair that is being composed."""
+class Folding:
+    """A pair that is being composed, v being read in `blocks`."""
 
-    def __init__(self, sources: Sources, pair: Pair, *, row_major_order: bool) -> None:
-        source = sources[pair.v.storage.file]
-        self.where = f"{source.where}: {pair.weight}"
+    def __init__(self, sources: Sources, pair: Pair, blocks: TensorBlocks) -> None:
+        self.where = f"{blocks.source.where}: {pair.weight}"
         self.pair = pair
         self.wide = DType.F64 in (pair.g.dtype, pair.v.dtype)
         self.dtype = numpy_dtype(pair.dtype)
         self.g = _read_all(sources, pair.g)
-        v_dtype = numpy_dtype(pair.v.dtype)
-        self.blocks = TensorBlocks(source, pair.v, v_dtype, pair.dim, row_major=row_major_order)
+        self.v_dtype = numpy_dtype(pair.v.dtype)
+        self.blocks = blocks
         #: Of all slices; each block has its own where none is spread over several.
-        self.factors = None if self.blocks.hold_whole_slices else self.factors_of_all()
+        self.factors = None if self.blocks.hold_whole_slices else self._factors_of_all()
         self.stale = _StaleCheck(sources, pair, self.blocks) if pair.stale else None
         self.odd: set[int] = set()
 
     @unwarned
-    def factors_of_all(self) -> Factors:
+    def _factors_of_all(self) -> Factors:
         return _scaling(self.where, self.pair, self.g, norms_of(self.blocks, wide=self.wide), 0)
 
     @unwarned
     def product(self, block: Block) -> Array:
-        v = self.blocks.read(block)
+        """That of a block, made in v's buffer, or in one beside it.
+
+        Raises:
+            WeightNormError: a slice of v is all zero under a g that is not.
+        """
+        v = self.blocks.read(block, self.v_dtype)
         first, last = block.channel, block.channel + block.shape[1]
         w = v
         if self.dtype != v.dtype:
@@ -122,9 +137,12 @@ class _Folding:
         if self.factors:
             factor, base, values = self.factors, 0, None
         else:
-            values = widened(v)
+            values = None if is_compiled(v.dtype) else widened(v)
             total = NormSum(block.shape[1], wide=self.wide)
-            total.add_widened(values)
+            if values is None:
+                total.add(v)
+            else:
+                total.add_widened(values)
             norms = total.norms()
             factor, base = _scaling(self.where, self.pair, self.g[first:last], norms, first), first
         span = slice(first - base, last - base)
@@ -140,6 +158,7 @@ class _Folding:
         return w
 
     def notes(self) -> list[Note]:
+        """What the data of all blocks showed."""
         odd = np.array(sorted(self.odd))
         found = _non_finite_notes(self.pair.weight, self.where, odd, len(self.g))
         return found + (self.stale.notes(self.where) if self.stale else [])
@@ -149,8 +168,9 @@ class _Folding:
 def norms_of(blocks: TensorBlocks, *, wide: bool) -> Norms:
     """The norms of a tensor's slices; `wide` where float64 is involved."""
     total = NormSum(blocks.slices[1], wide=wide)
+    dtype = numpy_dtype(blocks.spec.dtype)
     for block in blocks:
-        total.add(blocks.read(block), block.channel)
+        total.add(blocks.read(block, dtype), block.channel)
     return total.norms()
 
 
@@ -176,8 +196,8 @@ def _read_all(sources: Sources, spec: TensorSpec) -> Array:
         place = spec.storage.offset + spec.offset * dtype.itemsize
         source = sources[spec.storage.file]
         return np.frombuffer(source.read_at(place, spec.nbytes, f"tensor {spec.name!r}"), dtype)
-    blocks = TensorBlocks(sources[spec.storage.file], spec, dtype, row_major=True)
-    parts = [blocks.read(block).flatten() for block in blocks]
+    blocks = TensorBlocks(sources[spec.storage.file], spec, row_major=True)
+    parts = [blocks.read(block, dtype).flatten() for block in blocks]
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
@@ -201,13 +221,12 @@ class _StaleCheck:
             same = (stale.shape, stale.strides) == (pair.v.shape, pair.v.strides)
             if same:
                 source = sources[stale.storage.file]
-                dtype = numpy_dtype(stale.dtype)
-                self.old = TensorBlocks(source, stale, dtype, pair.dim, use="stale")
+                self.old = TensorBlocks(source, stale, pair.dim, use="stale")
 
     def compare(self, block: Block, w: Array) -> None:
         if self.old is None:
             return
-        old = self.old.read(block).astype(np.float64)
+        old = self.old.read(block, numpy_dtype(self.pair.dtype)).astype(np.float64)
         difference = np.abs(old - w.astype(np.float64))
         self.worst = max(self.worst, float(np.nan_to_num(difference, nan=np.inf).max(initial=0)))
         self.largest = max(self.largest, float(np.abs(w.astype(np.float64)).max(initial=0)))

@@ -1,0 +1,102 @@
+"""Weight norm of what is usual in a file, by the compiled loops and without NumPy.
+
+Usual is one dtype that they are for, elements that lie together in memory, and norms and factors
+that are finite numbers. Of anything else nothing is said here, but that it is not usual.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wncli.blocks import Block, TensorBlocks
+from wncli.compiled import kernel
+from wncli.formats.files import BLOCK
+from wncli.tensors import DType
+
+if TYPE_CHECKING:
+    from wncli.formats.files import Sources
+    from wncli.survey import Pair
+    from wncli.tensors import TensorSpec
+
+#: Bytes of a sum, and of a factor: a float64, or a pair of them.
+_NUMBER = {DType.F32: 8, DType.F16: 8, DType.BF16: 8, DType.F64: 16}
+
+
+class UsualFolding:
+    """A usual pair that is being composed.
+
+    Args:
+        pair: of one dtype.
+        blocks: those of v.
+        g: its elements' bytes.
+        factors: those of all slices; None where each block has its own.
+    """
+
+    def __init__(
+        self, pair: Pair, blocks: TensorBlocks, g: bytes, factors: memoryview | None
+    ) -> None:
+        self.dtype = pair.dtype.name
+        self.itemsize = pair.dtype.itemsize
+        self.number = _NUMBER[pair.dtype]
+        self.blocks = blocks
+        self.g = g
+        self.factors = factors
+
+    @classmethod
+    def of(cls, sources: Sources, pair: Pair, blocks: TensorBlocks) -> UsualFolding | None:
+        """That of a pair, v being read in `blocks`; None if it is not usual."""
+        if not kernel or pair.stale or pair.dtype not in _NUMBER:
+            return None
+        if not (pair.dtype is pair.g.dtype is pair.v.dtype and blocks.dense and pair.v.numel):
+            return None
+        g = _all_of(sources, pair.g)
+        factors = None if blocks.hold_whole_slices else sums_of_squares(blocks)
+        if not g or (factors and not kernel.to_factors(pair.dtype.name, g, factors)):
+            return None
+        return cls(pair, blocks, g, factors)
+
+    def product(self, block: Block) -> memoryview | None:
+        """The product of a block, made in v's buffer; None if it is not usual."""
+        v = self.blocks.read_bytes(block)
+        first, last = block.channel, block.channel + block.shape[1]
+        if self.factors is None:
+            factors = memoryview(bytearray((last - first) * self.number))
+            kernel.add_squares(self.dtype, v, factors, block.shape[2])
+            g = self.g[first * self.itemsize : last * self.itemsize]
+            if not kernel.to_factors(self.dtype, g, factors):
+                return None
+        else:
+            factors = self.factors[first * self.number : last * self.number]
+        usual = kernel.scale(self.dtype, v, factors, v, block.shape[2])
+        return v if usual else None
+
+
+def usual_magnitude(sources: Sources, weight: TensorSpec, dim: int | None) -> bytes | None:
+    """The magnitude of a weight along `dim`, shape `(channels,)`; None if it is not usual."""
+    if not kernel or weight.dtype not in _NUMBER or not weight.numel:
+        return None
+    blocks = TensorBlocks(sources[weight.storage.file], weight, dim)
+    if not blocks.dense:
+        return None
+    g = bytearray(blocks.slices[1] * weight.dtype.itemsize)
+    usual = kernel.to_magnitudes(weight.dtype.name, sums_of_squares(blocks), g)
+    return bytes(g) if usual else None
+
+
+def sums_of_squares(blocks: TensorBlocks) -> memoryview:
+    """Those of a tensor's slices, `(channels,)`."""
+    number = _NUMBER[blocks.spec.dtype]
+    sums = memoryview(bytearray(blocks.slices[1] * number))
+    for block in blocks:
+        v = blocks.read_bytes(block)
+        here = sums[block.channel * number : (block.channel + block.shape[1]) * number]
+        kernel.add_squares(blocks.spec.dtype.name, v, here, block.shape[2])
+    return sums
+
+
+def _all_of(sources: Sources, spec: TensorSpec) -> bytes | None:
+    """The bytes of a tensor; None if they do not lie together, or are many."""
+    if not spec.is_contiguous or spec.nbytes > BLOCK:
+        return None
+    place = spec.storage.offset + spec.offset * spec.dtype.itemsize
+    return sources[spec.storage.file].read_at(place, spec.nbytes, f"tensor {spec.name!r}")
