@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import wncli
+import wncli.compiled.usual
+import wncli.norms
 from wncli.cli import main
 
 if TYPE_CHECKING:
@@ -125,6 +127,23 @@ def refused_for_anybody(*arguments: Path | str) -> str:
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     return done.stderr
+
+
+@pytest.fixture(scope="module", params=["compiled", "numpy"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs all tests of a module twice: with the compiled loops, and without them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            without_compiled_loops(patch)
+        elif wncli.compiled.kernel is None:
+            pytest.skip("no C compiler built the loops, or they are not for this processor")
+        yield
+
+
+def without_compiled_loops(patch: pytest.MonkeyPatch) -> None:
+    """Let this process compute with NumPy alone."""
+    for room in (wncli.norms, wncli.compiled.usual):
+        patch.setattr(room, "kernel", None)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import wncli
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 #: The spelling that is written, and the weight norm of the module that is to load it.
 ROUTES: list[tuple[Spelling, Spelling]] = [
     ("hook", "hook"),

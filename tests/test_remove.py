@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 import wncli
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def remove(state: Any, folder: Path, suffix: str = ".pt", **options: Any) -> Any:  # noqa: ANN401
     """Save, remove, load."""

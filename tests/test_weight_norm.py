@@ -50,6 +50,8 @@ import wncli
 from wncli import WeightNormError, compose, decompose, magnitude
 from wncli.formats.files import BLOCK
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 THREE_QUARTERS = Fraction(3, 4)
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=named)

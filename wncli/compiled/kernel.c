@@ -52,6 +52,17 @@ static bool shape_of(dtype type, const Py_buffer *v, const Py_buffer *of_channel
     return false;
 }
 
+/* Whether g has as many elements as there are channels. */
+static bool fits_channels(dtype type, const Py_buffer *g, const Py_buffer *of_channels, shape *found)
+{
+    if (!shape_of(type, g, of_channels, 1, found))
+        return false;
+    if (found->outer == 1)
+        return true;
+    PyErr_SetString(PyExc_ValueError, "the sizes of g and its channels do not fit");
+    return false;
+}
+
 static PyObject *py_add_squares(PyObject *Py_UNUSED(module), PyObject *args)
 {
     const char *name;
@@ -112,7 +123,7 @@ static PyObject *py_to_factors(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *usual = NULL;
     if (!PyArg_ParseTuple(args, "sy*w*", &name, &g, &sums))
         return NULL;
-    if (type_named(name, &type) && shape_of(type, &g, &sums, 1, &s))
+    if (type_named(name, &type) && fits_channels(type, &g, &sums, &s))
         usual = PyBool_FromLong(type == F64 ? to_pair_factors(g.buf, sums.buf, s.channels)
                                             : to_factors(type, g.buf, sums.buf, s.channels));
     PyBuffer_Release(&g);
@@ -129,7 +140,7 @@ static PyObject *py_to_magnitudes(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *usual = NULL;
     if (!PyArg_ParseTuple(args, "sy*w*", &name, &sums, &g))
         return NULL;
-    if (type_named(name, &type) && shape_of(type, &g, &sums, 1, &s))
+    if (type_named(name, &type) && fits_channels(type, &g, &sums, &s))
         usual = PyBool_FromLong(type == F64 ? to_pair_magnitudes(sums.buf, g.buf, s.channels)
                                             : to_magnitudes(type, sums.buf, g.buf, s.channels));
     PyBuffer_Release(&sums);
