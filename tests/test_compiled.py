@@ -177,7 +177,9 @@ def test_a_norm_beyond_the_dtype_is_unusual(dtype: Dtype) -> None:
 
 
 @compiled
-@pytest.mark.parametrize(("g", "size"), [(1.0, 1e-200), (1e200, 1.0), (1e-290, 1e-5), (1.0, 1e160)])
+@pytest.mark.parametrize(
+    ("g", "size"), [(1.0, 1e-200), (1e-155, 1e-155), (1e200, 1.0), (1e-290, 1e-5), (1.0, 1e160)]
+)
 def test_what_float64_would_lose_on_the_way_is_unusual(g: float, size: float) -> None:
     assert not fold(np.array([g]), np.full((1, 1, 5), size))[1]
 
@@ -189,6 +191,22 @@ def test_a_subnormal_float64_beside_others_is_unusual_and_a_zero_is_not() -> Non
     assert fold(np.ones(1), v)[1]
     v[0, 0, 3] = 5e-324
     assert not fold(np.ones(1), v)[1]
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16], ids=named)
+def test_what_is_no_number_stays_none_whatever_its_bits(dtype: Dtype) -> None:
+    """NumPy's way has the loops scale slices that are not usual, too."""
+    kinds = {FLOAT32: (0x7F800000, 0x007FFFFF), FLOAT16: (0x7C00, 0x03FF), BFLOAT16: (0x7F80, 0x7F)}
+    infinite, payload = kinds[dtype]
+    sign = 1 << (8 * dtype.itemsize - 1)
+    patterns = [
+        infinite | low | high for low in (1, payload, payload // 2 + 1) for high in (0, sign)
+    ]
+    v = np.array(patterns, f"u{dtype.itemsize}").view(dtype).reshape(1, 1, 6)
+    w = np.empty_like(v)
+    kernel.scale(NAMES[dtype], raw(v), memoryview(np.array([0.75])).cast("B"), raw(w), 6)
+    assert np.isnan(w.astype(np.float64)).all()
 
 
 @compiled
@@ -233,11 +251,10 @@ def odd_layers(dtype: torch.dtype) -> dict[str, torch.Tensor]:
              ("tiny", (5, 40), 0), ("huge", (5, 40), 0)]  # fmt: skip
     for name, shape, dim in sizes:
         v = torch.randn(shape, dtype=torch.float64)
-        keep = [size if axis == dim else 1 for axis, size in enumerate(shape)]
+        kept = [size if axis == dim else 1 for axis, size in enumerate(shape)]
+        g = torch.rand(kept if dim is not None else (), dtype=torch.float64) + 0.5
         state[f"{name}.weight_v"] = v.to(dtype)
-        state[f"{name}.weight_g"] = (
-            torch.rand(keep if dim is not None else (), dtype=torch.float64) + 0.5
-        ).to(dtype)
+        state[f"{name}.weight_g"] = g.to(dtype)
     state["nan.weight_v"][2, 1] = torch.nan
     state["nan.weight_g"][4] = torch.inf
     state["mixed.weight_v"][2999, 7] = torch.inf
@@ -274,9 +291,9 @@ def test_files_are_the_same_as_numpy_makes_them(
     assert {"non-finite", "zero-slices"} <= {code for code, _ in found[0][1]}
 
 
-def load_all(folder: Path) -> dict[str, bytes]:
+def load_all(folder: Path) -> dict[str, Any]:
     """The bits of all tensors in two files."""
-    found: dict[str, bytes] = {}
+    found: dict[str, Any] = {}
     for path in sorted(folder.iterdir()):
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
         found |= {f"{path.name} {name}": bits_of(tensor) for name, tensor in state.items()}
