@@ -205,7 +205,7 @@ def test_what_is_no_number_stays_none_whatever_its_bits(dtype: Dtype) -> None:
     ]
     v = np.array(patterns, f"u{dtype.itemsize}").view(dtype).reshape(1, 1, 6)
     w = np.empty_like(v)
-    kernel.scale(NAMES[dtype], raw(v), memoryview(np.array([0.75])).cast("B"), raw(w), 6)
+    kernel.scale(NAMES[dtype], raw(v), np.array([0.75]), raw(w), 6)
     assert np.isnan(w.astype(np.float64)).all()
 
 
