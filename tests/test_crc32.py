@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wncli.crc32
+
+
+def test_bytes_of_any_length_and_place_have_the_checksum_of_zlib() -> None:
+    data = random.Random(0).randbytes(1200)
+    for length in range(1100):
+        part = memoryview(data)[length % 17 : length % 17 + length]
+        assert wncli.crc32.crc32(part) == zlib.crc32(part)
 
 
 @given(st.binary(max_size=300), st.integers(0, 2**32 - 1))
