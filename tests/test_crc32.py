@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SAMPLES, environment
@@ -19,7 +19,7 @@ import wncli.crc32
 
 
 def test_bytes_of_any_length_and_place_have_the_checksum_of_zlib() -> None:
-    data = random.Random(0).randbytes(1200)
+    data = np.random.default_rng(0).bytes(1200)
     for length in range(1100):
         part = memoryview(data)[length % 17 : length % 17 + length]
         assert wncli.crc32.crc32(part) == zlib.crc32(part)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -27,7 +26,10 @@ from wncli.formats.pickles.nodes import (
     SetItems,
 )
 
-_OPCODE_AND_PLACE = struct.Struct("<cI")
+#: An opcode with a place in the memo that takes more than a byte.
+_LONG_PLACE = struct.Struct("<cI").pack
+#: Small integers, as they are written.
+_BYTES = [pickle.BININT1 + bytes([value]) for value in range(256)]
 #: Items per MARK … SETITEMS, as CPython's pickler batches them.
 _BATCH = 1000
 _PAIRS = (pickle.SETITEM, pickle.SETITEMS)
@@ -67,7 +69,8 @@ class _Writer:
         self.kept_alive: list[Node] = []
         #: What is to be written, the last first; and what to do once all above it has been.
         self.work: list[Node | Callable[[], None]] = []
-        self.open: Counter[int] = Counter()
+        #: How often each call has been begun, by its id.
+        self.begun: dict[int, int] = {}
 
     def run(self, root: Node, protocol: int) -> bytes:
         self.out += pickle.PROTO + bytes([max(protocol, 2)])
@@ -94,10 +97,17 @@ class _Writer:
         place = len(self.memo)
         self.memo[id(node)] = place
         self.kept_alive.append(node)
-        self.out += _at(pickle.BINPUT, pickle.LONG_BINPUT, place)
+        if place < 256:  # noqa: PLR2004
+            self.out += pickle.BINPUT + bytes([place])
+        else:
+            self.out += _LONG_PLACE(pickle.LONG_BINPUT, place)
 
     def get(self, node: Node) -> None:
-        self.out += _at(pickle.BINGET, pickle.LONG_BINGET, self.memo[id(node)])
+        place = self.memo[id(node)]
+        if place < 256:  # noqa: PLR2004
+            self.out += pickle.BINGET + bytes([place])
+        else:
+            self.out += _LONG_PLACE(pickle.LONG_BINGET, place)
 
     def atom(self, node: Node, data: bytes) -> None:
         self.out += data
@@ -111,7 +121,7 @@ class _Writer:
 
     def emit_int(self, node: int) -> None:
         if 0 <= node < 1 << 8:
-            self.out += pickle.BININT1 + bytes([node])
+            self.out += _BYTES[node]
         elif 0 <= node < 1 << 16:
             self.out += pickle.BININT2 + struct.pack("<H", node)
         elif -(1 << 31) <= node < 1 << 31:
@@ -151,12 +161,15 @@ class _Writer:
             return
         if len(node) not in _TUPLES:
             self.out += pickle.MARK
-        if set(map(type, node)) == {int}:  # sizes and strides: half of all tuples
-            for part in node:
-                self.emit_int(part)
-            self.end_tuple(node)
-            return
-        self.queue(*node, partial(self.end_tuple, node))
+        for place, part in enumerate(node):  # as far as nothing has to wait: nearly always all
+            if id(part) in self.memo:
+                self.get(part)
+            elif type(part) in _ATOMS:
+                _EMIT[type(part)](self, part)
+            else:
+                self.queue(*node[place:], partial(self.end_tuple, node))
+                return
+        self.end_tuple(node)
 
     def end_tuple(self, node: tuple[Node, ...]) -> None:
         short = _TUPLES.get(len(node))
@@ -202,9 +215,9 @@ class _Writer:
             self.queue(found, partial(self.raw, pickle.BINPERSID))
 
     def emit_call(self, node: Call) -> None:
-        self.open[id(node)] += 1
+        begun = self.begun[id(node)] = self.begun.get(id(node), 0) + 1
         args = node.args
-        if self.open[id(node)] == _WITHIN_ITSELF:
+        if begun == _WITHIN_ITSELF:
             # It stands inside its own arguments, whose lists are not filled yet: give it others.
             args = tuple(
                 list(part) if isinstance(part, list)
@@ -265,13 +278,6 @@ class _Writer:
         return tasks
 
 
-def _at(short: bytes, long: bytes, place: int) -> bytes:
-    """An opcode with a place in the memo."""
-    if place < 256:  # noqa: PLR2004
-        return short + bytes([place])
-    return _OPCODE_AND_PLACE.pack(long, place)
-
-
 def _sized(raw: bytes, short: bytes | None, normal: bytes, long: bytes) -> bytes:
     if short and len(raw) < 256:  # noqa: PLR2004
         return short + bytes([len(raw)]) + raw
@@ -304,3 +310,5 @@ _EMIT: dict[type, Callable[[_Writer, Node], None]] = {
     PersistentId: _Writer.emit_persistent_id,
     Call: _Writer.emit_call,
 }
+#: What is written at once, nothing of it being a node of its own.
+_ATOMS = {type(None), bool, int, float, str, bytes, bytearray, ByteText, Global}
