@@ -273,7 +273,10 @@ def compare(  # noqa: PLR0913 - the command's options
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
             raise UsageError(f"--{name}", "no tolerance", expected="0 or more", found=str(value))
-    with open_checkpoint(_path(a)) as (one, files), open_checkpoint(_path(b)) as (other, others):
+    with (
+        open_checkpoint(_path(a), for_weights=True) as (one, files),
+        open_checkpoint(_path(b), for_weights=True) as (other, others),
+    ):
         plan = plan_compare(one, other, request)
         return compare_weights(plan, files, others, Tolerance(rtol, atol), progress)
 

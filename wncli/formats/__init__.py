@@ -28,11 +28,18 @@ _KNOWN = {
 
 
 @contextmanager
-def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Sources]]:
+def open_checkpoint(
+    path: Path, *, for_weights: bool = False
+) -> Iterator[tuple[Checkpoint, Sources]]:
     """Open the checkpoint at `path`; the sources stay open for reading tensor data.
 
     A directory stands for the checkpoint in it. An index stands for all the files that it lists:
     there is one source for each, at the place that its number says.
+
+    Args:
+        path: the checkpoint.
+        for_weights: only the state dicts are wanted: what they were read from, which can be larger
+            than all that is made of it, is forgotten.
 
     Raises:
         FileError: there is no readable file, or a directory in which none or several can be meant.
@@ -49,6 +56,8 @@ def open_checkpoint(path: Path) -> Iterator[tuple[Checkpoint, Sources]]:
     with ExitStack() as stack:
         source = Source(file, stack.enter_context(_open(file)))
         checkpoint, sources = _read_all(path, source, stack)
+        if for_weights:
+            checkpoint = replace(checkpoint, tree=None, would_run=(), shards=())
         yield replace(checkpoint, notes=notes + checkpoint.notes), sources
 
 
