@@ -113,8 +113,8 @@ def read_tensor(
     if call is None or _is_lazy(call):
         return None
     match call.args:
-        case (PersistentId() as pid, int() as offset, size, stride, *rest):
-            shape, strides = _counts(size), _counts(stride)
+        case (PersistentId() as pid, int() as offset, sizes, steps, *rest):
+            shape, strides = _counts(sizes), _counts(steps)
         case _:
             shape = strides = None
     if shape is None or strides is None or len(shape) != len(strides) or not _is_count(offset):
@@ -130,7 +130,9 @@ def read_tensor(
     if numel is None or numel >= 1 << 63:
         raise FormatError(where, f"tensor {name!r} claims more than any memory holds")
     spec = TensorSpec(name, dtype, shape, storage, offset, strides)
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    last = offset
+    for size, step in zip(shape, strides, strict=True):
+        last += (size - 1) * step
     held = storage.nbytes // dtype.itemsize
     if numel and last >= held:
         raise FormatError(
