@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import wncli
+from wncli.compiled import kernel
 
 
 def machine(folder: Path) -> str:
@@ -27,7 +28,11 @@ def machine(folder: Path) -> str:
 def versions() -> str:
     """Of the interpreter and every package that takes part."""
     packages = ("torch", "transformers", "numpy", "ml_dtypes", "safetensors", "typer", "rich")
-    found = [f"Python {platform.python_version()}", f"wncli {wncli.__version__}"]
+    loops = "with" if kernel else "without"
+    found = [
+        f"Python {platform.python_version()}",
+        f"wncli {wncli.__version__} {loops} compiled loops",
+    ]
     return ", ".join(found + [_version(package) for package in packages])
 
 
