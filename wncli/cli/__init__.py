@@ -63,11 +63,12 @@ def main() -> NoReturn:
 def _run(arguments: list[str]) -> int:
     from typer import TyperException
 
-    from wncli.cli.commands import app
+    from wncli.cli.commands import app_for
     from wncli.cli.results import print_json
     from wncli.errors import WnError
 
     try:
+        app = app_for(arguments[0] if arguments else "")
         result = app(arguments, prog_name="wn", standalone_mode=False)
     except WnError as outcome:
         from wncli.report import NothingToDo

@@ -5,6 +5,7 @@ What a command needs is imported when it runs, so that `--help` need not wait fo
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -172,6 +173,17 @@ QuietCompare = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print errors only: the exit code tells.")
 ]
 QuietNames = Annotated[bool, typer.Option("-q", "--quiet", help="Print the layers' names only.")]
+
+
+def app_for(command: str) -> typer.Typer:
+    """The app with this command alone, if there is one: typer looks at every option of all."""
+    known = app.registered_commands
+    chosen = [one for one in known if getattr(one.callback, "__name__", "") == command]
+    if not chosen:
+        return app
+    narrowed = copy(app)
+    narrowed.registered_commands = chosen
+    return narrowed
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer hands the flag over so
