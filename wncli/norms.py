@@ -30,7 +30,10 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 #: How far, relatively, two orders of summation in float64 can part; far below half a float32 ulp.
-_SUMMATION_SLACK = 2.0**-40
+_SUMMATION_SLACK = 2.0**-38
+
+#: The same where it is carried in pairs.
+_PAIR_SLACK = 2.0**-70
 
 #: Shorter rows are summed together: a call per row would cost more than it saves.
 _SHORT_ROW = 8
@@ -109,13 +112,14 @@ class Norms(NamedTuple):
 
     def matches(self, g: Array) -> Mask:
         """Where `g` is what these norms round to, in whichever order they were summed."""
-        same: Mask
-        if self.exponent is None:
-            below = (self.high * (1 - _SUMMATION_SLACK)).astype(g.dtype)
-            above = (self.high * (1 + _SUMMATION_SLACK)).astype(g.dtype)
-            same = (g == below) | (g == above)
+        if self.low is None or self.exponent is None:
+            below = self.high * (1 - _SUMMATION_SLACK)
+            above = self.high * (1 + _SUMMATION_SLACK)
         else:
-            same = g == self.rounded(g.dtype)
+            slack = self.high * _PAIR_SLACK
+            below = np.ldexp(self.high + (self.low - slack), self.exponent)
+            above = np.ldexp(self.high + (self.low + slack), self.exponent)
+        same: Mask = (g == below.astype(g.dtype)) | (g == above.astype(g.dtype))
         return same & np.isfinite(g)
 
 
@@ -152,10 +156,12 @@ class NormSum:
             _have_rows_begun(values)
             self._add_wide(values, where)
         elif values.shape[2] >= _SHORT_ROW:
+            sums = np.zeros(values.shape[1])
             for start in range(0, values.shape[2], _LONGEST_DOT):
                 run = values[:, :, start : start + _LONGEST_DOT]
-                sums = np.vecdot(run, run)
-                self._high[where] += sums[0] if len(sums) == 1 else sums.sum(axis=0)
+                squares = np.vecdot(run, run)
+                sums += squares[0] if len(squares) == 1 else squares.sum(axis=0)
+            self._high[where] += sums
         else:
             squares = room("squares", values.size, _FLOAT64).reshape(values.shape)
             self._high[where] += np.square(values, out=squares).sum(axis=(0, 2))

@@ -48,11 +48,15 @@ LOOP void store(dtype type, char *to, __m256d values)
     } else if (type == F16) {
         _mm_storel_epi64((__m128i *)to, _mm_cvtps_ph(to_odd(values), _MM_FROUND_TO_NEAREST_INT));
     } else {
-        /* By way of float32, as ml_dtypes goes. A NaN has no bits here that could carry over. */
-        __m128i bits = _mm_castps_si128(_mm256_cvtpd_ps(values));
+        /* As ml_dtypes does: by way of float32, and what is no number has no other bits set. */
+        __m128 near = _mm256_cvtpd_ps(values);
+        __m128i bits = _mm_castps_si128(near);
         __m128i even = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
-        bits = _mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), even);
-        bits = _mm_srli_epi32(bits, 16);
+        __m128i rounded = _mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), even);
+        __m128i nan = _mm_or_si128(_mm_and_si128(bits, _mm_set1_epi32(INT32_MIN)),
+                                   _mm_set1_epi32(0x7fc00000));
+        __m128i is_nan = _mm_castps_si128(_mm_cmpunord_ps(near, near));
+        bits = _mm_srli_epi32(_mm_blendv_epi8(rounded, nan, is_nan), 16);
         _mm_storel_epi64((__m128i *)to, _mm_packus_epi32(bits, bits));
     }
 }

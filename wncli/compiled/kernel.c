@@ -14,13 +14,26 @@
 #endif
 
 #include <immintrin.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,pclmul"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,pclmul")
+#endif
 #include "crc32.h"
 #include "weight_norm.h"
 #include "weight_norm_pairs.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 static bool type_named(const char *name, dtype *type)
 {

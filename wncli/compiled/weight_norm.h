@@ -72,27 +72,38 @@ LOOP void scale_columns(dtype type, const char *row, const double *factors, char
 }
 
 /* Rows shorter than this go by columns, as many as their float64 fit in the fastest cache: what
- * begins and ends a row takes longer than the row. */
-enum { SHORT_ROW = 24, COLUMNS = 1024 };
+ * begins and ends a row takes longer than the row. Longer sums, of so many elements of a row or rows
+ * of columns, are made of sums, whose rounding errors grow with their number. */
+enum { SHORT_ROW = 24, COLUMNS = 1024, LONGEST_SUM = 8192, MOST_ROWS = 512 };
 
 LOOP void add_squares(dtype type, const char *v, double *sums, shape s)
 {
     const ptrdiff_t size = itemsize(type), whole = s.channels * s.inner * size;
     if (s.inner >= SHORT_ROW) {
-        for (ptrdiff_t o = 0; o < s.outer; o++)
-            for (ptrdiff_t c = 0; c < s.channels; c++, v += s.inner * size)
-                sums[c] += row_squares(type, v, s.inner);
+        for (ptrdiff_t o = 0; o < s.outer; o++) {
+            for (ptrdiff_t c = 0; c < s.channels; c++) {
+                double sum = 0;
+                for (ptrdiff_t left = s.inner, step; left > 0; left -= step, v += step * size) {
+                    step = left < LONGEST_SUM ? left : LONGEST_SUM;
+                    sum += row_squares(type, v, step);
+                }
+                sums[c] += sum;
+            }
+        }
         return;
     }
     const ptrdiff_t most = COLUMNS / s.inner;
     for (ptrdiff_t first = 0; first < s.channels; first += most, v += most * s.inner * size) {
         const ptrdiff_t here = first + most < s.channels ? most : s.channels - first;
-        double columns[COLUMNS] = {0}, *column = columns;
-        for (ptrdiff_t o = 0; o < s.outer; o++)
-            column_squares(type, v + o * whole, columns, here * s.inner);
-        for (ptrdiff_t c = first; c < first + here; c++)
-            for (ptrdiff_t i = 0; i < s.inner; i++)
-                sums[c] += *column++;
+        for (ptrdiff_t row = 0; row < s.outer; row += MOST_ROWS) {
+            const ptrdiff_t end = row + MOST_ROWS < s.outer ? row + MOST_ROWS : s.outer;
+            double columns[COLUMNS] = {0}, *column = columns;
+            for (ptrdiff_t o = row; o < end; o++)
+                column_squares(type, v + o * whole, columns, here * s.inner);
+            for (ptrdiff_t c = first; c < first + here; c++)
+                for (ptrdiff_t i = 0; i < s.inner; i++)
+                    sums[c] += *column++;
+        }
     }
 }
 
@@ -118,7 +129,7 @@ LOOP void scale(dtype type, const char *v, const double *factors, char *w, shape
 }
 
 /* How far, relatively, two orders of summation in float64 can part. */
-#define SLACK 0x1p-40
+#define SLACK 0x1p-38
 
 /* From sums of squares to what v is multiplied by, in their place; false where that is no finite
  * number, or 0/0 but for g = 0 in any direction. Exactly 1 where g is the norm of v already. */

@@ -39,7 +39,9 @@ LOOP void add_four_squares(__m256d x, __m256d *high, __m256d *low)
 static inline pair sum_of(pair a, pair b)
 {
     const double total = a.high + b.high, added = total - a.high;
-    return (pair){total, (a.high - (total - added)) + (b.high - added) + a.low + b.low};
+    const double lost = (a.high - (total - added)) + (b.high - added) + a.low + b.low;
+    const double high = total + lost;
+    return (pair){high, lost - (high - total)};
 }
 
 static inline pair square_of(double x)
@@ -118,6 +120,9 @@ static pair root_of(pair sum)
     return sum_of((pair){root, 0}, (pair){residue / (2 * root), 0});
 }
 
+/* How far, relatively, two orders of summation in pairs can part. */
+#define PAIR_SLACK 0x1p-70
+
 /* As `to_factors`, and `to_magnitudes`, for pairs. */
 static bool to_pair_factors(const double *g, pair *sums, ptrdiff_t channels)
 {
@@ -126,9 +131,12 @@ static bool to_pair_factors(const double *g, pair *sums, ptrdiff_t channels)
         const pair norm = root_of(sums[c]);
         const double quotient = g[c] / norm.high;
         const double residue = __builtin_fma(-quotient, norm.high, g[c]) - quotient * norm.low;
+        const double slack = norm.high * PAIR_SLACK;
+        const bool matches = g[c] == norm.high + (norm.low - slack) ||
+                             g[c] == norm.high + (norm.low + slack);
         usual &= is_usual(sums[c].high) && fabs(quotient) < LARGEST_FACTOR &&
                  fabs(quotient) > 1 / LARGEST_FACTOR;
-        sums[c] = g[c] == norm.high ? (pair){1, 0} : (pair){quotient, residue / norm.high};
+        sums[c] = matches ? (pair){1, 0} : (pair){quotient, residue / norm.high};
     }
     return usual;
 }
