@@ -154,7 +154,8 @@ def serve() -> None:
     """Learn from the sound commands, then answer the others."""
     import_everything()
     # What typer makes of the commands anew for each run; it compiles their annotations for that.
-    vars(commands)["app"] = typer.main.get_command(commands.app)
+    made = typer.main.get_command(commands.app)
+    vars(commands)["app_for"] = lambda _command: made
     watch = Watch(Path.cwd())
     sys.modules["wn_tripwire"] = Tripwire("wn_tripwire")
     sys.addaudithook(watch)
