@@ -35,6 +35,7 @@ class Options:
     channels: int
     runs: int
     only_cp: bool
+    hold: bool
     targets: bool
     work: Path | None
     markdown: Path | None
@@ -103,6 +104,12 @@ def parse(arguments: Sequence[str] | None, description: str) -> Options:
         "--only-cp",
         action="store_true",
         help="hold wn against cp alone, with nothing between the two that frees gigabytes",
+    )
+    add(
+        "--hold",
+        action="store_true",
+        help="keep a page of every MB of free memory meanwhile, for a virtual machine that hands"
+        " freed memory back to its host",
     )
     add("--targets", action="store_true", help="list the project's targets beside the figures")
     add("--work", type=Path, help="keep the generated checkpoints here for the next run")

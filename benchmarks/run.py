@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from checkpoints import (
@@ -34,6 +34,7 @@ from contenders import (
     inspecting,
     writing_folder,
 )
+from holding import held_memory
 from imports import import_table
 from machine import machine, versions
 from measure import ProcessFailedError, Samples, alternate, discard, discard_outputs, run_once
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments, (__doc__ or "").splitlines()[0])
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        with working_folder(options.work) as folder:
+        held = held_memory() if options.hold else nullcontext()
+        with held, working_folder(options.work) as folder:
             results = list(measure(options, folder))
             tables = [main_table(results)]
             if "inspect" in options.commands:
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 versions(),
                 f"medians of {options.runs} alternating runs after one that is not counted",
             ]
+            if options.hold:
+                facts.append("a page of every MB of free memory is held meanwhile")
     except (ProcessFailedError, DisagreementError) as error:
         say(str(error))
         return 1

@@ -19,6 +19,19 @@ _PIPE = 4096
 _NUMBER = 4
 
 
+def _runs_of(count: int) -> list[range]:
+    """Tasks that are taken together, in no more runs than a pipe surely holds the numbers of.
+
+    The first, which are the largest, stand alone. Of the others neighbours go together, since they
+    are neighbours in memory as well, where what one process looks at is copied for it.
+    """
+    most = _PIPE // _NUMBER
+    alone = min(count, most // 2)
+    together = max(1, -(-(count - alone) // (most - alone)))
+    others = [range(n, min(n + together, count)) for n in range(alone, count, together)]
+    return [range(n, n + 1) for n in range(alone)] + others
+
+
 class Forks:
     """Forks of this process, which works as well, as long as there are tasks.
 
@@ -38,10 +51,7 @@ class Forks:
         #: Bytes that each fork has done so far.
         self.counts = memoryview(mmap.mmap(-1, 8 * (workers - 1))).cast("Q")
         self.counted = 0
-        #: Tasks that are taken together, in no more runs than a pipe surely holds the numbers of.
-        #: Each has early and late ones: a run of the largest would be too much for one worker.
-        runs = min(count, _PIPE // _NUMBER)
-        self.runs = [range(first, count, runs) for first in range(runs)]
+        self.runs = _runs_of(count)
         #: The runs that nobody has begun: a pipe gives each of its bytes to one reader alone.
         self.left, writing = os.pipe()
         with os.fdopen(writing, "wb") as numbers:
