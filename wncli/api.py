@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -336,6 +337,9 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
         refuse_calls(plan)
         outputs = lay_out(plan, target, folder if from_folder else None)
         notes = outputs.notes
+        # Of large files of many tensors, what was read takes as much memory as all that follows.
+        plan = plan._replace(checkpoint=replace(plan.checkpoint, tree=None))
+        del opened
         if not dry_run:
             if make_folder:
                 make_parent(target)

@@ -55,10 +55,17 @@ def open_checkpoint(
         file, notes = find_in_folder(path)
     with ExitStack() as stack:
         source = Source(file, stack.enter_context(_open(file)))
-        checkpoint, sources = _read_all(path, source, stack)
-        if for_weights:
-            checkpoint = replace(checkpoint, tree=None, would_run=(), shards=())
-        yield replace(checkpoint, notes=notes + checkpoint.notes), sources
+        # No name here keeps the checkpoint: who has it may want to forget what is no more needed.
+        yield _opened(*_read_all(path, source, stack), notes, for_weights=for_weights)
+
+
+def _opened(
+    checkpoint: Checkpoint, sources: Sources, notes: tuple[Note, ...], *, for_weights: bool
+) -> tuple[Checkpoint, Sources]:
+    found = replace(checkpoint, notes=notes + checkpoint.notes)
+    if for_weights:
+        found = replace(found, tree=None, would_run=(), shards=())
+    return found, sources
 
 
 def _open(path: Path) -> IO[bytes]:
