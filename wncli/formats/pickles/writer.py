@@ -28,8 +28,10 @@ from wncli.formats.pickles.nodes import (
 
 #: An opcode with a place in the memo that takes more than a byte.
 _LONG_PLACE = struct.Struct("<cI").pack
-#: Small integers, as they are written.
+#: Small integers, and the first places of the memo, as they are written.
 _BYTES = [pickle.BININT1 + bytes([value]) for value in range(256)]
+_GETS = [pickle.BINGET + bytes([place]) for place in range(256)]
+_PUTS = [pickle.BINPUT + bytes([place]) for place in range(256)]
 #: Items per MARK … SETITEMS, as CPython's pickler batches them.
 _BATCH = 1000
 _PAIRS = (pickle.SETITEM, pickle.SETITEMS)
@@ -37,6 +39,11 @@ _PAIRS = (pickle.SETITEM, pickle.SETITEMS)
 #: How often a call has been begun when it is met inside itself.
 _WITHIN_ITSELF = 2
 
+#: Nodes inside one another that are written in one go: a tensor and all that it is made of.
+_DEEPEST = 8
+
+#: Nodes to be written, and what else is to be done, in this order.
+Tasks = list[Node | Callable[[], "Tasks | None"]]
 Entries = list[tuple[Node, Node]]
 #: By the `id` of a mapping or list, the items that it is to have.
 Edits = Mapping[int, Sequence[Node]]
@@ -61,65 +68,71 @@ def write_pickle(
 
 
 class _Writer:
+    """One writing. What writes a node returns what is left to do after it, if anything is."""
+
     def __init__(self, edits: Edits, persistent: Callable[[PersistentId], Node]) -> None:
         self.edits = edits
         self.persistent = persistent
         self.out = bytearray()
         self.memo: dict[int, int] = {}
         self.kept_alive: list[Node] = []
-        #: What is to be written, the last first; and what to do once all above it has been.
-        self.work: list[Node | Callable[[], None]] = []
         #: How often each call has been begun, by its id.
         self.begun: dict[int, int] = {}
 
     def run(self, root: Node, protocol: int) -> bytes:
         self.out += pickle.PROTO + bytes([max(protocol, 2)])
-        work, memo = self.work, self.memo
-        work.append(root)
+        #: What is to be written, the last first; and what to do once all above it has been.
+        work: Tasks = [root]
         while work:
             task = work.pop()
-            if type(task) is partial:
-                task()
-            elif id(task) in memo:
-                self.get(task)
-            else:
-                _EMIT[type(task)](self, task)
+            rest = task() if type(task) is partial else self.in_turn((task,), _DEEPEST)
+            if rest:
+                work.extend(reversed(rest))
         return bytes(self.out + pickle.STOP)
 
-    def queue(self, *tasks: Node | Callable[[], None]) -> None:
-        """Have these written next, first to last."""
-        self.work.extend(reversed(tasks))
+    def in_turn(
+        self,
+        nodes: Sequence[Node],
+        deeper: int,
+        end: Callable[[Node], Tasks | None] | None = None,
+        node: Node = None,
+    ) -> Tasks | None:
+        """Write nodes, and call `end` with `node` behind them.
+
+        Nearly always that is all: what is below `deeper` further nodes, or an item of something
+        that is filled only once it stands there, is left to do, with all that follows it.
+        """
+        memo, emit = self.memo, _EMIT
+        for place, part in enumerate(nodes):
+            if id(part) in memo:
+                self.get(memo[id(part)])
+                continue
+            rest = emit[type(part)](self, part, deeper - 1) if deeper else [part]
+            if rest:
+                return [*rest, *nodes[place + 1 :], *([partial(end, node)] if end else ())]
+        return end(node) if end else None
 
     def raw(self, data: bytes) -> None:
         self.out += data
 
-    def put(self, node: Node) -> None:
+    def put(self, node: Node, data: bytes) -> None:
+        """Write what makes a node, and have it remembered."""
         place = len(self.memo)
         self.memo[id(node)] = place
         self.kept_alive.append(node)
-        if place < 256:  # noqa: PLR2004
-            self.out += pickle.BINPUT + bytes([place])
-        else:
-            self.out += _LONG_PLACE(pickle.LONG_BINPUT, place)
-
-    def get(self, node: Node) -> None:
-        place = self.memo[id(node)]
-        if place < 256:  # noqa: PLR2004
-            self.out += pickle.BINGET + bytes([place])
-        else:
-            self.out += _LONG_PLACE(pickle.LONG_BINGET, place)
-
-    def atom(self, node: Node, data: bytes) -> None:
         self.out += data
-        self.put(node)
+        self.out += _PUTS[place] if place < 256 else _LONG_PLACE(pickle.LONG_BINPUT, place)  # noqa: PLR2004
 
-    def emit_none(self, _node: None) -> None:
+    def get(self, place: int) -> None:
+        self.out += _GETS[place] if place < 256 else _LONG_PLACE(pickle.LONG_BINGET, place)  # noqa: PLR2004
+
+    def emit_none(self, _node: None, _deeper: int) -> None:
         self.out += pickle.NONE
 
-    def emit_bool(self, node: bool) -> None:  # noqa: FBT001
+    def emit_bool(self, node: bool, _deeper: int) -> None:  # noqa: FBT001
         self.out += pickle.NEWTRUE if node else pickle.NEWFALSE
 
-    def emit_int(self, node: int) -> None:
+    def emit_int(self, node: int, _deeper: int) -> None:
         if 0 <= node < 1 << 8:
             self.out += _BYTES[node]
         elif 0 <= node < 1 << 16:
@@ -134,87 +147,77 @@ class _Writer:
             else:
                 self.out += pickle.LONG4 + struct.pack("<i", len(data)) + data
 
-    def emit_float(self, node: float) -> None:
+    def emit_float(self, node: float, _deeper: int) -> None:
         self.out += pickle.BINFLOAT + struct.pack(">d", node)
 
-    def emit_text(self, node: str) -> None:
+    def emit_text(self, node: str, _deeper: int) -> None:
         raw = node.encode("utf-8", "surrogatepass")
-        self.atom(node, _sized(raw, None, pickle.BINUNICODE, pickle.BINUNICODE8))
+        self.put(node, _sized(raw, None, pickle.BINUNICODE, pickle.BINUNICODE8))
 
-    def emit_bytes(self, node: bytes) -> None:
+    def emit_bytes(self, node: bytes, _deeper: int) -> None:
         sized = _sized(node, pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8)
-        self.atom(node, sized)
+        self.put(node, sized)
 
-    def emit_bytearray(self, node: bytearray) -> None:
-        self.atom(node, pickle.BYTEARRAY8 + struct.pack("<Q", len(node)) + node)
+    def emit_bytearray(self, node: bytearray, _deeper: int) -> None:
+        self.put(node, pickle.BYTEARRAY8 + struct.pack("<Q", len(node)) + node)
 
-    def emit_byte_text(self, node: ByteText) -> None:
+    def emit_byte_text(self, node: ByteText, _deeper: int) -> None:
         sized = _sized(node.raw, pickle.SHORT_BINSTRING, pickle.BINSTRING, pickle.BINSTRING)
-        self.atom(node, sized)
+        self.put(node, sized)
 
-    def emit_name(self, node: Global) -> None:
-        self.atom(node, pickle.GLOBAL + f"{node.module}\n{node.name}\n".encode())
+    def emit_name(self, node: Global, _deeper: int) -> None:
+        self.put(node, pickle.GLOBAL + f"{node.module}\n{node.name}\n".encode())
 
-    def emit_tuple(self, node: tuple[Node, ...]) -> None:
+    def emit_tuple(self, node: tuple[Node, ...], deeper: int) -> Tasks | None:
         if not node:
             self.out += pickle.EMPTY_TUPLE
-            return
+            return None
         if len(node) not in _TUPLES:
             self.out += pickle.MARK
-        for place, part in enumerate(node):  # as far as nothing has to wait: nearly always all
-            if id(part) in self.memo:
-                self.get(part)
-            elif type(part) in _ATOMS:
-                _EMIT[type(part)](self, part)
-            else:
-                self.queue(*node[place:], partial(self.end_tuple, node))
-                return
-        self.end_tuple(node)
+        return self.in_turn(node, deeper, self.end_tuple, node)
 
     def end_tuple(self, node: tuple[Node, ...]) -> None:
         short = _TUPLES.get(len(node))
         if id(node) in self.memo:  # the tuple stands inside itself, and was written there
             self.out += pickle.POP * len(node) if short else pickle.POP_MARK
-            self.get(node)
+            self.get(self.memo[id(node)])
         else:
-            self.atom(node, short or pickle.TUPLE)
+            self.put(node, short or pickle.TUPLE)
 
-    def emit_list(self, node: list[Node]) -> None:
-        self.atom(node, pickle.EMPTY_LIST)
+    def emit_list(self, node: list[Node], _deeper: int) -> Tasks:
+        self.put(node, pickle.EMPTY_LIST)
         items = self.edits.get(id(node), node)
         single = pickle.APPEND if len(items) == 1 else None
-        self.queue(*self.batches(items, single, pickle.APPENDS))
+        return self.batches(items, single, pickle.APPENDS)
 
-    def emit_dict(self, node: Dict) -> None:
-        self.atom(node, pickle.EMPTY_DICT)
+    def emit_dict(self, node: Dict, _deeper: int) -> Tasks:
+        self.put(node, pickle.EMPTY_DICT)
         items = self.edits.get(id(node), node.entries)
         single = pickle.SETITEM if len(items) == 1 else None
         # The pickler stops behind a batch that is not full, which may be one without items.
-        self.queue(*self.batches(items, single, pickle.SETITEMS, until_short=True))
+        return self.batches(items, single, pickle.SETITEMS, until_short=True)
 
-    def emit_set(self, node: Set) -> None:
+    def emit_set(self, node: Set, deeper: int) -> Tasks | None:
         if node.frozen:
             self.out += pickle.MARK
-            self.queue(*node.items, partial(self.end_frozenset, node))
-        else:
-            self.atom(node, pickle.EMPTY_SET)
-            self.queue(*self.batches(node.items, None, pickle.ADDITEMS, until_short=True))
+            return self.in_turn(node.items, deeper, self.end_frozenset, node)
+        self.put(node, pickle.EMPTY_SET)
+        return self.batches(node.items, None, pickle.ADDITEMS, until_short=True)
 
     def end_frozenset(self, node: Set) -> None:
         if id(node) in self.memo:
             self.out += pickle.POP_MARK
-            self.get(node)
+            self.get(self.memo[id(node)])
         else:
-            self.atom(node, pickle.FROZENSET)
+            self.put(node, pickle.FROZENSET)
 
-    def emit_persistent_id(self, node: PersistentId) -> None:
+    def emit_persistent_id(self, node: PersistentId, deeper: int) -> Tasks | None:
         found = self.persistent(node)
         if isinstance(found, Global):
-            self.queue(found)
-        else:
-            self.queue(found, partial(self.raw, pickle.BINPERSID))
+            return self.in_turn((found,), deeper)
+        return self.in_turn((found,), deeper, self.raw, pickle.BINPERSID)
 
-    def emit_call(self, node: Call) -> None:
+    def emit_call(self, node: Call, deeper: int) -> Tasks | None:
         begun = self.begun[id(node)] = self.begun.get(id(node), 0) + 1
         args = node.args
         if begun == _WITHIN_ITSELF:
@@ -226,18 +229,16 @@ class _Writer:
                 for part in args
             )  # fmt: skip
             self.kept_alive += [args, *args]
-        parts = [node.function, args]
-        if node.keywords is not None:
-            parts.append(node.keywords)
-        self.queue(*parts, partial(self.end_call, node))
+        keywords = () if node.keywords is None else (node.keywords,)
+        return self.in_turn((node.function, args, *keywords), deeper, self.end_call, node)
 
-    def end_call(self, node: Call) -> None:
+    def end_call(self, node: Call) -> Tasks | None:
         if id(node) in self.memo:  # it stands inside its own arguments, and was written there
             self.out += pickle.POP * (2 if node.keywords is None else 3)
-            self.get(node)
-            return
-        self.atom(node, _CALLS[node.opcode])
-        tasks: list[Node] = []
+            self.get(self.memo[id(node)])
+            return None
+        self.put(node, _CALLS[node.opcode])
+        tasks: Tasks = []
         edit = self.edits.get(id(node))
         for effect in node.effects:
             if isinstance(effect, SetItems) and edit is not None:
@@ -245,9 +246,9 @@ class _Writer:
                 edit = []
             else:
                 tasks += self.effect(effect)
-        self.queue(*tasks)
+        return tasks
 
-    def effect(self, effect: Effect) -> list[Node]:
+    def effect(self, effect: Effect) -> Tasks:
         match effect:
             case SetItems(entries):
                 return self.batches(entries, pickle.SETITEM, pickle.SETITEMS)
@@ -265,9 +266,9 @@ class _Writer:
         several: bytes,
         *,
         until_short: bool = False,
-    ) -> list[Node]:
+    ) -> Tasks:
         """Items, or pairs of key and value, in batches; `single` ends a batch of just one."""
-        tasks: list[Node] = []
+        tasks: Tasks = []
         for start in range(0, len(items) + until_short, _BATCH):
             batch = items[start : start + _BATCH]
             flat = [part for pair in batch for part in pair] if several in _PAIRS else batch
@@ -293,7 +294,7 @@ _CALLS = {
     "NEWOBJ": pickle.NEWOBJ,
     "NEWOBJ_EX": pickle.NEWOBJ_EX,
 }
-_EMIT: dict[type, Callable[[_Writer, Node], None]] = {
+_EMIT: dict[type, Callable[[_Writer, Node, int], Tasks | None]] = {
     type(None): _Writer.emit_none,
     bool: _Writer.emit_bool,
     int: _Writer.emit_int,
@@ -310,5 +311,3 @@ _EMIT: dict[type, Callable[[_Writer, Node], None]] = {
     PersistentId: _Writer.emit_persistent_id,
     Call: _Writer.emit_call,
 }
-#: What is written at once, nothing of it being a node of its own.
-_ATOMS = {type(None), bool, int, float, str, bytes, bytearray, ByteText, Global}
