@@ -1,20 +1,28 @@
-"""The compiled loops: what pyproject.toml can say only in a form that is still to change."""
+"""What is compiled: pyproject.toml can say it only in a form that is still to change."""
 
 from pathlib import Path
 
 from setuptools import Extension, setup
 
-FOLDER = Path("wncli/compiled")
+LOOPS = Path("wncli/compiled")
+PICKLES = Path("wncli/formats/pickles")
 
+# All of it is optional: Python, NumPy and zlib do the same where it cannot be built.
 setup(
     ext_modules=[
         Extension(
             "wncli.compiled.kernel",
-            [str(FOLDER / "kernel.c")],
-            depends=[str(header) for header in sorted(FOLDER.glob("*.h"))],
+            [str(LOOPS / "kernel.c")],
+            depends=[str(header) for header in sorted(LOOPS.glob("*.h"))],
             # Rounding errors are taken apart, whatever CFLAGS says.
             extra_compile_args=["-O2", "-fno-fast-math", "-ffp-contract=off"],
-            optional=True,  # NumPy and zlib do the same where it cannot be built
-        )
+            optional=True,
+        ),
+        Extension(
+            "wncli.formats.pickles.opcodes",
+            [str(PICKLES / "opcodes.c")],
+            depends=[str(header) for header in sorted(PICKLES.glob("*.h"))],
+            optional=True,
+        ),
     ]
 )

@@ -27,7 +27,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         """errors notes naming crc32 dims tensors boxes compiled compiled.kernel double_double norms
         weight_norm difference partial_output crew""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
-        formats.pickles.reader formats.pickles.writer formats.weights_only formats.torch_tensor
+        formats.pickles.opcodes formats.pickles.reader formats.pickles.writer
+        formats.weights_only formats.torch_tensor
         formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots
         formats.torch_modules formats.torch_archive
         formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_end

@@ -28,12 +28,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wncli.errors import FormatError
+from wncli.formats.pickles import opcodes as compiled
+from wncli.formats.pickles import reader, writer
 from wncli.formats.pickles.nodes import Node, PersistentId
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.pickles.writer import write_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 DEEP = 100_000
+
+
+@contextmanager
+def without_compiled_opcodes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for room in (reader, writer):
+            patch.setattr(room, "opcodes", None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module", params=["compiled", "python"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs all tests twice: with the opcodes that are compiled, and without them."""
+    if request.param == "python":
+        with without_compiled_opcodes():
+            yield
+    elif compiled is None:
+        pytest.skip("no C compiler built them")
+    else:
+        yield
 
 
 def read(data: bytes) -> Node:
@@ -674,16 +696,22 @@ def test_a_pickle_with_any_byte_changed_is_read_or_refused(protocol: int) -> Non
                 rewritten(data[:place] + bytes([byte]) + data[place + 1 :])
 
 
+SINGLE = b"()].NOQaebstuRo012l}d\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94"
+OPCODES = [SINGLE[place : place + 1] for place in range(len(SINGLE))] + [
+    b"K\x01", b"q\x00", b"h\x00", b"X\x01\x00\x00\x00a", b"cm\nf\n", b"im\nf\n", b"U\x01\xff",
+    b"P1\n", b"B\x01\x00\x00\x00a", b"L9L\n", b"I01\n", b"S'a'\n", b"\x96" + b"\0" * 8,
+    b"ccollections\nOrderedDict\n", b"M\xff\xff", b"J\xff\xff\xff\xff", b"X\x01\x00\x00\x00\xff",
+    b"X\x03\x00\x00\x00\xed\xa0\x80", b"r\x01\x00\x00\x00", b"j\x01\x00\x00\x00",
+    b"r\xff\xff\xff\xff",
+]  # fmt: skip
+SEQUENCES = st.lists(st.sampled_from(OPCODES), max_size=40)
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(
-    [bytes([n]) for n in b"()].NOQaebstuRo012l}d\x81\x85\x86\x87\x88\x8f\x90\x91\x92\x93\x94"]
-    + [b"K\x01", b"q\x00", b"h\x00", b"X\x01\x00\x00\x00a", b"cm\nf\n", b"im\nf\n", b"U\x01\xff",
-       b"P1\n", b"B\x01\x00\x00\x00a", b"L9L\n", b"I01\n", b"S'a'\n", b"\x96" + b"\0" * 8,
-       b"ccollections\nOrderedDict\n"]
-), max_size=40))  # fmt: skip
-def test_any_sequence_of_opcodes_is_read_or_refused(opcodes: list[bytes]) -> None:
+@given(SEQUENCES)
+def test_any_sequence_of_opcodes_is_read_or_refused(sequence: list[bytes]) -> None:
     try:
-        once = rewritten(b"\x80\x02" + b"".join(opcodes) + b".")
+        once = rewritten(b"\x80\x02" + b"".join(sequence) + b".")
     except FormatError:
         return
     assert rewritten(once) == once

@@ -228,9 +228,10 @@ class TorchArchive:
     def _entry(self, raw: bytes, place: int) -> tuple[str, Member, int]:
         if place + CENTRAL.size > len(raw):
             raise self.broken("the central directory ends early", "one more member", "its end")
-        fields = CENTRAL.unpack_from(raw, place)
-        magic, _, _, flags, method, _, _, crc, packed, nbytes = fields[:10]
-        name_size, extra_size, comment_size, *_, header = fields[10:]
+        (
+            magic, _, _, flags, method, _, _, crc, packed, nbytes,
+            name_size, extra_size, comment_size, _, _, attributes, header,
+        ) = CENTRAL.unpack_from(raw, place)  # fmt: skip
         if magic != CENTRAL_MAGIC:
             raise self.broken("an entry of the central directory is broken", "PK 1 2", repr(magic))
         place += CENTRAL.size
@@ -238,9 +239,10 @@ class TorchArchive:
         if end > len(raw):
             raise self.broken("the central directory ends early", f"{end} bytes", f"{len(raw)}")
         name = self._text(raw[place : place + name_size])
-        extra = raw[place + name_size : place + name_size + extra_size]
-        nbytes, packed, header = self._zip64(name, extra, nbytes, packed, header)
-        if nbytes and (fields[15] & _FOLDER or name.endswith("/")):
+        if _ZIP64 in (nbytes, packed, header):
+            extra = raw[place + name_size : place + name_size + extra_size]
+            nbytes, packed, header = self._zip64(name, extra, nbytes, packed, header)
+        if nbytes and (attributes & _FOLDER or name.endswith("/")):
             raise self.broken(f"member {name!r} is a folder with content", "a file", "a folder")
         encrypted = bool(flags & _ENCRYPTED)
         return name, Member(name, header, nbytes, crc, packed, method, encrypted), end
@@ -272,8 +274,6 @@ class TorchArchive:
     def _zip64(self, name: str, extra: bytes, *values: int) -> list[int]:
         """Put the 64-bit values in for those that the 32-bit fields leave out."""
         found = list(values)
-        if _ZIP64 not in found:
-            return found
         place = 0
         while place + 4 <= len(extra):
             kind, size = struct.unpack_from("<2H", extra, place)
@@ -288,21 +288,21 @@ class TorchArchive:
         raise self.broken(f"member {name!r} has no zip64 sizes", "a zip64 field", "none")
 
     def _data_offset(self, member: Member) -> int:
-        expected = len(member.name.encode("utf-8", "replace"))
-        size = LOCAL.size + expected
-        raw = self.source.read_at(member.header, size, f"member {member.name}")
-        magic, *_, name_size, extra_size = LOCAL.unpack_from(raw)
+        expected = member.name.encode("utf-8", "replace")
+        what = f"member {member.name}"
+        raw = self.source.read_at(member.header, LOCAL.size + len(expected), what)
+        magic, _, _, _, _, _, _, _, _, name_size, extra_size = LOCAL.unpack_from(raw)
         start = member.header + LOCAL.size
         name = raw[LOCAL.size :]
-        if name_size != expected:  # it is another, or was not to be decoded
-            name = self.source.read_at(start, name_size, f"member {member.name}")
-        if magic != MAGIC or name.decode("utf-8", "replace") != member.name:
+        if name_size != len(expected):  # it is another, or was not to be decoded
+            name = self.source.read_at(start, name_size, what)
+        if magic != MAGIC or (name != expected and name.decode("utf-8", "replace") != member.name):
             raise self.broken(
                 f"member {member.name!r} is not where the directory says",
                 f"its header at byte {member.header}",
                 repr(name[:60]),
             )
-        data = start + int(name_size) + int(extra_size)
+        data: int = start + name_size + extra_size
         end = self.ends.get(member.header, -1)
         if end < data + member.packed <= self.source.nbytes:
             raise self.broken(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 from wncli.errors import FormatError
+from wncli.formats.pickles import opcodes
 from wncli.formats.pickles.nodes import (
     Added,
     Appended,
@@ -52,9 +53,6 @@ class Pickle(NamedTuple):
     globals: list[Global]
     persistent_ids: list[PersistentId]
     calls: list[Call]
-
-
-_LONG_BINPUT, _BINGET, _BININT1 = pickle.LONG_BINPUT[0], pickle.BINGET[0], pickle.BININT1[0]
 
 
 class _Stop(Exception):  # noqa: N818 - control flow, never seen outside
@@ -133,38 +131,31 @@ class _Machine:
             raise self.broken(str(error)) from None
 
     def go_on(self) -> None:
-        """Carry out opcodes as far as the bytes go.
-
-        Half of all opcodes are the three that are carried out here, nearly always in this way: a
-        method for each would take twice as long.
-        """
-        data, memo, steps, uint32_at = self.data, self.memo, _STEPS, _UINT32.unpack_from
-        place, stack = self.place, self.stack
-        begin = place
+        """Carry out opcodes as far as the bytes go."""
+        begin = self.place
         try:
             while True:
-                begin = place
-                code = data[place]
-                place += 1
-                if code == _LONG_BINPUT:
-                    if uint32_at(data, place)[0] == len(memo) and stack and not self.ahead:
-                        memo.append(stack[-1])
-                        place += 4
-                        continue
-                elif code == _BINGET:
-                    if data[place] < len(memo):
-                        stack.append(memo[data[place]])
-                        place += 1
-                        continue
-                elif code == _BININT1:
-                    stack.append(data[place])
-                    place += 1
-                    continue
-                self.place = place
-                steps[code](self)
-                place, stack = self.place, self.stack
+                if opcodes and not self.ahead:
+                    self.carry_out_usual()
+                begin = self.place
+                self.place += 1
+                _STEPS[self.data[begin]](self)
         except (_AtEndError, IndexError, struct.error):
             self.place = begin
+
+    def carry_out_usual(self) -> None:
+        """Carry out what is compiled: nearly all opcodes."""
+        self.place, self.stack = opcodes.carry_out(
+            self.data,
+            self.place,
+            self.stack,
+            self.marks,
+            self.memo,
+            self.persistent_ids,
+            self.calls,
+            PersistentId,
+            Call,
+        )
 
     def read_on(self) -> None:
         """Get more bytes, where there are any."""
