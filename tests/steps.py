@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 #: Functions of `os` that are steps, beside those that are wrapped one by one.
 _CALLS = (
     "chmod", "fchmod", "fchown", "fsync", "ftruncate", "link", "mkdir", "posix_fallocate",
-    "preadv", "remove", "rename", "replace", "rmdir", "unlink",
+    "pread", "preadv", "remove", "rename", "replace", "rmdir", "unlink",
 )  # fmt: skip
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 #: How a child ends that this program itself has failed in.

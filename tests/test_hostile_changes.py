@@ -243,16 +243,19 @@ def test_a_file_that_changes_before_any_read_is_refused_or_folded_whole(
 ) -> None:
     run = Run(tmp_path, "remove", kind, ".safetensors")
     whole = run.path.read_bytes()
-    read = os.preadv
     left = [0]
 
-    def counted(*arguments: Any) -> int:  # noqa: ANN401
-        left[0] -= 1
-        if left[0] == 0:
-            CHANGES[change](run.path)
-        return read(*arguments)
+    def counted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any) -> Any:  # noqa: ANN401 - as the real one
+            left[0] -= 1
+            if left[0] == 0:
+                CHANGES[change](run.path)
+            return read(*arguments)
 
-    monkeypatch.setattr(os, "preadv", counted)
+        return counting
+
+    for name in ("pread", "preadv"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
     for number in range(1, 100):
         run.path.write_bytes(whole)
         left[0] = number

@@ -207,7 +207,7 @@ def test_a_run_that_waits_for_another_can_be_interrupted(
 ) -> None:
     """While that one puts its files in their places, which takes long where it is stopped."""
     case = case_of("folder onto folder", "safetensors")
-    early = Fault(1, signal=STOP, on=("preadv" if where == "begins" else "write half",))
+    early = Fault(1, signal=STOP, on=("pread" if where == "begins" else "write half",))
     waiting = forks.start(*case.arguments, cwd=case.home, fault=early)
     assert forks.wait(waiting).code is None
     between = Fault(3, signal=STOP, on=("rename",))

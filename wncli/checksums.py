@@ -71,12 +71,16 @@ class CheckedSource(Source):
         self.runs = [_Run(storage) for storage in sorted(known, key=lambda found: found.offset)]
         self.starts = [run.storage.offset for run in self.runs]
 
+    def read_at(self, offset: int, count: int, what: str) -> bytes:
+        """Exactly `count` bytes at `offset`."""
+        data = super().read_at(offset, count, what)
+        self._sum_up(offset, memoryview(data))
+        return data
+
     def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
         """Fill `buffer` from `offset` on."""
         super().read_into(offset, buffer, what)
-        place = bisect_right(self.starts, offset) - 1
-        if place >= 0:
-            self._sum_up(self.runs[place], offset, buffer)
+        self._sum_up(offset, buffer)
 
     def finish(self) -> None:
         """Read what is left of the storages of which a part has been read."""
@@ -100,9 +104,11 @@ class CheckedSource(Source):
                 run.place, run.crc = place, crc
                 self._judge(run)
 
-    def _sum_up(self, run: _Run, offset: int, buffer: memoryview) -> None:
-        if offset >= run.end:
+    def _sum_up(self, offset: int, buffer: memoryview) -> None:
+        place = bisect_right(self.starts, offset) - 1
+        if place < 0 or offset >= self.runs[place].end:
             return
+        run = self.runs[place]
         run.touched = True
         if run.place != offset or not run.lock.acquire(blocking=False):
             return  # it is another thread's turn, or nobody's

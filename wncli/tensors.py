@@ -64,11 +64,8 @@ class DType(Enum):
         self.torch = torch
         self.torch_storage = torch_storage
         self.bits = bits
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes per element; 0 for the types that pack several elements into a byte."""
-        return self.bits // 8
+        #: Bytes per element; 0 for the types that pack several elements into a byte.
+        self.itemsize = bits // 8
 
     @property
     def label(self) -> str:

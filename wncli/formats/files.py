@@ -25,7 +25,8 @@ class Source:
         self.path = path
         self.file = file
         self.number = number
-        self.nbytes = os.fstat(file.fileno()).st_size
+        self.descriptor = file.fileno()
+        self.nbytes = os.fstat(self.descriptor).st_size
 
     @property
     def where(self) -> str:
@@ -40,9 +41,13 @@ class Source:
         """
         if offset < 0 or count < 0 or offset + count > self.nbytes:
             raise self.truncated(what, offset + count)
-        data = bytearray(count)
-        self.read_into(offset, memoryview(data), what)
-        return bytes(data)
+        data = self._some(offset, count)
+        while len(data) < count:
+            more = self._some(offset + len(data), count - len(data))
+            if not more:
+                raise self.truncated(what, offset + count)
+            data += more
+        return data
 
     def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
         """Fill `buffer` from `offset` on.
@@ -54,12 +59,18 @@ class Source:
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self.file.fileno(), [buffer[done:]], offset + done)
+                count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
             except OSError as error:
                 raise unreadable(self.where, error) from None
             if not count:
                 raise self.truncated(what, offset + len(buffer))
             done += count
+
+    def _some(self, offset: int, count: int) -> bytes:
+        try:
+            return os.pread(self.descriptor, count, offset)
+        except OSError as error:
+            raise unreadable(self.where, error) from None
 
     def truncated(self, what: str, needed: int) -> FormatError:
         """The refusal of a file that ends inside `what`."""
@@ -67,7 +78,7 @@ class Source:
             self.where,
             f"the file ends inside {what}",
             expected=f"at least {needed:,} bytes",
-            found=f"{os.fstat(self.file.fileno()).st_size:,} bytes",
+            found=f"{os.fstat(self.descriptor).st_size:,} bytes",
             hint="copy or download it again: it is truncated",
         )
 

@@ -194,9 +194,9 @@ class TorchArchive:
         Raises:
             FormatError: there is no such member, or it has another size.
         """
-        if identity.key not in self.storages:
-            self.storages[identity.key] = self._storage(identity)
-        storage = self.storages[identity.key]
+        storage = self.storages.get(identity.key)
+        if storage is None:
+            storage = self.storages[identity.key] = self._storage(identity)
         if identity.view is not None:
             raise self.broken(
                 f"storage data/{identity.key} is referred to as a view", "a whole storage", "a view"

@@ -27,6 +27,8 @@ _TYPED = {dtype.torch_storage: dtype for dtype in DType if dtype.torch_storage}
 _NAMED = {dtype.torch: dtype for dtype in DType if dtype.torch}
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 _REBUILDS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+#: Arguments of `_rebuild_tensor_v2` without what is rare.
+_USUAL_ARGS = 6
 #: As many calls can stand around a tensor: a Parameter of a subclass of a subclass.
 _MOST_WRAPPED = 3
 
@@ -122,8 +124,8 @@ def read_tensor(
     if pid not in storages:
         raise FormatError(where, f"tensor {name!r} is over something that is no tensor storage")
     identity, storage = storages[pid]
-    explicit = is_called(call, "torch._utils", "_rebuild_tensor_v3")
-    dtype = _explicit_dtype(rest) if explicit else identity.dtype
+    is_explicit = call.function.name == "_rebuild_tensor_v3"
+    dtype = _explicit_dtype(rest) if is_explicit else identity.dtype
     if dtype is None or not dtype.itemsize:
         raise FormatError(where, f"tensor {name!r} has an unknown dtype")
     numel = count_elements(shape)
@@ -160,9 +162,9 @@ def _plain_rebuild(node: Node) -> Call | None:
 
 def _is_lazy(call: Call) -> bool:
     """Whether the numbers in the storage are not yet the tensor's: `conj()`, or its `imag`."""
-    return any(
+    return len(call.args) > _USUAL_ARGS and any(
         key in ("conj", "neg") and value is not False
-        for part in call.args[6:]
+        for part in call.args[_USUAL_ARGS:]
         for key, value in entries_of(_untagged(part)) or []
         if isinstance(key, str)
     )
@@ -182,11 +184,11 @@ def _explicit_dtype(rest: list[Node]) -> DType | None:
 
 
 def _counts(node: Node) -> tuple[int, ...] | None:
-    if is_called(node, "torch", "Size") and len(node.args) == 1:
+    if not isinstance(node, (tuple, list)):
+        if not (is_called(node, "torch", "Size") and len(node.args) == 1):
+            return None
         node = node.args[0]
-    if isinstance(node, (tuple, list)) and _is_count(*node):
-        return tuple(node)
-    return None
+    return tuple(node) if isinstance(node, (tuple, list)) and _is_count(*node) else None
 
 
 def _is_count(*values: Node) -> bool:
