@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from wncli.difference import numbers_for_json
 from wncli.notes import Note
-from wncli.report import SCHEMA, Parameters
+from wncli.report import SCHEMA, Parameters, plain
 
 
-@dataclass(frozen=True, slots=True)
-class TensorDifference:
+class TensorDifference(NamedTuple):
     """How far a weight of A is from its counterpart in B.
 
     `ulps` counts units of the last place of the coarser dtype; infinite where a finite number
@@ -29,8 +27,7 @@ class TensorDifference:
     within: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The result of `compare`: the tensors from the worst to the best, and what has no counterpart.
 
     `rtol` and `atol` are those that were asked for; with neither, two units of the last place of
@@ -57,9 +54,9 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain values for `json.dumps`, with the keys of every report."""
-        found = {"schema": SCHEMA, "command": "compare"} | asdict(self)
+        found = {"schema": SCHEMA, "command": "compare", **plain(self)}
         found |= {"output": None, "layers": [], "equal": self.equal}
-        found["parameters"]["change"] = self.parameters.change
+        found["parameters"] = self.parameters.to_json()
         for tensor in found["tensors"]:
             for key in ("max_absolute", "max_relative", "max_ulps"):
                 tensor[key] = numbers_for_json(tensor[key])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 from wncli.errors import WnError
 from wncli.naming import Naming, split
@@ -18,8 +18,16 @@ SCHEMA = "wn/1"
 LayerAction = Literal["none", "apply", "remove", "convert", "renormalize"]
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+def plain(value: Any) -> Any:  # noqa: ANN401 - of whatever a record holds
+    """A record as a dict, and so all records in it."""
+    if not isinstance(value, tuple):
+        return value
+    parts = map(plain, value)
+    fields: tuple[str, ...] | None = getattr(value, "_fields", None)
+    return dict(zip(fields, parts, strict=True)) if fields else tuple(parts)
+
+
+class Parameters(NamedTuple):
     """Numbers of elements, tied tensors counted once; buffers count too: files don't tell."""
 
     before: int
@@ -30,9 +38,12 @@ class Parameters:
         """The difference, negative where there are fewer."""
         return self.after - self.before
 
+    def to_json(self) -> dict[str, int]:
+        """The numbers and their difference."""
+        return {**self._asdict(), "change": self.change}
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+
+class Layer(NamedTuple):
     """A layer that is, was or will be normalized.
 
     `dim` is None for the norm of the whole tensor; `g` and `v` are the tensors' names; `shape` and
@@ -53,8 +64,7 @@ class Layer:
     action: LayerAction
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(NamedTuple):
     """A state dict of the checkpoint: where it stands, its tensors, how many are normalized.
 
     `holder` says which object it was read off, where it is one: a whole module.
@@ -67,8 +77,7 @@ class Root:
     holder: str
 
 
-@dataclass(frozen=True, slots=True)
-class Other:
+class Other(NamedTuple):
     """Something in the checkpoint that is no state dict, and what it is."""
 
     path: str
@@ -76,16 +85,14 @@ class Other:
     summary: str
 
 
-@dataclass(frozen=True, slots=True)
-class WouldRun:
+class WouldRun(NamedTuple):
     """A call that a plain `torch.load` would make, and the entry of the file that it is part of."""
 
     call: str
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """The result of a command.
 
     `output` is None for `inspect`. `checkpoint_files` and `output_files` name the shards, where
@@ -113,9 +120,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values for `json.dumps`; new keys may come, none will go."""
-        found = {"schema": SCHEMA} | asdict(self)
-        found["parameters"]["change"] = self.parameters.change
-        return found
+        return {"schema": SCHEMA, **plain(self), "parameters": self.parameters.to_json()}
 
 
 class NothingToDo(WnError):  # noqa: N818 - an outcome with exit code 1, not an error of the input
@@ -141,6 +146,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
 ) -> Report:
     """Report on a plan; `notes` are what was found beyond it."""
     checkpoint = plan.checkpoint
+    stored = [_stored(part.state_dict.tensors) for part in plan.parts]
     return Report(
         plan.command,
         str(checkpoint.path),
@@ -150,17 +156,17 @@ def make_report(  # noqa: PLR0913 - what was done, and where
         output_format,
         output_files,
         dry_run,
-        _count(plan),
+        _count(plan, stored),
         tuple(_layer(plan, root, action) for root, action in plan.changes),
         tuple(
             Root(
                 part.state_dict.root,
                 len(part.state_dict.tensors),
-                _stored(part.state_dict.tensors),
+                sum(elements.values()),
                 sum(isinstance(action, Compose) for action in part.actions),
                 part.state_dict.holder,
             )
-            for part in plan.parts
+            for part, elements in zip(plan.parts, stored, strict=True)
         ),
         tuple(Other(e.path, e.kind, e.summary) for e in checkpoint.entries),
         checkpoint.refused_names,
@@ -193,18 +199,18 @@ def _layer(plan: Plan, root: str, change: Change) -> Layer:
     return Layer(root, module, parameter, dim, naming, shape, dtype.label, g, v, action)
 
 
-def _count(plan: Plan) -> Parameters:
-    before = _stored(spec for part in plan.parts for spec in part.state_dict.tensors)
+def _count(plan: Plan, stored: list[dict[object, int]]) -> Parameters:
+    before = stored[0] if len(stored) == 1 else dict(chain.from_iterable(map(dict.items, stored)))
     left: dict[object, int] = {}
     for part in plan.parts:
         for action in part.actions:
             _add(left, action)
-    return Parameters(before, sum(left.values()))
+    return Parameters(sum(before.values()), sum(left.values()))
 
 
-def _stored(tensors: Iterable[TensorSpec]) -> int:
-    """Elements of tensors, tied ones counted once."""
-    return sum({spec.view: spec.numel for spec in tensors}.values())
+def _stored(tensors: Iterable[TensorSpec]) -> dict[object, int]:
+    """Elements of tensors by their place, so that tied ones are counted once."""
+    return {spec.view: spec.numel for spec in tensors}
 
 
 def _add(counts: dict[object, int], action: Action) -> None:

@@ -26,15 +26,13 @@ class Table(NamedTuple):
 
     def lines(self) -> list[str]:
         """The table as text: a blank line, the header, a rule, the rows, a blank line."""
-        columns = zip(self.header, *self.rows, strict=True)
+        columns = list(zip(self.header, *self.rows, strict=True))
         widths = [min(_WIDEST, max(map(_cells, column))) for column in columns]
-        lines = [
-            " " + "   ".join(
-                _blanks(cell, width) + cell if name in self.right else cell + _blanks(cell, width)
-                for name, cell, width in zip(self.header, row, widths, strict=True)
-            )
-            for row in (self.header, *self.rows)
-        ]  # fmt: skip
+        padded = [
+            _padded(column, width, is_right=column[0] in self.right)
+            for column, width in zip(columns, widths, strict=True)
+        ]
+        lines = [" " + "   ".join(row) for row in zip(*padded, strict=True)]
         rule = " " + "─" * (sum(widths) + 3 * (len(widths) - 1))
         return ["", lines[0], rule, *lines[1:], ""]
 
@@ -83,6 +81,13 @@ class Page:
             else:
                 text = "".join(part if isinstance(part, str) else part[0] for part in item)
                 yield from text.split("\n")
+
+
+def _padded(column: tuple[str, ...], width: int, *, is_right: bool) -> list[str]:
+    if all(map(str.isascii, column)):
+        return [cell.rjust(width) if is_right else cell.ljust(width) for cell in column]
+    pads = [(cell, _blanks(cell, width)) for cell in column]
+    return [blanks + cell if is_right else cell + blanks for cell, blanks in pads]
 
 
 def _blanks(cell: str, width: int) -> str:

@@ -45,26 +45,28 @@ _VALUES: dict[str, frozenset[str]] = {
         "zoneinfo": "ZoneInfo ZoneInfo._unpickle",
     }.items()
 }
+# Patterns, which `re` compiles as they are needed: most checkpoints need one or two of them.
+
 #: What numpy rebuilds arrays, scalars and random generators with; its `core` has two names.
-_NUMPY = re.compile(
+_NUMPY = (
     r"numpy\.(dtype|ndarray|bool_?|u?int\d+|float\d+|complex\d+|str_|bytes_|matrix"
     r"|_?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
     r"|ma\.core\.(_mareconstruct|MaskedArray)"
     r"|random\._pickle\.__(randomstate|generator|bit_generator)_ctor)"
 )
 #: What torch rebuilds tensors with; and the packages whose classes hold models and optimizers.
-_TORCH = re.compile(
+_TORCH = (
     r"torch\.(_utils\._rebuild_\w+"
     r"|jit\._pickle\.(restore_type_tag|build_(int|tensor|double|bool)list)"
     r"|Generator|torch_version\.TorchVersion)"
 )
-_TORCH_CLASS = re.compile(
+_TORCH_CLASS = (
     r"torch\.(nn|optim|ao|quantization|distributions|amp|cuda\.amp|utils\.data|distributed\._?tensor)"
     r"\.([\w.]+\.)?_*[A-Z]\w*"
 )
 #: How packages call what they rebuild their own objects with.
-_REBUILDER = re.compile(r"_+(pyx_)?(unpickle|rebuild|reconstruct)\w*")
-_CLASS = re.compile(r"_*[A-Z]\w*")
+_REBUILDER = r"_+(pyx_)?(unpickle|rebuild|reconstruct)\w*"
+_CLASS = r"_*[A-Z]\w*"
 #: Classes, wherever they are from, that start something as they are made.
 _STARTING = frozenset({"Popen", "Process", "PackageImporter"})
 
@@ -84,7 +86,7 @@ _TAME = frozenset(
     }
 )  # fmt: skip
 #: What is dangerous to hand to anybody, even where it is not called on the spot.
-_DANGEROUS = re.compile(
+_DANGEROUS = (
     r"(pip|setuptools|pkg_resources|dill|cloudpickle|joblib)\..*"
     r"|builtins\.(eval|exec|execfile|compile|__import__|getattr|setattr|delattr|open|input"
     r"|breakpoint|globals|vars)"
@@ -93,7 +95,7 @@ _DANGEROUS = re.compile(
     r"|numpy\.load"
 )
 #: Attributes that unpickling, or what is called by it, looks up on an object and calls.
-_CALLED_ATTRIBUTE = re.compile(r"__\w+__|append|extend|add|keys|detach")
+_CALLED_ATTRIBUTE = r"__\w+__|append|extend|add|keys|detach"
 
 #: What calls, or gives, what it is handed.
 _JUDGED_BY_ARGUMENTS = frozenset(
@@ -130,7 +132,7 @@ def handed_to_call(call: Call) -> list[Node]:
         for part in parts
         for key, value in entries_of(part) or []
         if isinstance(key, str)
-        and _CALLED_ATTRIBUTE.fullmatch(key)
+        and re.fullmatch(_CALLED_ATTRIBUTE, key)
         and (class_of(value) or isinstance(value, Call))
     ]
 
@@ -144,7 +146,7 @@ def is_judged_by_arguments(function: Node) -> bool:
 def is_dangerous(node: Global) -> bool:
     """Whether it is a function that can be made to run anything, so that no file should name it."""
     module, name = _today(node)
-    if _DANGEROUS.fullmatch(f"{module}.{name}"):
+    if re.fullmatch(_DANGEROUS, f"{module}.{name}"):
         return True
     if f"{module}.{name}" in _JUDGED_BY_ARGUMENTS or not _is_standard(module):
         return False
@@ -190,14 +192,15 @@ def _names_a_value(callee: Global, *, is_new: bool) -> bool:
     if _is_standard(module):
         return name in _VALUES.get(module, ())
     *outer, last = name.split(".")
-    if not all(map(_CLASS.fullmatch, outer)) or last in _STARTING or is_dangerous(callee):
+    is_in_classes = all(re.fullmatch(_CLASS, part) for part in outer)
+    if not is_in_classes or last in _STARTING or is_dangerous(callee):
         return False
     if package == "torch":
-        known = _TORCH.fullmatch(full) or (is_new and _TORCH_CLASS.fullmatch(full))
+        known = re.fullmatch(_TORCH, full) or (is_new and re.fullmatch(_TORCH_CLASS, full))
         return accepts(full) or bool(known)
     if package == "numpy":
-        return _NUMPY.fullmatch(full) is not None
-    return is_new or bool(_CLASS.fullmatch(last) or _REBUILDER.fullmatch(last))
+        return re.fullmatch(_NUMPY, full) is not None
+    return is_new or bool(re.fullmatch(_CLASS, last) or re.fullmatch(_REBUILDER, last))
 
 
 def _full(function: Node) -> str:

@@ -86,9 +86,10 @@ class TorchArchive:
                 raise self.broken(
                     f"member {name!r} stands outside the archive's folder", f"{folder}/…", name
                 )
-            if inner.lower() in folded:  # PyTorch's own reader does not tell upper case from lower
+            lower = inner.lower()  # PyTorch's own reader does not tell upper case from lower
+            if lower in folded:
                 raise self.broken(f"member {name!r} stands there twice", "one of each name", "two")
-            folded.add(inner.lower())
+            folded.add(lower)
             self.members[inner] = member
         if place != size:
             raise self.broken(

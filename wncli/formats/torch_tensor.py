@@ -6,9 +6,9 @@ Source: PyTorch `torch/_utils.py` (`_rebuild_tensor_v2` and its kin), `torch/ser
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
@@ -62,12 +62,12 @@ def read_storage_id(node: PersistentId, where: str) -> StorageId:
             untyped = kind.name == "UntypedStorage"
             dtype = None if untyped else _TYPED.get(kind.name)
             is_storage = kind.module in _STORAGE_MODULES and (untyped or dtype is not None)
-            if is_storage and _is_count(numel):
+            if is_storage and _are_counts((numel,)):
                 match rest:
                     case [] | [None]:
                         return StorageId(key, dtype, location, numel)
-                    case [(str() as name, int() as start, int() as size)] if _is_count(start, size):
-                        return StorageId(key, dtype, location, numel, (name, start, size))
+                    case [(str() as name, *part)] if len(part) == 2 and _are_counts(part):  # noqa: PLR2004
+                        return StorageId(key, dtype, location, numel, (name, *part))
     raise FormatError(
         where,
         "the pickle refers to something outside it that is no tensor storage",
@@ -119,7 +119,7 @@ def read_tensor(
             shape, strides = _counts(sizes), _counts(steps)
         case _:
             shape = strides = None
-    if shape is None or strides is None or len(shape) != len(strides) or not _is_count(offset):
+    if shape is None or strides is None or len(shape) != len(strides) or not _are_counts((offset,)):
         raise FormatError(where, f"tensor {name!r} has an impossible shape", found=brief(call.args))
     if pid not in storages:
         raise FormatError(where, f"tensor {name!r} is over something that is no tensor storage")
@@ -149,8 +149,8 @@ def read_tensor(
 def _plain_rebuild(node: Node) -> Call | None:
     """The `_rebuild_tensor…` call at the heart of a tensor, a Parameter or a subclass."""
     for _ in range(_MOST_WRAPPED + 1):
-        if isinstance(node, Call) and is_called(node, "torch._utils", *_REBUILDS):
-            return node
+        if is_called(node, "torch._utils", *_REBUILDS):
+            return cast("Call", node)
         if is_called(node, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
             node = node.args[0] if node.args else None
         elif is_called(node, "torch._tensor", "_rebuild_from_type_v2") and len(node.args) > 2:  # noqa: PLR2004
@@ -188,10 +188,10 @@ def _counts(node: Node) -> tuple[int, ...] | None:
         if not (is_called(node, "torch", "Size") and len(node.args) == 1):
             return None
         node = node.args[0]
-    return tuple(node) if isinstance(node, (tuple, list)) and _is_count(*node) else None
+    return tuple(node) if isinstance(node, (tuple, list)) and _are_counts(node) else None
 
 
-def _is_count(*values: Node) -> bool:
+def _are_counts(values: Iterable[Node]) -> bool:
     for value in values:  # noqa: SIM110 - a generator would take twice as long, for every tensor
         if type(value) is not int or not 0 <= value < 1 << 63:
             return False
