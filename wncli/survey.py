@@ -167,9 +167,11 @@ def _pair(
 def _parametrized_spectral_norms(tensors: dict[str, TensorSpec]) -> list[LookAlike]:
     found = []
     for name in tensors:
-        owner, original = split(name)
+        if not name.endswith(".original"):
+            continue
+        owner, _ = split(name)
         vector = f"{owner}.0._u"
-        if original != "original" or vector not in tensors:
+        if vector not in tensors:
             continue
         module, weight = split(owner)
         module, marker = split(module)

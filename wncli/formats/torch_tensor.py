@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, cast
 
 from wncli.errors import FormatError
@@ -128,13 +129,10 @@ def read_tensor(
     dtype = _explicit_dtype(rest) if is_explicit else identity.dtype
     if dtype is None or not dtype.itemsize:
         raise FormatError(where, f"tensor {name!r} has an unknown dtype")
-    numel = count_elements(shape)
+    numel, reach = _extent(shape, strides)
     if numel is None or numel >= 1 << 63:
         raise FormatError(where, f"tensor {name!r} claims more than any memory holds")
-    spec = TensorSpec(name, dtype, shape, storage, offset, strides)
-    last = offset
-    for size, step in zip(shape, strides, strict=True):
-        last += (size - 1) * step
+    last = offset + reach
     held = storage.nbytes // dtype.itemsize
     if numel and last >= held:
         raise FormatError(
@@ -143,7 +141,14 @@ def read_tensor(
             expected=f"elements below {held}",
             found=f"shape {shape}, strides {strides}, offset {offset}: up to element {last}",
         )
-    return spec
+    return TensorSpec(name, dtype, shape, storage, offset, strides)
+
+
+@lru_cache(maxsize=1024)  # the layers of a model share a few shapes
+def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int | None, int]:
+    """The number of elements, and how far the last is behind the first."""
+    steps = zip(shape, strides, strict=True)
+    return count_elements(shape), sum((size - 1) * step for size, step in steps)
 
 
 def _plain_rebuild(node: Node) -> Call | None:

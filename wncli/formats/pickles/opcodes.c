@@ -42,8 +42,8 @@ static PyObject *py_write(PyObject *Py_UNUSED(module), PyObject *args)
     writer w = {0};
     PyObject *work;
     if (!PyArg_ParseTuple(args, "O!O!O!O!OOOO", &PyList_Type, &work, &PyDict_Type, &w.memo,
-                          &PyList_Type, &w.kept_alive, &PyDict_Type, &w.begun, &w.persistent, &w.global, &w.call,
-                          &w.persistent_id))
+                          &PyList_Type, &w.kept_alive, &PyDict_Type, &w.begun, &w.persistent,
+                          &w.global, &w.call, &w.persistent_id))
         return NULL;
     outcome last;
     do
