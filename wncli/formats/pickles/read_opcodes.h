@@ -43,6 +43,14 @@ static outcome exchange(PyObject *stack, Py_ssize_t count, PyObject *node)
     return push(stack, node);
 }
 
+/* The same with a node that goes on a list as well. */
+static outcome exchange_listed(PyObject *stack, Py_ssize_t count, PyObject *list, PyObject *node)
+{
+    if (node && PyList_Append(list, node))
+        Py_CLEAR(node);
+    return exchange(stack, count, node);
+}
+
 static outcome remember(const machine *m, uint32_t place)
 {
     const Py_ssize_t size = PyList_GET_SIZE(m->stack);
@@ -114,13 +122,7 @@ static outcome persistent(const machine *m)
     if (!size)
         return LEFT;
     PyObject *node = PyObject_CallOneArg(m->persistent_id, PyList_GET_ITEM(m->stack, size - 1));
-    if (!node)
-        return FAILED;
-    if (PyList_Append(m->persistent_ids, node)) {
-        Py_DECREF(node);
-        return FAILED;
-    }
-    return exchange(m->stack, 1, node);
+    return exchange_listed(m->stack, 1, m->persistent_ids, node);
 }
 
 /* One argument alone may be the items of an OrderedDict from Python 2. */
@@ -134,13 +136,7 @@ static outcome call(const machine *m)
     if (!PyTuple_CheckExact(args) || PyTuple_GET_SIZE(args) == 1)
         return LEFT;
     PyObject *node = PyObject_CallFunctionObjArgs(m->call, m->reduce, function, args, NULL);
-    if (!node)
-        return FAILED;
-    if (PyList_Append(m->calls, node)) {
-        Py_DECREF(node);
-        return FAILED;
-    }
-    return exchange(m->stack, 2, node);
+    return exchange_listed(m->stack, 2, m->calls, node);
 }
 
 /* Carry out the opcode at the place, and go behind it. */
