@@ -266,6 +266,26 @@ def test_a_file_that_changes_before_any_read_is_refused_or_folded_whole(
     assert 3 < number < 99
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_system_that_reads_little_at_a_time_gives_all_of_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As read(2) may, of any file, and does of more than 2 GB."""
+    pread, preadv, most = os.pread, os.preadv, 100
+    path = tmp_path / "in"
+    write(STATE, path, kind)
+    monkeypatch.setattr(os, "pread", lambda fd, count, place: pread(fd, min(count, most), place))
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, place: preadv(fd, [buffers[0][:most]], place)
+    )
+    wncli.convert(path, tmp_path / "out.pt", naming="parametrized")
+    wncli.convert(tmp_path / "out.pt", tmp_path / "again.safetensors", naming="hook")
+    again = load_file(tmp_path / "again.safetensors")
+    assert {name: bits(tensor) for name, tensor in again.items()} == {
+        name: bits(tensor) for name, tensor in STATE.items()
+    }
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("changed", ["A", "B"])
 def test_a_file_that_changes_while_it_is_compared_is_refused_or_compared_whole(

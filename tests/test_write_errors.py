@@ -40,6 +40,7 @@ TAKING_ROOM = (
     "fsync", "ftruncate", "mkdir", "open", "posix_fallocate", "pwrite", "pwrite half", "write",
     "write half",
 )  # fmt: skip
+#: The steps that read the input.
 READING = ("pread", "preadv")
 #: The steps that take away what is not needed any more.
 TIDYING = ("close", "rmdir", "unlink")

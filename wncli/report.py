@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from wncli.errors import WnError
@@ -200,7 +199,9 @@ def _layer(plan: Plan, root: str, change: Change) -> Layer:
 
 
 def _count(plan: Plan, stored: list[dict[object, int]]) -> Parameters:
-    before = stored[0] if len(stored) == 1 else dict(chain.from_iterable(map(dict.items, stored)))
+    before: dict[object, int] = {}
+    for elements in stored:
+        before |= elements
     left: dict[object, int] = {}
     for part in plan.parts:
         for action in part.actions:

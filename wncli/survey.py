@@ -167,11 +167,9 @@ def _pair(
 def _parametrized_spectral_norms(tensors: dict[str, TensorSpec]) -> list[LookAlike]:
     found = []
     for name in tensors:
-        if not name.endswith(".original"):
-            continue
-        owner, _ = split(name)
+        owner = name.removesuffix(".original")
         vector = f"{owner}.0._u"
-        if vector not in tensors:
+        if owner == name or vector not in tensors:
             continue
         module, weight = split(owner)
         module, marker = split(module)

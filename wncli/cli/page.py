@@ -26,13 +26,10 @@ class Table(NamedTuple):
 
     def lines(self) -> list[str]:
         """The table as text: a blank line, the header, a rule, the rows, a blank line."""
-        columns = list(zip(self.header, *self.rows, strict=True))
-        widths = [min(_WIDEST, max(map(_cells, column))) for column in columns]
-        padded = [
-            _padded(column, width, is_right=column[0] in self.right)
-            for column, width in zip(columns, widths, strict=True)
-        ]
-        lines = [" " + "   ".join(row) for row in zip(*padded, strict=True)]
+        columns = zip(self.header, *self.rows, strict=True)
+        aligned = (_aligned(column, is_right=column[0] in self.right) for column in columns)
+        cells, widths = zip(*aligned, strict=True)
+        lines = [" " + "   ".join(row) for row in zip(*cells, strict=True)]
         rule = " " + "─" * (sum(widths) + 3 * (len(widths) - 1))
         return ["", lines[0], rule, *lines[1:], ""]
 
@@ -44,8 +41,8 @@ class Pairs(NamedTuple):
 
     def lines(self) -> list[str]:
         """The rows as text, aligned."""
-        width = min(_WIDEST, max((_cells(name) for name, _, _ in self.rows), default=0))
-        return [f"{name}{_blanks(name, width)}   {summary}" for name, summary, _ in self.rows]
+        names, _ = _aligned([name for name, _, _ in self.rows])
+        return [f"{name}   {row[1]}" for name, row in zip(names, self.rows, strict=True)]
 
 
 class Page:
@@ -83,15 +80,12 @@ class Page:
                 yield from text.split("\n")
 
 
-def _padded(column: tuple[str, ...], width: int, *, is_right: bool) -> list[str]:
-    if all(map(str.isascii, column)):
-        return [cell.rjust(width) if is_right else cell.ljust(width) for cell in column]
-    pads = [(cell, _blanks(cell, width)) for cell in column]
-    return [blanks + cell if is_right else cell + blanks for cell, blanks in pads]
-
-
-def _blanks(cell: str, width: int) -> str:
-    return " " * (width - _cells(cell))
+def _aligned(column: Sequence[str], *, is_right: bool = False) -> tuple[list[str], int]:
+    """The cells filled up to one width, and that width."""
+    sizes = list(map(_cells, column))
+    width = min(_WIDEST, max(sizes, default=0))
+    filled = [(cell, " " * (width - size)) for cell, size in zip(column, sizes, strict=True)]
+    return [blanks + cell if is_right else cell + blanks for cell, blanks in filled], width
 
 
 def _cells(text: str) -> int:

@@ -38,16 +38,19 @@ class Source:
 
         Raises:
             FormatError: the file ends before; `what` says what was to be read.
+            FileError: the system cannot read it.
         """
         if offset < 0 or count < 0 or offset + count > self.nbytes:
             raise self.truncated(what, offset + count)
-        data = self._some(offset, count)
-        while len(data) < count:
-            more = self._some(offset + len(data), count - len(data))
-            if not more:
-                raise self.truncated(what, offset + count)
-            data += more
-        return data
+        try:
+            data = os.pread(self.descriptor, count, offset)
+        except OSError as error:
+            raise unreadable(self.where, error) from None
+        if len(data) == count:
+            return data
+        whole = bytearray(count)  # the system may give less: Linux no more than 2 GB at a time
+        self.read_into(offset, memoryview(whole), what)
+        return bytes(whole)
 
     def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
         """Fill `buffer` from `offset` on.
@@ -65,12 +68,6 @@ class Source:
             if not count:
                 raise self.truncated(what, offset + len(buffer))
             done += count
-
-    def _some(self, offset: int, count: int) -> bytes:
-        try:
-            return os.pread(self.descriptor, count, offset)
-        except OSError as error:
-            raise unreadable(self.where, error) from None
 
     def truncated(self, what: str, needed: int) -> FormatError:
         """The refusal of a file that ends inside `what`."""

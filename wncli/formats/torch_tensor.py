@@ -67,8 +67,8 @@ def read_storage_id(node: PersistentId, where: str) -> StorageId:
                 match rest:
                     case [] | [None]:
                         return StorageId(key, dtype, location, numel)
-                    case [(str() as name, *part)] if len(part) == 2 and _are_counts(part):  # noqa: PLR2004
-                        return StorageId(key, dtype, location, numel, (name, *part))
+                    case [(str(), int(), int()) as view] if _are_counts(view[1:]):
+                        return StorageId(key, dtype, location, numel, tuple(view))
     raise FormatError(
         where,
         "the pickle refers to something outside it that is no tensor storage",
