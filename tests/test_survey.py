@@ -269,6 +269,61 @@ class Scaled(nn.Module):
         return weight * self.scale
 
 
+class Attention(nn.Module):
+    """Attention as people write it by hand: a parameter a letter, of one shape or another."""
+
+    def __init__(self, letters: str, *, bias: bool = True) -> None:
+        super().__init__()
+        for letter in letters:
+            self.register_parameter(f"weight_{letter}", nn.Parameter(torch.ones(4, 4)))
+            if bias:
+                self.register_parameter(f"bias_{letter}", nn.Parameter(torch.ones(4)))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(nn.MultiheadAttention(8, 2, add_bias_kv=True), id="bias_k and bias_v"),
+        pytest.param(Attention("qkv"), id="query, key, value"),
+        pytest.param(Attention("ifgo"), id="the gates of a cell"),
+        pytest.param(Attention("QKv", bias=False), id="capitals"),
+    ],
+)
+def test_parameters_told_apart_by_letters_are_no_half_of_a_pair(module: nn.Module) -> None:
+    found = look_at(nn.Sequential(module, hook(nn.Conv1d(8, 4, 3))))
+    assert [pair.weight for pair in found.pairs] == ["1.weight"]
+    assert found.look_alikes == ()
+
+
+@pytest.mark.parametrize("g", [(4, 4), (4, 1), (4,)])
+def test_a_g_and_v_beside_other_letters_are_left_alone_and_named(g: tuple[int, ...]) -> None:
+    found = look({
+        "a.weight_q": (4, 4), "a.weight_k": (4, 4), "a.weight_v": (4, 4), "a.weight_g": g,
+        "a.bias_q": (4,), "a.bias_k": (4,), "a.bias_v": (4,), "a.bias_g": (4,),
+    })  # fmt: skip
+    assert (found.pairs, found.halves()) == ((), frozenset())
+    assert [(alike.code, alike.weight) for alike in found.look_alikes] == [
+        ("other-letters", "a.weight"),
+        ("other-letters", "a.bias"),
+    ]
+    assert not any(alike.is_broken for alike in found.look_alikes)
+    assert "a.weight_q" in found.look_alikes[0].message
+
+
+def test_the_biases_of_a_value_and_a_gate_are_no_pair() -> None:
+    found = look_at(Attention("gv"))
+    assert found.pairs == ()
+    assert {(alike.code, alike.weight) for alike in found.look_alikes} == {
+        ("misfit", "weight"),
+        ("misfit", "bias"),
+    }
+
+
+def test_a_normalized_bias_beside_a_normalized_weight_is_a_pair() -> None:
+    found = look_at(hook(hook(nn.Linear(3, 4)), "bias"))
+    assert {pair.weight for pair in found.pairs} == {"weight", "bias"}
+
+
 def test_another_parametrization_of_two_tensors_is_never_a_pair() -> None:
     module = nn.Linear(5, 4)
     nn.utils.parametrize.register_parametrization(module, "weight", LowRank())

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from string import ascii_letters
 from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.dims import fitting_dims
+from wncli.errors import few
 from wncli.naming import Half, Naming, join, pair_names, parametrized_weight, read_half, split
 from wncli.tensors import NORMALIZABLE, DType, TensorSpec, product_dtype
 
 if TYPE_CHECKING:
     from wncli.checkpoint import StateDict
+
+#: Behind an underscore, what parameters of one kind are told apart by: query, key and value, the
+#: gates of a cell. Weight norm adds g and v, spectral norm u and v.
+_OTHER_LETTERS = frozenset(ascii_letters) - set("guv")
 
 
 class Pair(NamedTuple):
@@ -50,7 +56,8 @@ class LookAlike(NamedTuple):
     """Names that resemble weight norm and are not, or not soundly.
 
     `code` is `"half-pair"`, `"misfit"`, `"both-spellings"`, `"dtype"` (these cannot be folded),
-    `"spectral-norm"` or `"other-parametrization"` (these are something else, and left alone).
+    `"spectral-norm"`, `"other-parametrization"` or `"other-letters"` (these are something else, and
+    left alone).
     """
 
     code: str
@@ -61,7 +68,7 @@ class LookAlike(NamedTuple):
     @property
     def is_broken(self) -> bool:
         """Whether it is meant as weight norm, so that passing over it would hide a defect."""
-        return self.code not in {"spectral-norm", "other-parametrization"}
+        return self.code not in {"spectral-norm", "other-parametrization", "other-letters"}
 
 
 class Survey(NamedTuple):
@@ -74,7 +81,8 @@ class Survey(NamedTuple):
     def halves(self) -> frozenset[str]:
         """The names of everything that belongs to a pair or looks like it."""
         paired = {spec.name for pair in self.pairs for spec in (pair.g, pair.v)}
-        return frozenset(paired.union(*(alike.names for alike in self.look_alikes)))
+        alike = (alike.names for alike in self.look_alikes if alike.code != "other-letters")
+        return frozenset(paired.union(*alike))
 
 
 def survey(state_dict: StateDict) -> Survey:
@@ -82,23 +90,33 @@ def survey(state_dict: StateDict) -> Survey:
     tensors = {spec.name: spec for spec in state_dict.tensors}
     weights: dict[str, dict[str, Half]] = {}
     parametrized: dict[str, list[str]] = {}
+    lettered: dict[str, list[str]] = {}
     for name in tensors:
         half = read_half(name)
         if half:
             weights.setdefault(half.weight, {})[name] = half
+        elif name[-2:-1] == "_" and name[-1] in _OTHER_LETTERS:
+            lettered.setdefault(name[:-2], []).append(name)
         owner = parametrized_weight(name)
         if owner:
             parametrized.setdefault(owner, []).append(name)
     pairs: list[Pair] = []
     look_alikes: list[LookAlike] = []
     for weight, halves in weights.items():
-        found = _judge(weight, halves, tensors, parametrized.get(weight, []))
+        found: Pair | LookAlike | None
+        if weight in lettered and all(half.naming == "hook" for half in halves.values()):
+            found = _lettered(weight, tuple(halves), lettered[weight])
+        else:
+            found = _judge(weight, halves, tensors, parametrized.get(weight, []))
         if isinstance(found, Pair):
             pairs.append(found)
         elif found:
             look_alikes.append(found)
+    doubtful = _beside_misfits(pairs, look_alikes)
+    look_alikes += doubtful.values()
     look_alikes += _parametrized_spectral_norms(tensors)
-    return Survey(state_dict, tuple(pairs), tuple(look_alikes))
+    sound = tuple(pair for pair in pairs if pair.weight not in doubtful)
+    return Survey(state_dict, sound, tuple(look_alikes))
 
 
 def _judge(
@@ -126,6 +144,39 @@ def _judge(
         return _half(weight, half, names)
     by_role = {half.role: tensors[name] for name, half in halves.items()}
     return _pair(weight, naming, by_role["g"], by_role["v"], tensors.get(weight))
+
+
+def _beside_misfits(pairs: list[Pair], look_alikes: list[LookAlike]) -> dict[str, LookAlike]:
+    """The vectors that fit elementwise, in modules whose wider g and v are no weight norm.
+
+    A value's and a gate's `weight_v` and `weight_g` have a `bias_v` and a `bias_g` with them.
+    """
+    modules = {split(alike.weight)[0] for alike in look_alikes if alike.code == "misfit"}
+    return {
+        pair.weight: LookAlike(
+            "misfit",
+            pair.weight,
+            (pair.g.name, pair.v.name),
+            "is no weight norm, as what stands beside it in its module is none",
+        )
+        for pair in pairs
+        if pair.naming == "hook"
+        and pair.g.shape == pair.v.shape
+        and pair.v.numel > 1
+        and split(pair.weight)[0] in modules
+    }
+
+
+def _lettered(weight: str, names: tuple[str, ...], others: list[str]) -> LookAlike | None:
+    """X_g and X_v beside X_k or X_i are an attention's or a cell's parameters, one a letter.
+
+    Of one alone nothing is said: a key's `bias_v` is as common as a value's `bias_k`
+    (`torch/nn/modules/activation.py`, `MultiheadAttention`).
+    """
+    if len(names) == 1:
+        return None
+    message = f"is no weight norm: beside {' and '.join(names)} stands {few(others)}"
+    return LookAlike("other-letters", weight, names, message)
 
 
 def _half(weight: str, half: Half, names: tuple[str, ...]) -> LookAlike | None:
