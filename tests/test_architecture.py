@@ -24,8 +24,8 @@ PACKAGE = Path(wncli.__file__).parent
 LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"wncli.{name}" for name in names.split())
     for names in (
-        """errors notes naming crc32 dims tensors boxes compiled compiled.kernel double_double norms
-        weight_norm difference partial_output crew""",
+        """errors hints notes naming crc32 dims tensors boxes compiled compiled.kernel double_double
+        norms addresses weight_norm difference partial_output crew""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.opcodes formats.pickles.reader formats.pickles.writer
         formats.weights_only formats.torch_tensor
@@ -33,10 +33,11 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         formats.torch_modules formats.torch_archive
         formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_end
         formats.zip_records
-        formats.safetensors formats.strict_json formats.folder formats.shard_files
+        formats.safetensors formats.strict_json formats.archives
+        formats.distributed formats.foreign formats.folder formats.shard_files
         formats.shard_index formats.sharded""",
-        """plan matching scope decide decide_like decide_compare sharding target layout blocks
-        compiled.usual streams effective checksums forks workers""",
+        """plan ungathered matching scope decide decide_like decide_compare sharding target layout
+        blocks compiled.usual streams effective checksums forks workers""",
         """formats.safetensors_write formats.torch_build formats.torch_write
         formats.torch_zip_write fill computing cloning output
         output_folder outputs report comparison comparing checking verifying""",

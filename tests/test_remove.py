@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, KINDS_AND_DIMS, Spelling, bits, forward, load, normalize, pair_of
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -99,6 +99,7 @@ def test_apply_then_remove_gives_the_same_bits(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
+    assume(weight.shape not in {(0,), (1,)})  # placeholders of parameters that are elsewhere
     dim = data.draw(st.sampled_from([*range(weight.dim()), None]), label="dim")
     plain, normalized, again = (
         folder / f"{stage}{suffix}" for stage, suffix in zip("abc", formats, strict=True)

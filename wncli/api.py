@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from wncli.addresses import refuse_address
 from wncli.checkpoint import Checkpoint, refuse_growth
 from wncli.decide import (
     plan_apply,
@@ -21,6 +22,7 @@ from wncli.decide import (
 )
 from wncli.errors import FileError, FormatError, UsageError
 from wncli.formats import open_checkpoint
+from wncli.hints import path_word
 from wncli.naming import Naming
 from wncli.plan import Copy, Plan
 from wncli.report import NothingToDo, Report, make_report
@@ -42,6 +44,7 @@ def inspect(  # noqa: PLR0913 - the command's options
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     only: str | None = None,
+    tensors: bool = False,
     check: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -53,6 +56,7 @@ def inspect(  # noqa: PLR0913 - the command's options
         layers: globs over full names and module paths; all layers where there is none.
         exclude: globs of layers to leave out.
         only: the root of the one state dict to look at.
+        tensors: list every tensor as well.
         check: read everything, and report what is damaged or will not compute.
         progress: called while checking.
 
@@ -61,11 +65,12 @@ def inspect(  # noqa: PLR0913 - the command's options
     """
     with open_checkpoint(_path(checkpoint)) as (opened, sources):
         plan = plan_inspect(opened, Request.parse(layers, exclude, only))
-        if not check:
-            return make_report(plan, ())
-        from wncli.checking import check as check_all
+        findings = None
+        if check:
+            from wncli.checking import check as check_all
 
-        return make_report(plan, (), findings=check_all(plan, sources, progress))
+            findings = check_all(plan, sources, progress)
+        return make_report(plan, (), tensors=tensors, findings=findings)
 
 
 def apply(  # noqa: PLR0913 - the command's options
@@ -301,12 +306,12 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
     _check_choice("format", chosen, (None, "torch", "safetensors"))
     limit = parse_size(str(max_shard_size)) if max_shard_size is not None else None
     path = _path(checkpoint)
-    _path(output)
+    _path(output, is_output=True)
     with open_checkpoint(path) as (opened, sources):
         from_folder = path.is_dir() or bool(opened.shards)
         folder = path if path.is_dir() else path.parent
         target = decide_target(os.fspath(output), opened, chosen, limit, from_folder=from_folder)
-        check(target, force=force, make_folder=make_folder)
+        check(target, path, force=force, make_folder=make_folder)
         plan = make_plan(opened)
         repacks = plan.command == "convert" and opened.tree and target.format == "torch"
         if not plan.parts and opened.entries and not repacks:
@@ -358,8 +363,9 @@ def _converts(plan: Plan, target: Target) -> bool:
     return not (unnormalized and same and not plan.alone and not plan.drop)
 
 
-def _path(given: AnyPath) -> Path:
+def _path(given: AnyPath, *, is_output: bool = False) -> Path:
     """A path that says something: an empty one would be the working directory."""
+    refuse_address(os.fspath(given), is_output=is_output)
     if not os.fspath(given):
         raise FileError("''", "this is no path", expected="a file or a folder")
     if "\0" in os.fspath(given):
@@ -380,6 +386,6 @@ def _nothing(plan: Plan) -> NothingToDo:
         "no weight to normalize was found (floating, of two or more dimensions, not yet normalized)"
         if apply
         else f"no weight norm to {'remove' if plan.command == 'remove' else 'respell'} was found",
-        hint="wn inspect shows what is in the file" + ("; -l names other parameters" * apply),
+        hint=f"wn inspect {path_word(plan.checkpoint.path)}{' --tensors' * apply}",
         report=make_report(plan, ()),
     )

@@ -1,7 +1,7 @@
 """Reads all of a checkpoint, and finds what is damaged or will not compute.
 
-Findings have the codes `checksum`, `nan`, `inf`, `zero-slices`, `zero-direction`, `overflow`,
-`stale-weight`, and those of what only looks like weight norm.
+Findings have the codes `would-run`, `checksum`, `nan`, `inf`, `zero-slices`, `zero-direction`,
+`overflow`, `stale-weight`, and those of what only looks like weight norm or like whole tensors.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
 
     pairs = [(root, action.pair) for root, action in plan.changes if isinstance(action, Compose)]
     found = [note for note in plan.notes if note.is_warning and note.code != "stale-weight"]
+    found += [
+        Note("would-run", f"torch.load would run {call.call}", call.where, is_warning=True)
+        for call in plan.checkpoint.would_run
+        if call.is_shown
+    ]
     for source in sources:
         known = {note.where for note in found if note.code == "checksum"}
         file = source.path.name if len(sources) > 1 else ""

@@ -23,12 +23,14 @@ class StateDict(NamedTuple):
     `root` is where it stands in the checkpoint: `generator`, `model.ema`; empty for the top.
     `others` names what stands among the tensors and is none. `holder` is set where the tensors were
     read off an object rather than a mapping, and says which: `models.WaveGlow, a whole module`.
+    `parts` are those of `others` that are one rank's parts of distributed tensors.
     """
 
     root: str
     tensors: tuple[TensorSpec, ...]
     others: tuple[str, ...] = ()
     holder: str = ""
+    parts: tuple[str, ...] = ()
 
 
 class Entry(NamedTuple):
@@ -100,8 +102,10 @@ def aliases(checkpoint: Checkpoint, state_dict: StateDict) -> set[str]:
 _EXPANSION = 64 << 20
 
 
-def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec) -> None:
+def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec, hint: str) -> None:
     """Hold what a tensor would take when it is written out against the size of its file.
+
+    `hint` leaves it out.
 
     Raises:
         FormatError: an expanded tensor would grow out of all proportion.
@@ -111,7 +115,7 @@ def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec) -> None:
             f"{checkpoint.path}: {spec.name}",
             f"the expanded tensor would take {spec.nbytes:,} bytes",
             expected=f"no more than the file and {_EXPANSION:,} bytes",
-            hint=f"--drop it, or -x {spec.name}",
+            hint=hint,
         )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Literal
 
 from wncli.checkpoint import Checkpoint, DangerousCall, refuse_expansion
 from wncli.dims import resolve_dim
 from wncli.errors import FormatError, UsageError, WeightNormError, WnError, few
+from wncli.hints import glob_of, option, path_word
 from wncli.naming import Naming, split
 from wncli.notes import Note
 from wncli.plan import Action, Command, Compose, Copy, Decompose, Halves, Plan, Respell
@@ -25,6 +25,7 @@ from wncli.scope import (
 from wncli.selection import Candidate, choose_weights
 from wncli.survey import Pair, Survey
 from wncli.tensors import NORMALIZABLE, TensorSpec
+from wncli.ungathered import refuse_ungathered, ungathered_notes
 
 
 def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
@@ -35,7 +36,8 @@ def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
     """
     surveys = surveys_of(checkpoint, request)
     chosen = chosen_pairs(surveys, request)
-    notes = [*checkpoint.notes, *look_alike_notes(surveys), *stale_notes(chosen, "")]
+    notes = [*checkpoint.notes, *ungathered_notes(checkpoint, surveys)]
+    notes += [*look_alike_notes(surveys), *stale_notes(chosen, "")]
     return _plan("inspect", checkpoint, request, surveys, _composing(chosen), notes)
 
 
@@ -47,10 +49,11 @@ def plan_remove(checkpoint: Checkpoint, request: Request) -> Plan:
         WeightNormError: what is chosen only looks like a pair, or half of one is missing.
     """
     surveys = surveys_of(checkpoint, request)
+    refuse_ungathered(checkpoint, surveys)
     notes = [*checkpoint.notes, *pass_look_alikes(checkpoint, surveys, request)]
     chosen = chosen_pairs(surveys, request)
     for pair in chosen.values():
-        refuse_expansion(checkpoint, pair.v)
+        refuse_expansion(checkpoint, pair.v, option("-x", glob_of(pair.weight)))
     return _plan("remove", checkpoint, request, surveys, _composing(chosen), notes)
 
 
@@ -62,6 +65,7 @@ def plan_convert(checkpoint: Checkpoint, request: Request, naming: Naming | None
         WeightNormError: what is chosen only looks like a pair, or the names are taken.
     """
     surveys = surveys_of(checkpoint, request)
+    refuse_ungathered(checkpoint, surveys)
     if naming is None:
         for option, rules in (("-l", request.layers), ("-x", request.exclude)):
             if rules:
@@ -104,6 +108,7 @@ def plan_apply(
             names of its g and v are taken.
     """
     surveys = surveys_of(checkpoint, request)
+    refuse_ungathered(checkpoint, surveys)
     specs: dict[Candidate, TensorSpec] = {}
     for found in surveys:
         taken = found.halves() | {pair.weight for pair in found.pairs}
@@ -186,12 +191,12 @@ def _without_calls(checkpoint: Checkpoint, left: Sequence[DangerousCall]) -> str
     """What to type to leave these calls out."""
     if all(call.where for call in left):
         entries = dict.fromkeys(call.where for call in left)
-        return " ".join(f"--drop {shlex.quote(entry)}" for entry in entries)
+        return " ".join(option("--drop", entry) for entry in entries)
     from wncli.formats.torch_calls import calls_left
 
     tree = checkpoint.tree
     clean = [
-        f"--only {shlex.quote(found.root)}"
+        option("--only", found.root)
         for found in checkpoint.state_dicts
         if not checkpoint.shards
         and not (
@@ -237,12 +242,12 @@ def refuse_objects(plan: Plan, output: str) -> None:
         if plan.alone or (has_others and not changes):
             continue
         root = part.state_dict.root
-        words = ("wn", plan.command, str(plan.checkpoint.path), output, "--only", root)
+        paths = f"{path_word(plan.checkpoint.path)} {path_word(output)}"
         raise UsageError(
             f"{plan.checkpoint.path}: {root}" if root else str(plan.checkpoint.path),
             f"this is {part.state_dict.holder}, which cannot be written back as itself",
             expected="a state dict, which can be read off it",
-            hint=f"{shlex.join(words)} writes that",
+            hint=f"wn {plan.command} {paths} {option('--only', root)}",
         )
 
 
@@ -278,7 +283,7 @@ def _refuse_taken_names(
                 raise WeightNormError(
                     f"{checkpoint.path}: {weight}",
                     f"the name {name} is taken already",
-                    hint=f"-x {weight} leaves this layer alone",
+                    hint=f"{option('-x', glob_of(weight))} leaves this layer alone",
                 )
 
 
@@ -292,19 +297,20 @@ def _decompose(
     checkpoint: Checkpoint, spec: TensorSpec, dim: int | None, naming: Naming
 ) -> Decompose:
     where = f"{checkpoint.path}: {spec.name}"
-    refuse_expansion(checkpoint, spec)
+    refuse_expansion(checkpoint, spec, option("-x", glob_of(spec.name)))
     if spec.dtype not in NORMALIZABLE:
         raise WeightNormError(
             where,
             f"a {spec.dtype.label} tensor cannot be normalized",
             expected="float64, float32, float16 or bfloat16",
             found=f"{spec.dtype.label} {list(spec.shape)}",
-            hint=f"-x {spec.name} leaves it alone",
+            hint=f"{option('-x', glob_of(spec.name))} leaves it alone",
         )
     try:
         resolved = resolve_dim(dim, len(spec.shape), where)
     except WnError as error:
-        error.hint = f"-l {spec.name}=DIM with another dim, or -x {spec.name}"
+        glob = glob_of(spec.name)
+        error.hint = f"{option('-l', f'{glob}=none')} or {option('-x', glob)}"
         raise
     return Decompose(spec, resolved, Halves.of(spec.name, spec.shape, resolved, naming))
 

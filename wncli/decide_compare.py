@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from wncli.checkpoint import Checkpoint, refuse_expansion, refuse_growth
 from wncli.errors import FormatError, UsageError
+from wncli.hints import glob_of, option, path_word
 from wncli.matching import pair_up, plain_tensors, split_only
 from wncli.notes import Note
 from wncli.scope import Request, look_alike_notes
 from wncli.selection import Candidate, check_exclusions, choose_pairs
 from wncli.survey import Pair, Survey, survey
 from wncli.tensors import DType, TensorSpec
+from wncli.ungathered import refuse_ungathered
 
 #: A root, and a tensor's name below it.
 Place = tuple[str, str]
@@ -53,6 +55,8 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
         FormatError: a checkpoint holds no state dict.
     """
     ours, theirs = _surveys(a, b, request)
+    refuse_ungathered(a, ours)
+    refuse_ungathered(b, theirs)
     paired = pair_up(a, ours, b, theirs)
     ours_by_root = {found.state_dict.root: found for found in ours}
     counterparts: list[Counterparts] = []
@@ -93,7 +97,7 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
     plan = _chosen(plan, request)
     for item in plan.counterparts:
         for checkpoint, side in ((a, item.a), (b, item.b)):
-            refuse_expansion(checkpoint, _largest(side))
+            refuse_expansion(checkpoint, _largest(side), option("-x", glob_of(item.name)))
     refuse_growth(a, (_largest(item.a) for item in plan.counterparts))
     refuse_growth(b, (_largest(item.b) for item in plan.counterparts))
     return plan
@@ -112,7 +116,7 @@ def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Surve
                 str(checkpoint.path),
                 "no state dict was found",
                 expected="a mapping of names to tensors",
-                hint="wn inspect shows what is in the file",
+                hint=f"wn inspect {path_word(checkpoint.path)}",
             )
         sides.append([survey(sd) for sd in checkpoint.state_dicts if only in {None, sd.root}])
     return sides[0], sides[1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from wncli.checkpoint import Checkpoint, refuse_expansion
 from wncli.errors import FormatError, UsageError, WeightNormError, few
+from wncli.hints import option, path_word
 from wncli.matching import Meeting, pair_up, plain_tensors, split_only
 from wncli.naming import join
 from wncli.notes import Note
@@ -24,6 +25,7 @@ from wncli.plan import (
 from wncli.scope import Request, surveys_of
 from wncli.survey import Pair, Survey, survey
 from wncli.tensors import NORMALIZABLE, TensorSpec
+from wncli.ungathered import refuse_ungathered
 
 #: As many names are listed in a message.
 _NAMED = 5
@@ -34,6 +36,8 @@ class _Fit:
     """What meets and what does not, by full paths."""
 
     matched: int = 0
+    ours: int = 0
+    theirs: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
@@ -52,12 +56,12 @@ def plan_like(
         FormatError: `reference` holds no state dict.
         WeightNormError: tensors are missing, unexpected or of other shapes.
     """
-    for option, rules in (("-l", request.layers), ("-x", request.exclude)):
+    for flag, rules in (("-l", request.layers), ("-x", request.exclude)):
         if rules:
             raise UsageError(
-                f"{option} {rules[0].text}",
+                f"{flag} {rules[0].text}",
                 "--like takes every layer as REFERENCE has it",
-                hint=f"leave {option} out",
+                hint=f"leave {flag} out",
             )
     known = [state_dict.root for state_dict in checkpoint.state_dicts]
     wanted_roots = [state_dict.root for state_dict in reference.state_dicts]
@@ -68,6 +72,8 @@ def plan_like(
         raise FormatError(
             str(reference.path), "no state dict was found", expected="a checkpoint as REFERENCE"
         )
+    refuse_ungathered(checkpoint, ours)
+    refuse_ungathered(reference, theirs)
     paired = pair_up(checkpoint, ours, reference, theirs)
     fit = _Fit()
     parts = []
@@ -76,8 +82,7 @@ def plan_like(
     for wanted in theirs:
         root = wanted.state_dict.root
         if root not in paired:
-            count = len(plain_tensors(wanted))
-            fit.missing.append(f"the state dict {root or 'at the top'} of {count:,} tensors")
+            fit.missing += [join(root, name) for name in plain_tensors(wanted)]
             continue
         our_root, meeting = paired[root]
         found = by_root[our_root]
@@ -88,6 +93,8 @@ def plan_like(
         fit.unexpected += [
             join(found.state_dict.root, name) for found in ours for name in plain_tensors(found)
         ]
+    fit.ours = sum(len(plain_tensors(found)) for found in ours)
+    fit.theirs = sum(len(plain_tensors(wanted)) for wanted in theirs)
     _judge(checkpoint, reference, fit, partial=partial)
     notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.path}", ""))
     for code, names in (
@@ -130,7 +137,7 @@ def _actions(
         if source is None:
             fit.missing.append(join(root, name))
             continue
-        action = _action(checkpoint, source, target, name)
+        action = _action(checkpoint, found.state_dict.root, source, target, name)
         if action is None:
             shapes = f"{list(source.shape)}, not {list(target.shape)}"
             fit.mismatched.append(f"{join(root, name)} {shapes}")
@@ -146,7 +153,11 @@ def _actions(
 
 
 def _action(
-    checkpoint: Checkpoint, source: Pair | TensorSpec, target: Pair | TensorSpec, name: str
+    checkpoint: Checkpoint,
+    root: str,
+    source: Pair | TensorSpec,
+    target: Pair | TensorSpec,
+    name: str,
 ) -> Action | None:
     """What makes `source` like `target`; None where their shapes differ."""
     if source.shape != target.shape:
@@ -154,7 +165,7 @@ def _action(
     if isinstance(target, TensorSpec):
         if isinstance(source, TensorSpec):
             return Copy(source, name)
-        refuse_expansion(checkpoint, source.v)
+        refuse_expansion(checkpoint, source.v, option("--drop", join(root, source.v.name)))
         return Compose(source, name)
     halves = Halves(target.weight, target.g.name, target.v.name, target.naming, target.g.shape)
     if isinstance(source, TensorSpec):
@@ -164,11 +175,11 @@ def _action(
                 f"a {source.dtype.label} tensor cannot be normalized, as REFERENCE has it",
                 expected="float64, float32, float16 or bfloat16",
             )
-        refuse_expansion(checkpoint, source)
+        refuse_expansion(checkpoint, source, option("--drop", join(root, source.name)))
         return Decompose(source, target.dim, halves)
     if source.dim == target.dim or source.g.shape == target.g.shape:
         return Respell(source, halves)
-    refuse_expansion(checkpoint, source.v)
+    refuse_expansion(checkpoint, source.v, option("--drop", join(root, source.v.name)))
     return Renormalize(source, target.dim, halves)
 
 
@@ -184,12 +195,21 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     ]
     if fit.matched and (partial or not bad):
         return
+    expected = "the same tensors, but for weight norm, prefixes and roots"
+    found = "; ".join((f"{fit.matched:,} that meet", *bad))
+    hint = "--partial writes those that meet"
+    if 2 * fit.matched < min(fit.ours, fit.theirs) or not fit.matched:
+        # What few of the names meet is another model, or one whose names were changed.
+        expected = f"names as in {reference.path}: {few(fit.missing)}"
+        found = f"{fit.matched:,} that meet; here: {few(fit.unexpected)}"
+        paths = (path_word(one.path) for one in (checkpoint, reference))
+        hint = "; ".join(f"wn inspect --tensors {path}" for path in paths)
     raise WeightNormError(
         str(checkpoint.path),
         f"this does not fit {reference.path}",
-        expected="the same tensors, but for weight norm, prefixes and roots",
-        found="; ".join((f"{fit.matched:,} that meet", *bad)),
-        hint="--partial writes those that meet" if fit.matched else "wn inspect shows both",
+        expected=expected,
+        found=found,
+        hint=hint,
     )
 
 

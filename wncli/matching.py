@@ -6,13 +6,13 @@ spellings and the folded weight meet.
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import UsageError
+from wncli.hints import option
 from wncli.survey import Pair, Survey
 from wncli.tensors import TensorSpec
 
@@ -158,7 +158,7 @@ def _refuse_rivals(checkpoint: Checkpoint, equal: Sequence[str], ways: Sequence[
             "several state dicts could be meant",
             expected="one that has the names of the other side",
             found=", ".join(root or "the top" for root in equal),
-            hint=" or ".join(f"--only {shlex.quote(way)}" for way in ways),
+            hint=" or ".join(option("--only", way) for way in ways),
         )
 
 

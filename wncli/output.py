@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from wncli.errors import FileError
+from wncli.hints import path_word
 from wncli.partial_output import clear_leftovers, create_partial, uninterrupted
 
 
@@ -34,7 +34,7 @@ def check_output(output: Path, *, force: bool) -> None:
             where,
             "OUTPUT is a directory",
             expected="a file's name",
-            hint=f"{shlex.quote(where)}/ writes into it",
+            hint=f"{path_word(where)}/ writes into it",
         )
     if mode is not None and not stat.S_ISREG(mode):
         raise FileError(where, "OUTPUT is no regular file", expected="a file's name")
@@ -46,9 +46,7 @@ def check_output(output: Path, *, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileError(where, f"{folder} is no directory")
     if not folder.exists():
-        raise FileError(
-            where, "the directory does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}"
-        )
+        raise FileError(where, "the directory does not exist", hint=f"mkdir -p {path_word(folder)}")
 
 
 def target_of(output: Path) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from wncli.errors import FileError
 from wncli.formats.shard_index import index_kind
+from wncli.hints import path_word
 from wncli.output import take_over, unwritable
 from wncli.partial_output import (
     REPLACED,
@@ -50,7 +50,7 @@ def check_folder(output: Path, *, force: bool) -> None:
         parent = Path(os.path.realpath(output)).parent
         if not parent.is_dir():
             raise FileError(
-                where, "the directory does not exist", hint=f"mkdir -p {shlex.quote(str(parent))}"
+                where, "the directory does not exist", hint=f"mkdir -p {path_word(parent)}"
             )
     except OSError as error:
         reason = os.strerror(error.errno or 0)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wncli.checkpoint import aliases
-from wncli.errors import UsageError, WnError
+from wncli.errors import FileError, UsageError, WnError
+from wncli.formats import open_checkpoint
 from wncli.formats.files import unreadable
 from wncli.formats.shard_files import resolve
 from wncli.formats.shard_index import index_kind
+from wncli.hints import option
 from wncli.layout import Layout, Slot, Whole
 from wncli.notes import Note
 from wncli.output import unwritable
@@ -113,8 +115,14 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
     return Outputs(target, tuple(files), index, companions, (*dict.fromkeys(notes), *along))
 
 
-def check(target: Target, *, force: bool, make_folder: bool) -> None:
+def check(target: Target, checkpoint: Path, *, force: bool, make_folder: bool) -> None:
     """Refuse a target that cannot be written, before any work is done.
+
+    Args:
+        target: what is to be written.
+        checkpoint: what is to be read.
+        force: it may be there.
+        make_folder: its directory is still to be made.
 
     Raises:
         FileError: it is there and `force` is not given, or cannot be there.
@@ -124,7 +132,37 @@ def check(target: Target, *, force: bool, make_folder: bool) -> None:
 
     if make_folder and not target.path.parent.exists():
         return
+    if not force and target.path.exists():
+        _refuse_checkpoint(target.path, checkpoint, is_one_of_several=make_folder)
     (check_folder if target.is_folder else check_output)(target.path, force=force)
+
+
+def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: bool) -> None:
+    """Name an OUTPUT that is a checkpoint, as a shell's `*.pt` makes one of an input.
+
+    Raises:
+        FileError: it is one.
+    """
+    where = str(output)
+    if output.samefile(checkpoint):
+        raise FileError(
+            where,
+            "OUTPUT exists already: it is CHECKPOINT itself",
+            hint="--force replaces it, or choose another name",
+        )
+    if is_one_of_several:
+        return
+    try:
+        with open_checkpoint(output):
+            pass
+    except WnError:
+        return
+    raise FileError(
+        where,
+        "OUTPUT exists already, and is a checkpoint",
+        expected="a name for what is to be written",
+        hint="--output-dir DIR to take this file as a checkpoint too, or --force to replace it",
+    )
 
 
 def make_parent(target: Target) -> None:
@@ -254,7 +292,7 @@ def _refuse_several(plan: Plan) -> None:
             "a sharded checkpoint holds one state dict",
             expected="one state dict",
             found=f"{len(roots)}: {', '.join(roots)}" if roots else "none",
-            hint=" or ".join(f"--only {root}" for root in roots if root != "the top"),
+            hint=" or ".join(option("--only", root) for root in roots if root != "the top"),
         )
 
 

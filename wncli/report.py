@@ -76,6 +76,15 @@ class Root(NamedTuple):
     holder: str
 
 
+class Tensor(NamedTuple):
+    """A tensor of the checkpoint: the root of its state dict, its name, shape and dtype."""
+
+    root: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
 class Other(NamedTuple):
     """Something in the checkpoint that is no state dict, and what it is."""
 
@@ -97,7 +106,7 @@ class Report(NamedTuple):
     `output` is None for `inspect`. `checkpoint_files` and `output_files` name the shards, where
     there are any. With `dry_run` nothing has been written. `unsafe` are the names that a plain
     `torch.load` would import and `weights_only=True` refuses, `would_run` what it would run.
-    `findings` are what a check found, None where none was asked for.
+    `findings` are what a check found, `tensors` all that are stored; None where nobody asked.
     """
 
     command: Command
@@ -116,6 +125,7 @@ class Report(NamedTuple):
     would_run: tuple[WouldRun, ...]
     notes: tuple[Note, ...]
     findings: tuple[Note, ...] | None = None
+    tensors: tuple[Tensor, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values for `json.dumps`; new keys may come, none will go."""
@@ -141,6 +151,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
     output_files: tuple[str, ...] = (),
     *,
     dry_run: bool = False,
+    tensors: bool = False,
     findings: tuple[Note, ...] | None = None,
 ) -> Report:
     """Report on a plan; `notes` are what was found beyond it."""
@@ -172,6 +183,13 @@ def make_report(  # noqa: PLR0913 - what was done, and where
         tuple(WouldRun(call.call, call.where) for call in checkpoint.would_run if call.is_shown),
         (*plan.notes, *notes),
         findings,
+        tuple(
+            Tensor(part.state_dict.root, spec.name, spec.shape, spec.dtype.label)
+            for part in plan.parts
+            for spec in part.state_dict.tensors
+        )
+        if tensors
+        else None,
     )
 
 

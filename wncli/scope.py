@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import UsageError, WeightNormError
+from wncli.hints import glob_of, option, path_word
 from wncli.naming import join
 from wncli.notes import Note
 from wncli.plan import Action, Copy, Part, is_dropped
@@ -107,7 +108,7 @@ def _check_drops(checkpoint: Checkpoint, drop: frozenset[str]) -> None:
             f"--drop {path}",
             "there is no entry of this name",
             expected=f"such as {', '.join(known)}" if known else "",
-            hint="wn inspect CHECKPOINT lists the entries",
+            hint=f"wn inspect {path_word(checkpoint.path)}",
         )
 
 
@@ -212,7 +213,7 @@ def _refuse_look_alike(checkpoint: Checkpoint, found: Survey, alike: LookAlike) 
         alike.message,
         expected="a g and a v of one layer, in one spelling, g keeping one axis of v",
         found=", ".join(alike.names),
-        hint=f"-x {alike.weight} leaves this layer as it is",
+        hint=f"{option('-x', glob_of(alike.weight))} leaves this layer as it is",
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from wncli.errors import UsageError
+from wncli.hints import glob_of, option
 from wncli.naming import split
 
 _NO_DIM = "none"
@@ -91,7 +92,7 @@ def _parse_layer(text: str, *, with_dims: bool) -> Rule:
         raise UsageError(
             where,
             "no dim can be chosen here: it is read off g's shape",
-            hint=f"-l '{glob}'",
+            hint=option("-l", glob),
         )
     return Rule(text, glob, has_dim=True, dim=parse_dim(dim, where))
 
@@ -207,14 +208,12 @@ def check_exclusions(exclude: Iterable[Rule], names: Sequence[str]) -> None:
             raise _no_match("-x", rule, names, {})
 
 
-def _no_match(
-    option: str, rule: Rule, names: Iterable[str], others: Mapping[str, str]
-) -> UsageError:
+def _no_match(flag: str, rule: Rule, names: Iterable[str], others: Mapping[str, str]) -> UsageError:
     """The refusal of a rule that matches nothing: why it cannot, or the names that come near it."""
-    where = f"{option} {rule.text}"
+    where = f"{flag} {rule.text}"
     for name, reason in others.items():
         if rule.matches(name):
-            return UsageError(where, f"{name} {reason}", hint="wn inspect CHECKPOINT")
+            return UsageError(where, f"{name} {reason}", hint="wn inspect --tensors CHECKPOINT")
     known = list(dict.fromkeys(part for name in names for part in (name, split(name)[0]) if part))
     known = [name for name in known if name != rule.glob]
     near = difflib.get_close_matches(rule.glob, known, n=3, cutoff=0.5)
@@ -224,6 +223,6 @@ def _no_match(
         where,
         "the rule matches nothing that could be chosen here",
         expected=f"a name or glob, as of {', '.join(known[:3])}" if known else "",
-        hint=" or ".join(f"{option} {name}" for name in near)
-        or "wn inspect CHECKPOINT lists the names",
+        hint=" or ".join(option(flag, glob_of(name)) for name in near)
+        or "wn inspect --tensors CHECKPOINT",
     )

@@ -10,6 +10,7 @@ import numpy as np
 from wncli.blocks import Block, TensorBlocks, numpy_dtype
 from wncli.errors import WeightNormError
 from wncli.formats.files import BLOCK
+from wncli.hints import glob_of, option
 from wncli.norms import (
     Array,
     Factors,
@@ -70,7 +71,7 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split
             found=f"a norm of about {float(norms.high[overflow[0]]):.6g}"
             if norms.exponent is None
             else "",
-            hint=f"-x {weight.name} leaves this layer alone",
+            hint=f"{option('-x', glob_of(weight.name))} leaves this layer alone",
         )
     notes = _non_finite_notes(weight.name, where, np.flatnonzero(~np.isfinite(g)), len(g))
     zero = np.flatnonzero(norms.high == 0) if weight.numel else np.empty(0, np.int64)
@@ -185,7 +186,7 @@ def _scaling(where: str, pair: Pair, g: Array, norms: Norms, first: int) -> Fact
             " has no direction, but its g is not 0",
             expected="g = 0 there, or a v that is not all zero",
             found=f"g = {float(g[undefined[0]]):.6g} in {pair.g.name}",
-            hint=f"-x {pair.weight} leaves this layer as it is",
+            hint=f"{option('-x', glob_of(pair.weight))} leaves this layer as it is",
         )
     return found
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import UsageError
+from wncli.hints import path_word
 from wncli.sharding import OutputFormat
 
 _SUFFIXES: dict[str, OutputFormat] = {
@@ -57,7 +58,7 @@ def decide_target(
             output,
             "OUTPUT is to be a folder of shards, and has the suffix of a file",
             expected="a folder's name",
-            hint=f"{path.with_suffix('')}/ --format {chosen or _SUFFIXES[suffix]}",
+            hint=f"{path_word(path.with_suffix(''))}/ --format {chosen or _SUFFIXES[suffix]}",
         )
     return Target(path, chosen or kept, is_folder=True, max_shard=max_shard)
 

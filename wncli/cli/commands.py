@@ -162,6 +162,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing OUTPUT
 Verify = Annotated[
     bool, typer.Option("--verify", help="Read OUTPUT back and compare before it takes its place.")
 ]
+Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor, plain ones too.")]
 Check = Annotated[
     bool,
     typer.Option("--check", help="Read everything; report what is damaged or does not compute."),
@@ -172,7 +173,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")
 QuietCompare = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print errors only: the exit code tells.")
 ]
-QuietNames = Annotated[bool, typer.Option("-q", "--quiet", help="Print the layers' names only.")]
+QuietNames = Annotated[bool, typer.Option("-q", "--quiet", help="Print names only.")]
 
 
 def app_for(command: str) -> typer.Typer:
@@ -213,6 +214,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     layers: Layers = [],  # noqa: B006 - typer copies it
     exclude: Exclude = [],  # noqa: B006
     only: Only = None,
+    tensors: Tensors = False,
     check: Check = False,
     json: Json = False,
     quiet: QuietNames = False,
@@ -224,8 +226,9 @@ def inspect(  # noqa: PLR0913 - one parameter per option
         allow_forking()
     with progress_bar("checking", quiet=quiet or json or not check) as progress:
         report = wncli.inspect(
-            checkpoint, layers=layers, exclude=exclude, only=only, check=check, progress=progress
-        )
+            checkpoint, layers=layers, exclude=exclude, only=only, tensors=tensors, check=check,
+            progress=progress,
+        )  # fmt: skip
     return print_report(report, json=json, quiet=quiet)
 
 

@@ -12,7 +12,7 @@ from wncli.naming import join
 
 if TYPE_CHECKING:
     from wncli.notes import Note
-    from wncli.report import Layer, Report
+    from wncli.report import Layer, Report, Tensor
 
 
 #: Entries that are shown one by one.
@@ -23,7 +23,9 @@ def show_report(report: Report) -> None:
     """Print a report for people; its warnings go to stderr."""
     page = Page()
     _add_headline(page, report)
-    if report.layers:
+    if report.tensors is not None:
+        _add_tensors(page, report.tensors)
+    elif report.layers:
         _add_layers(page, report)
     elif report.command == "inspect":
         page.line("\n  no weight norm\n")
@@ -59,7 +61,9 @@ def show_line(report: Report) -> None:
 
 
 def names_of(report: Report) -> list[str]:
-    """The full names of the layers, each once."""
+    """The full names of the layers, or of all tensors where these are listed, each once."""
+    if report.tensors is not None:
+        return list(dict.fromkeys(tensor.name for tensor in report.tensors))
     return list(dict.fromkeys(map(_weight, report.layers)))
 
 
@@ -125,6 +129,23 @@ def _layer_cells(report: Report) -> list[tuple[str, ...]]:
 def _add_layers(page: Page, report: Report) -> None:
     header, *rows = _layer_cells(report)
     page.table(header, rows, right=frozenset({"dim"}), narrow=len(header) - 2)
+
+
+def _add_tensors(page: Page, tensors: tuple[Tensor, ...]) -> None:
+    """The table of all tensors; the root only where there are several."""
+    several = len({tensor.root for tensor in tensors}) > 1
+    rows: list[tuple[str, ...]] = [("root", "tensor", "shape", "dtype")]
+    rows += [
+        (
+            printable(tensor.root),
+            printable(tensor.name),
+            " x ".join(map(str, tensor.shape)) or "scalar",
+            tensor.dtype,
+        )
+        for tensor in tensors
+    ]
+    header, *cells = rows if several else [row[1:] for row in rows]
+    page.table(header, cells, right=frozenset(), narrow=len(header))
 
 
 def _add_contents(page: Page, report: Report) -> None:

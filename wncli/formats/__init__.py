@@ -11,20 +11,9 @@ from pathlib import Path
 from typing import IO
 
 from wncli.checkpoint import Checkpoint
-from wncli.errors import FileError, FormatError
+from wncli.errors import FileError
 from wncli.formats.files import Source, Sources, unreadable
 from wncli.notes import Note
-
-_READABLE = "a safetensors file, or one that torch.save wrote"
-_KNOWN = {
-    b"version https://git-lfs": ("a Git LFS pointer, not the file it stands for", "git lfs pull"),
-    b"\x89HDF": ("an HDF5 file (Keras, h5py)", ""),
-    b"GGUF": ("a GGUF file (llama.cpp)", ""),
-    b"\x93NUMPY": ("a NumPy array", ""),
-    b"\x1f\x8b": ("compressed with gzip", "gunzip it first"),
-    b"<!DOCTYPE": ("a web page", "download the file itself"),
-    b"<html": ("a web page", "download the file itself"),
-}
 
 
 @contextmanager
@@ -115,6 +104,10 @@ def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint,
 
 def _read(source: Source) -> Checkpoint:
     start = source.read_at(0, min(512, source.nbytes), "the first bytes")
+    if source.path.suffix == ".distcp":  # a part may look whole
+        from wncli.formats.distributed import refuse_distributed_file
+
+        refuse_distributed_file(source.path, start)
     if start.startswith(b"PK\x03\x04"):
         from wncli.formats.torch_zip import read_torch_zip
 
@@ -128,40 +121,9 @@ def _read(source: Source) -> Checkpoint:
 
     if looks_like_safetensors(start, source.nbytes):
         return read_safetensors(source)
-    raise _not_a_checkpoint(source, start)
+    from wncli.formats.foreign import refuse_file
 
-
-def _not_a_checkpoint(source: Source, start: bytes) -> FormatError:
-    from wncli.formats.zip_end import disguise
-
-    found, hint = "bytes of no known format", ""
-    if not start:
-        found = "an empty file"
-    elif start[257:262] == b"ustar":
-        found = "a tar archive, as torch.save wrote before version 0.1.10"
-        hint = "load it with torch.load and save it again"
-    elif disguised := disguise(source):
-        found, hint = disguised
-    elif start.startswith(b"\x80"):
-        found, hint = "a plain pickle", "save its state dict with torch.save"
-    else:
-        for magic, (name, remedy) in _KNOWN.items():
-            if start.startswith(magic):
-                found, hint = name, remedy
-                break
-        else:
-            if source.path.name.endswith(".index.json"):
-                found = "a name that ends as an index's does, and no JSON object"
-                hint = "download it again, or give one of the shards"
-            elif start.isascii() and b"\0" not in start:
-                found = "a text file"
-            elif source.path.suffix.lower() == ".safetensors":
-                from wncli.formats.safetensors import read_safetensors
-
-                read_safetensors(source)  # says which rule is broken
-    return FormatError(
-        source.where, "this is no checkpoint", expected=_READABLE, found=found, hint=hint
-    )
+    raise refuse_file(source, start)
 
 
 def _near_files(path: Path) -> str:

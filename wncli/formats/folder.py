@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from wncli.errors import FileError, few
+from wncli.formats.distributed import refuse_distributed_folder
 from wncli.formats.files import unreadable
+from wncli.formats.safetensors import looks_like_safetensors
 from wncli.formats.shard_index import index_kind
+from wncli.hints import path_word
 from wncli.notes import Note
 from wncli.partial_output import PARTIAL_SUFFIX, REPLACED
 
@@ -34,6 +38,10 @@ _TRAINER = re.compile(
     r"|(optimizer|scheduler|scaler|sampler|rng_state|random_states|custom_checkpoint)(_\d+)?)"
     r"\.(bin|pt|pth|pkl)"
 )
+#: Entries of a folder that are looked at to say where a checkpoint is.
+_MOST_ENTRIES = 1000
+#: How torch files begin: a zip, or a pickle.
+_STARTS = (b"PK\x03\x04", b"\x80")
 
 
 def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
@@ -44,10 +52,12 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
     """
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not _is_folder(entry))
+            is_folder = {entry.name: _is_folder(entry) for entry in entries}
     except OSError as error:
         raise unreadable(str(folder), error) from None
-    ranks = _rank([name for name in names if not name.startswith(".")])
+    names = sorted(name for name, whether in is_folder.items() if not whether)
+    refuse_distributed_folder(folder, names, is_folder)
+    ranks = _rank(names)
     if not ranks:
         raise _nothing(folder, names)
     best = min(ranks.values())
@@ -62,7 +72,7 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
             f"several {what} stand in this directory",
             expected="one that can be meant",
             found=few(chosen, 8),
-            hint=f"give one of them: {folder / chosen[0]}",
+            hint=f"give one of them: {path_word(folder / chosen[0])}",
         )
     passed_over = [name for name, rank in ranks.items() if best < rank < _OTHER]
     notes: tuple[Note, ...] = ()
@@ -85,6 +95,8 @@ def _rank(names: list[str]) -> dict[str, int]:
     spare: dict[str, int] = {}
     indexes = {name: _INDEX_RANKS[kind] for name in names if (kind := index_kind(name))}
     for name in names:
+        if name.startswith("."):
+            continue
         shard = _SHARD.fullmatch(name)
         whole = not shard or (not indexes and int(shard[1]) == 1)
         if not whole or PurePosixPath(name).suffix not in _SUFFIXES:
@@ -103,7 +115,7 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
             "a run that put new files in this directory was killed meanwhile",
             expected="its old files, or the new ones",
             found=f"the old ones in {interrupted[0]}",
-            hint=f"mv {shlex.quote(str(interrupted[0]))}/* {shlex.quote(str(folder))}/",
+            hint=f"mv {path_word(interrupted[0])}/* {path_word(folder)}/",
         )
     if shards:
         return FileError(
@@ -111,13 +123,47 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
             "the files in this directory are shards, and their index is missing",
             expected="an index beside them, such as model.safetensors.index.json",
             found=few(shards),
-            hint=f"download the index too, or give one file: {folder / shards[0]}",
+            hint=f"download the index too, or give one file: {path_word(folder / shards[0])}",
         )
+    near = places_of_checkpoints(folder)
     return FileError(
         str(folder),
         "no checkpoint stands in this directory",
         expected="a checkpoint file, or the index of a sharded one,"
         f" by the names {' '.join(sorted(_SUFFIXES))} .index.json",
         found=few(names, 8) or "no files",
-        hint=f"give the file itself: {folder / (names[0] if names else 'FILE')}",
+        hint=inspect_commands(near) or "give the file itself",
     )
+
+
+def inspect_commands(places: Sequence[Path]) -> str:
+    """What to type for one of these places."""
+    return " or ".join(f"wn inspect {path_word(place)}" for place in places[:3])
+
+
+def places_of_checkpoints(folder: Path) -> list[Path]:
+    """The files in a folder, and the folders in it, that a checkpoint can be read from."""
+    try:
+        return sorted(_places(folder))
+    except OSError:
+        return []
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in islice(entries, _MOST_ENTRIES):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                with os.scandir(entry) as inner:
+                    if _rank([one.name for one in islice(inner, _MOST_ENTRIES)]):
+                        yield Path(entry)
+            elif entry.is_file() and _starts_as_a_checkpoint(Path(entry)):
+                yield Path(entry)
+
+
+def _starts_as_a_checkpoint(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(64)
+        nbytes = os.fstat(file.fileno()).st_size
+    return start.startswith(_STARTS) or looks_like_safetensors(start, nbytes)

@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 from wncli.checkpoint import aliases, refuse_expansion
 from wncli.errors import FormatError, UsageError
+from wncli.hints import option
 from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot
+from wncli.naming import join
 from wncli.notes import Note
 from wncli.plan import Compose, Copy, Decompose, Part, Plan, Renormalize, Respell, left_out
 from wncli.tensors import DType, TensorSpec, row_major
+from wncli.ungathered import SHARDING_INFO
 
 #: dtype alignment descending, as `tensor.rs` ranks them.
 _RANK = {dtype: -place for place, dtype in enumerate(DType)}
@@ -48,8 +51,10 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
     part = _only_part(plan)
     for action in part.actions:
         for spec in action.sources:
-            refuse_expansion(plan.checkpoint, spec)
-    metadata = dict(plan.checkpoint.metadata or {})
+            path = join(part.state_dict.root, spec.name)
+            refuse_expansion(plan.checkpoint, spec, option("--drop", path))
+    # What a shard says of the place of its tensors in whole ones is true of no other tensors.
+    metadata = {k: v for k, v in (plan.checkpoint.metadata or {}).items() if k != SHARDING_INFO}
     if plan.checkpoint.tree is not None:
         metadata.setdefault("format", "pt")
     kept: dict[object, _Tensor] = {}
@@ -104,7 +109,7 @@ def _only_part(plan: Plan) -> Part:
         "safetensors holds one state dict" if roots else "there is no state dict to write",
         expected="one state dict",
         found=f"{len(roots)}: {', '.join(root or 'the top' for root in roots)}" if roots else "",
-        hint=" or ".join(f"--only {root}" for root in roots if root),
+        hint=" or ".join(option("--only", root) for root in roots),
     )
 
 
@@ -189,6 +194,8 @@ def _losses(plan: Plan, tied: Mapping[str, str]) -> list[Note]:
         Note("tied", f"{name} is tied to {first}, and stored once; the metadata says so", name)
         for name, first in tied.items()
     ]
+    if SHARDING_INFO in (plan.checkpoint.metadata or {}):
+        notes.append(Note("left-out", f"left out of the metadata: {SHARDING_INFO}"))
     lost = left_out(plan)
     if lost:
         notes.append(

@@ -100,11 +100,12 @@ def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpo
     entries = {entry.path: entry for shard in shards for entry in shard.checkpoint.entries}
     refused = dict.fromkeys(name for shard in shards for name in shard.checkpoint.refused_names)
     strangers = dict.fromkeys(name for found in contents.values() for name in found.others)
+    parts = tuple(name for found in contents.values() for name in found.parts)
     return Checkpoint(
         path,
         kind,
         sum(shard.checkpoint.nbytes for shard in shards),
-        (StateDict("", tuple(tensors.values()), tuple(strangers)),),
+        (StateDict("", tuple(tensors.values()), tuple(strangers), parts=parts),),
         tuple(entries.values()),
         metadata,
         refused_names=tuple(refused),

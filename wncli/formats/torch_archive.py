@@ -14,11 +14,9 @@ from wncli.errors import FormatError
 from wncli.formats.files import BLOCK, Source
 from wncli.formats.torch_tensor import StorageId
 from wncli.formats.zip_end import broken_zip, read_end
-from wncli.formats.zip_records import CENTRAL, CENTRAL_MAGIC, LOCAL
+from wncli.formats.zip_records import CENTRAL, CENTRAL_MAGIC, LOCAL, LOCAL_MAGIC
 from wncli.notes import Note
 from wncli.tensors import Storage
-
-MAGIC = b"PK\x03\x04"
 
 _ZIP64 = 0xFFFFFFFF
 _ZIP64_FIELD = 1
@@ -70,7 +68,7 @@ class TorchArchive:
         self.storages: dict[str, Storage] = {}
         #: The members that have been read and are not what was written.
         self.damaged: list[str] = []
-        count, size, offset = read_end(source)
+        count, size, offset, end = read_end(source)
         raw = source.read_at(offset, size, "the zip's central directory")
         place = 0
         folder = None
@@ -94,6 +92,12 @@ class TorchArchive:
         if place != size:
             raise self.broken(
                 "the central directory has a wrong length", f"{size} bytes", f"{place} bytes"
+            )
+        if offset + size != end:
+            raise self.broken(
+                "the central directory is not in front of its end record",
+                f"its end at byte {end}",
+                f"byte {offset + size}",
             )
 
         starts = sorted({member.header for member in self.members.values()} | {offset})
@@ -297,7 +301,9 @@ class TorchArchive:
         name = raw[LOCAL.size :]
         if name_size != len(expected):  # it is another, or was not to be decoded
             name = self.source.read_at(start, name_size, what)
-        if magic != MAGIC or (name != expected and name.decode("utf-8", "replace") != member.name):
+        if magic != LOCAL_MAGIC or (
+            name != expected and name.decode("utf-8", "replace") != member.name
+        ):
             raise self.broken(
                 f"member {member.name!r} is not where the directory says",
                 f"its header at byte {member.header}",
@@ -326,7 +332,7 @@ def damaged_members(source: Source) -> list[str]:
 
     Reads all of the file.
     """
-    if source.read_at(0, min(len(MAGIC), source.nbytes), "the first bytes") != MAGIC:
+    if source.read_at(0, min(len(LOCAL_MAGIC), source.nbytes), "the first bytes") != LOCAL_MAGIC:
         return []
     archive = TorchArchive(source)
     return [name for name, member in archive.members.items() if archive.is_damaged(member)]

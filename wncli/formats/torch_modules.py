@@ -13,7 +13,7 @@ from typing import NamedTuple
 from wncli.checkpoint import StateDict
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Added, Built, Call, Node, Set, entries_of
-from wncli.formats.torch_tensor import called_name, read_tensor
+from wncli.formats.torch_tensor import called_name, is_part, read_tensor
 from wncli.formats.torch_tree import References
 from wncli.tensors import TensorSpec
 
@@ -96,6 +96,7 @@ class ModuleReader:
             FormatError: a module holds itself, or modules unfold without bound.
         """
         found: dict[str, TensorSpec | None] = {}
+        parts: list[str] = []
         open_modules: set[int] = set()
         stack: list[tuple[str, Node, bool]] = [("", top, False)]
         while stack:
@@ -113,6 +114,8 @@ class ModuleReader:
                     name = prefix + key
                     self.allowance.spend(len(name) + _TENSOR)
                     found[name] = read_tensor(value, self.references, name, self.allowance.where)
+                    if is_part(value):
+                        parts.append(name)
                 inner = [(f"{prefix}{key}.", value, False) for key, value in module.modules]
                 self.allowance.spend(sum(len(path) for path, _, _ in inner))
                 stack.extend(reversed(inner))
@@ -121,6 +124,7 @@ class ModuleReader:
             tuple(spec for spec in found.values() if spec),
             tuple(name for name, spec in found.items() if not spec),
             holder,
+            tuple(parts),
         )
 
     def refuse_endless(self, node: Node, prefix: str, open_modules: set[int]) -> None:

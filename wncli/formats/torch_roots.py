@@ -30,6 +30,7 @@ from wncli.formats.torch_tensor import (
     StorageId,
     called_name,
     class_of,
+    is_part,
     read_storage_id,
     read_tensor,
 )
@@ -107,7 +108,8 @@ def top_state_dict(tree: TorchTree, where: str) -> StateDict | None:
     specs = {name: read_tensor(node, tree.references, name, where) for name, node in members}
     tensors = tuple(spec for spec in specs.values() if spec)
     others = tuple(name for name, spec in specs.items() if spec is None)
-    return StateDict("", tensors, others) if tensors else None
+    parts = tuple(name for name, node in members if is_part(node))
+    return StateDict("", tensors, others, parts=parts) if tensors or parts else None
 
 
 @dataclass(slots=True)
@@ -209,13 +211,16 @@ class _Finder:
     def state_dict(self, named: Mapping[str, Node]) -> StateDict:
         tensors: list[TensorSpec] = []
         others: list[str] = []
+        parts: list[str] = []
         for name, value in named.items():
             spec = read_tensor(value, self.references, name, self.where)
             if spec:
                 tensors.append(spec)
-            else:
-                others.append(name)
-        return StateDict("", tuple(tensors), tuple(others))
+                continue
+            others.append(name)
+            if is_part(value):
+                parts.append(name)
+        return StateDict("", tuple(tensors), tuple(others), parts=tuple(parts))
 
     def forget_loose(self, above: Mapping[int, int]) -> None:
         """Forget loose tensors beside state dicts, as in `{"model": {…}, "mean": tensor}`."""
@@ -370,10 +375,10 @@ def _is_convincing(state_dict: StateDict, *, is_numbered: bool) -> bool:
 
     Below a number stand mostly the things that optimizers and the like keep for each parameter.
     """
-    names = (spec.name for spec in state_dict.tensors)
+    names = (*(spec.name for spec in state_dict.tensors), *state_dict.parts)
     if is_numbered and not any("." in name or name.startswith(_USUAL) for name in names):
         return False
-    return any(_could_be_a_weight(spec) for spec in state_dict.tensors)
+    return bool(state_dict.parts) or any(map(_could_be_a_weight, state_dict.tensors))
 
 
 def _could_be_a_weight(spec: TensorSpec) -> bool:

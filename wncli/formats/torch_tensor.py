@@ -144,6 +144,16 @@ def read_tensor(
     return TensorSpec(name, dtype, shape, storage, offset, strides)
 
 
+def is_part(node: Node) -> bool:
+    """Whether this is one rank's part of a distributed tensor: a DTensor or a ShardedTensor."""
+    if is_called(node, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
+        node = node.args[0] if node.args else None
+    if not is_called(node, "torch._tensor", "_rebuild_from_type_v2") or len(node.args) < 2:  # noqa: PLR2004
+        return False
+    kind = node.args[1]
+    return isinstance(kind, Global) and f"{kind.module}.".startswith("torch.distributed.")
+
+
 @lru_cache(maxsize=1024)  # the layers of a model share a few shapes
 def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int | None, int]:
     """The number of elements, and how far the last is behind the first."""

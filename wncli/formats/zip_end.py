@@ -5,14 +5,22 @@ Layout: APPNOTE.TXT (PKWARE) 4.3.14 to 4.3.16.
 
 from __future__ import annotations
 
-import shlex
-
 from wncli.errors import FormatError
+from wncli.formats.distributed import distributed_file
 from wncli.formats.files import Source
-from wncli.formats.zip_records import CENTRAL, CENTRAL_MAGIC, END, END64, LOCATOR64
+from wncli.formats.zip_records import (
+    CENTRAL,
+    CENTRAL_MAGIC,
+    END,
+    END64,
+    LOCAL_MAGIC,
+    LOCATOR64,
+)
 
 _END_MAGIC = b"PK\x05\x06"
 _LONGEST_COMMENT = 0xFFFF
+#: Bytes of a zip64 end record that its own size does not count.
+_END64_HEAD = 12
 
 
 def broken_zip(source: Source, what: str, expected: str, found: str) -> FormatError:
@@ -37,57 +45,81 @@ def _tail(source: Source) -> tuple[bytes, int, int]:
     return tail, start, place
 
 
-def read_end(source: Source) -> tuple[int, int, int]:
-    """Number of members, and size and offset of the central directory."""
+def read_end(source: Source) -> tuple[int, int, int, int]:
+    """Number of members, size and offset of the central directory, and where it has to end.
+
+    Raises:
+        FormatError: there is no such end, or it is that of an archive behind others.
+    """
+    try:
+        count, size, offset, end = _read_end(source)
+    except FormatError:
+        _refuse_several(source)
+        raise
+    if offset + size < end:
+        _refuse_several(source)
+    return count, size, offset, end
+
+
+def _read_end(source: Source) -> tuple[int, int, int, int]:
     tail, start, place = _tail(source)
     _, disk, first, here, count, cd_size, cd_offset, _comment = END.unpack_from(tail, place)
     disks = {disk, first} - {0xFFFF}
     locator = start + place - LOCATOR64.size
+    end = start + place
     if locator >= 0:
         raw = source.read_at(locator, LOCATOR64.size, "the zip's end record")
         magic, where, end64, number = LOCATOR64.unpack(raw)
         if magic == b"PK\x06\x07":
             raw = source.read_at(end64, END64.size, "the zip64 end record")
-            magic, _, _, _, disk, first, here, count, cd_size, cd_offset = END64.unpack(raw)
+            magic, rest, _, _, disk, first, here, count, cd_size, cd_offset = END64.unpack(raw)
             if magic != b"PK\x06\x06":
                 raise broken_zip(source, "the zip64 end record is missing", "PK 6 6", repr(magic))
+            if end64 + _END64_HEAD + rest != locator:  # it is another archive's
+                raise broken_zip(
+                    source,
+                    "its zip64 end record does not stand before the end record",
+                    f"its end at byte {locator}",
+                    f"byte {end64 + _END64_HEAD + rest}",
+                )
             disks |= {disk, first, where} | ({1} if number > 1 else set())
+            end = end64
     if disks - {0} or here != count:
         raise broken_zip(source, "it is one of several disks", "one file", "parts of it elsewhere")
-    return count, cd_size, cd_offset
+    return count, cd_size, cd_offset, end
 
 
-def disguise(source: Source) -> tuple[str, str] | None:
-    """What a zip archive with a sound end is that does not start as one, and what to do about it.
+def has_directory(source: Source) -> bool:
+    """Whether the file ends as a zip archive does, with a directory where its end record says."""
+    try:
+        _, size, offset, end = _read_end(source)
+    except FormatError:
+        return False
+    return offset + size == end and _starts_directory(source, offset)
 
-    None where there is no such end.
+
+def find_shift(source: Source) -> int | None:
+    """How many bytes an archive stands further behind than its end record says.
+
+    Negative where so many are missing in front of it; None where there is no such archive.
     """
     try:
         tail, start, place = _tail(source)
     except FormatError:
         return None
     *_, cd_size, cd_offset, _comment = END.unpack_from(tail, place)
-    file = shlex.quote(source.where)
-    try:
-        _, _, offset = read_end(source)
-    except FormatError:  # its zip64 record is not where it was
-        offset = -1
-    if _starts_directory(source, offset):
-        return (
-            "a zip archive whose first bytes have been changed",
-            f"printf 'PK\\003\\004' | dd of={file} conv=notrunc puts back what a zip starts with",
-        )
     for end in (start + place, start + place - LOCATOR64.size - END64.size):
-        shift = end - cd_size - cd_offset
+        shift: int = end - cd_size - cd_offset
         if shift and _starts_directory(source, cd_offset + shift):
-            if shift < 0:
-                missing = f"a zip archive whose first {-shift:,} bytes are missing"
-                return missing, "copy or download it again"
-            return (
-                f"a zip archive behind {shift:,} bytes that are no part of it",
-                f"tail -c +{shift + 1} {file} > {file}.pt leaves them out",
-            )
+            return shift
     return None
+
+
+def _refuse_several(source: Source) -> None:
+    shift = find_shift(source) or 0
+    if shift > 0 and source.read_at(shift, len(LOCAL_MAGIC), "a zip archive") == LOCAL_MAGIC:
+        what = "a file of several zip archives, as the parts of a distributed checkpoint are"
+        raise distributed_file(source.path, what)
 
 
 def _starts_directory(source: Source, place: int) -> bool:

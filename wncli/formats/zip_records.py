@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 CENTRAL_MAGIC = b"PK\x01\x02"
+LOCAL_MAGIC = b"PK\x03\x04"
 
 LOCAL = struct.Struct("<4s5H3L2H")
 CENTRAL = struct.Struct("<4s6H3L5H2L")

@@ -1,0 +1,141 @@
+"""Looks into archives and compressed files that hold a checkpoint, so far as to name it.
+
+Nothing of them is read as a checkpoint: a refusal says how to take it out.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import tarfile
+import zlib
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from wncli.formats.files import Source
+from wncli.hints import free_path, path_word, word
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+#: Bytes that are unpacked at most, and read at once, to find the names of what is inside.
+_UNPACKED = 32 << 20
+_AT_ONCE = 1 << 20
+_MOST_MEMBERS = 1000
+#: What begins a compressed file: how it is called, its suffix, and what unpacks it to stdout.
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", ".gz", "gzip -dc"),
+    b"BZh": ("bzip2", ".bz2", "bzip2 -dc"),
+    b"\xfd7zXZ\0": ("xz", ".xz", "xz -dc"),
+    b"\x28\xb5\x2f\xfd": ("zstd", ".zst", "zstd -dc"),
+}
+_TAR = slice(257, 262)
+#: What torch.save wrote before version 0.1.10 (PyTorch `torch/serialization.py`, `legacy_load`).
+_TORCH_TAR = {"sys_info", "pickle", "tensors", "storages"}
+_CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".pkl")
+
+
+class Found(NamedTuple):
+    """What a file is, in words, and what to type to come to the checkpoint in it."""
+
+    what: str
+    hint: str
+
+
+def look_into(source: Source, start: bytes) -> Found | None:
+    """What an archive or a compressed file is that begins so; None where it is neither."""
+    source.file.seek(0)
+    for magic, (name, suffix, unpack) in _COMPRESSED.items():
+        if start.startswith(magic):
+            stream = _unpacked(source, name)
+            if stream and stream.peek(512)[_TAR] == b"ustar":
+                return _tar(source, stream, f"a tar archive compressed with {name}")
+            path = source.path
+            new = free_path(
+                path.with_suffix("") if path.suffix == suffix else path.with_suffix(".pt")
+            )
+            command = f"{unpack} < {path_word(path)} > {path_word(new)}"
+            return Found(f"compressed with {name}", f"{command} && wn inspect {path_word(new)}")
+    if start[_TAR] == b"ustar":
+        return _tar(source, io.BufferedReader(_Bounded(source.file)), "a tar archive")
+    return None
+
+
+class _Bounded(io.RawIOBase):
+    """The first bytes of a stream, as many as may be unpacked."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.left = _UNPACKED
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        data = self.stream.read(min(len(view), self.left, _AT_ONCE))
+        self.left -= len(data)
+        view[: len(data)] = data
+        return len(data)
+
+
+def _unpacked(source: Source, kind: str) -> io.BufferedReader[_Bounded] | None:
+    openers: dict[str, Any] = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
+    opener = openers.get(kind)  # Python has none for zstd
+    if opener is None:
+        return None
+    stream = opener(fileobj=source.file) if kind == "gzip" else opener(source.file)
+    found = io.BufferedReader(_Bounded(stream))
+    try:
+        found.peek(1)
+    except _UNREADABLE:
+        return None
+    return found
+
+
+_UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+
+
+def _tar(source: Source, stream: io.BufferedReader[_Bounded], what: str) -> Found:
+    names = _names(stream)
+    if set(names) >= _TORCH_TAR:
+        return Found(
+            f"{what}, as torch.save wrote before version 0.1.10",
+            "load it with torch.load and save it again",
+        )
+    path = path_word(source.path)
+    inner = {PurePosixPath(name).name for name in names}
+    if {"model_config.yaml", "model_weights.ckpt"} <= inner:
+        what = f"a NeMo archive ({what[2:]} of a configuration and a checkpoint)"
+    for name in sorted(names, key=lambda name: not name.endswith("model_weights.ckpt")):
+        if name.endswith(_CHECKPOINTS) and _is_plain(name):
+            folder = free_path(
+                source.path.with_name(f"{source.path.name.partition('.')[0]}-members")
+            )
+            take = f"tar -xf {path} -C {path_word(folder)} {word(name)}"
+            return Found(
+                what,
+                f"mkdir {path_word(folder)} && {take} && wn inspect {path_word(folder / name)}",
+            )
+    return Found(what, f"tar -tf {path}")
+
+
+def _names(stream: io.BufferedReader[_Bounded]) -> list[str]:
+    """The names of the first members; those behind what may be unpacked are not found."""
+    names: list[str] = []
+    with (
+        contextlib.suppress(*_UNREADABLE),
+        tarfile.open(fileobj=stream, mode="r|") as archive,
+    ):
+        names += (member.name for member in islice(archive, _MOST_MEMBERS) if member.isfile())
+    return names
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a member's name leads nowhere but into the folder that it is taken out to."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and not name.startswith("-")

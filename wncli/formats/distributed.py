@@ -1,0 +1,151 @@
+"""Recognizes the folders and files of distributed training, and says how to gather them.
+
+Sources: PyTorch `torch/distributed/checkpoint/` (`filesystem.py`, `hf_storage.py`), DeepSpeed
+`runtime/engine.py` (`save_checkpoint`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from wncli.errors import FileError, FormatError, few
+from wncli.hints import free_path, path_word
+
+_METADATA = re.compile(r"(__\d+)?\.metadata")
+_ITEMS = ".distcp"
+#: The module's name stands among the first globals of a `.metadata`.
+_METADATA_CLASS = b"torch.distributed.checkpoint.metadata"
+_HF_SHARD = re.compile(r"shard-\d+-.*\.safetensors")
+_DEEPSPEED = re.compile(r"(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
+_WHOLE = re.compile(r"mp_rank_\d+_model_states\.pt")
+_LATEST = "latest"
+_SCRIPT = "zero_to_fp32.py"
+_LONGEST_TAG = 256
+
+
+def refuse_distributed_folder(folder: Path, files: Iterable[str], folders: Iterable[str]) -> None:
+    """Name a folder that torch.distributed.checkpoint or DeepSpeed wrote.
+
+    Args:
+        folder: the folder.
+        files: the names of its files.
+        folders: the names of its folders.
+
+    Raises:
+        FileError: it is one.
+    """
+    names = sorted(files)
+    if any(map(_METADATA.fullmatch, names)):
+        raise FileError(
+            str(folder),
+            "this is a distributed checkpoint (torch.distributed.checkpoint), in parts",
+            expected="one file with whole tensors, or shards with an index",
+            found=few(names),
+            hint=gather_command(folder),
+        )
+    items = [name for name in names if name.endswith(_ITEMS)]
+    if items:
+        raise FileError(
+            str(folder),
+            "these are files of a distributed checkpoint, and its .metadata is missing",
+            expected=".metadata beside them",
+            found=few(items),
+            hint="copy the whole folder, with its .metadata",
+        )
+    shards = [name for name in names if _HF_SHARD.fullmatch(name)]
+    if shards and not any(name.endswith(".index.json") for name in names):
+        raise FileError(
+            str(folder),
+            "these are shards of a distributed checkpoint: each has some rows of each tensor",
+            expected="one file with whole tensors, or shards with an index",
+            found=few(shards),
+            hint="load them with torch.distributed.checkpoint.load(state_dict, storage_reader="
+            f"HuggingFaceStorageReader({str(folder)!r})), and save the state dict",
+        )
+    _refuse_deepspeed(folder, names, sorted(folders))
+
+
+def _refuse_deepspeed(folder: Path, files: list[str], folders: list[str]) -> None:
+    own = [name for name in files if _DEEPSPEED.fullmatch(name)]
+    if own:
+        raise _deepspeed(folder, folder.parent, folder, own)
+    if _SCRIPT not in files and _LATEST not in files:
+        return
+    tags = [_tag(folder / _LATEST)] if _LATEST in files else []
+    for tag in [*(tag for tag in tags if tag in folders), *reversed(folders)]:
+        own = sorted(
+            path.name for path in (folder / tag).iterdir() if _DEEPSPEED.fullmatch(path.name)
+        )
+        if own:
+            raise _deepspeed(folder, folder, folder / tag, own)
+
+
+def _deepspeed(where: Path, top: Path, tag: Path, names: list[str]) -> FileError:
+    """The refusal of a folder that DeepSpeed wrote: `top` is what it saved to, `tag` one step."""
+    whole = [name for name in names if _WHOLE.fullmatch(name)]
+    if len(whole) == 1 and not any("zero_pp" in n and "model_states" in n for n in names):
+        hint = f"wn inspect {path_word(tag / whole[0])}"
+    else:
+        script = top / _SCRIPT
+        run = path_word(script) if script.exists() else "-m deepspeed.utils.zero_to_fp32"
+        gathered = free_path(top.with_name(f"{top.name}-gathered"))
+        hint = f"python {run} {path_word(top)} {path_word(gathered)}"
+    return FileError(
+        str(where),
+        "this is a checkpoint of DeepSpeed, in parts",
+        expected="one file with whole tensors, or shards with an index",
+        found=few(names),
+        hint=hint,
+    )
+
+
+def _tag(latest: Path) -> str:
+    try:
+        with latest.open("rb") as file:
+            return file.read(_LONGEST_TAG).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def refuse_distributed_file(path: Path, start: bytes) -> None:
+    """Name a file of a distributed checkpoint by its name, or by how it begins.
+
+    Raises:
+        FormatError: it is one.
+    """
+    is_metadata = _METADATA.fullmatch(path.name) or (
+        start.startswith(b"\x80") and _METADATA_CLASS in start
+    )
+    if is_metadata:
+        raise distributed_file(path, "the metadata of a distributed checkpoint")
+    if path.name.endswith(_ITEMS):
+        raise distributed_file(path, "a part of a distributed checkpoint")
+    if path.name == _LATEST and len(start) <= _LONGEST_TAG:
+        tag = path.parent / _tag(path)
+        if tag != path.parent and tag.is_dir():
+            folder = path.parent
+            names = [entry.name for entry in folder.iterdir()]
+            refuse_distributed_folder(folder, [_LATEST, *names], names)
+
+
+def distributed_file(path: Path, what: str) -> FormatError:
+    """The refusal of one file of a distributed checkpoint."""
+    is_whole = any(map(_METADATA.fullmatch, (entry.name for entry in path.parent.iterdir())))
+    return FormatError(
+        str(path),
+        f"this is {what} (torch.distributed.checkpoint), and no checkpoint by itself",
+        expected="one file with whole tensors, or shards with an index",
+        hint=gather_command(path.parent)
+        if is_whole
+        else "copy the whole folder, with its .metadata",
+    )
+
+
+def gather_command(folder: Path) -> str:
+    """What makes one torch file of a folder that torch.distributed.checkpoint wrote."""
+    whole = folder.resolve()
+    gathered = free_path(folder.parent / f"{whole.name}.pt")
+    module = "torch.distributed.checkpoint.format_utils"
+    return f"python -m {module} dcp_to_torch {path_word(folder)} {path_word(gathered)}"

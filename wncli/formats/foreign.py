@@ -1,0 +1,92 @@
+"""Says what a file is that is no checkpoint, and what to type instead."""
+
+from __future__ import annotations
+
+from wncli.errors import FormatError
+from wncli.formats.archives import Found, look_into
+from wncli.formats.distributed import refuse_distributed_file
+from wncli.formats.files import Source
+from wncli.formats.folder import inspect_commands, places_of_checkpoints
+from wncli.formats.zip_end import find_shift, has_directory
+from wncli.hints import free_path, path_word
+
+_READABLE = "a safetensors file, or one that torch.save wrote"
+_KNOWN = {
+    b"version https://git-lfs": Found(
+        "a Git LFS pointer, not the file it stands for", "git lfs pull"
+    ),
+    b"\x89HDF": Found("an HDF5 file (Keras, h5py)", ""),
+    b"GGUF": Found("a GGUF file (llama.cpp)", ""),
+    b"\x93NUMPY": Found("a NumPy array", ""),
+    b"7z\xbc\xaf\x27\x1c": Found("a 7-Zip archive", "unpack it, and give the checkpoint in it"),
+    b"Rar!": Found("a RAR archive", "unpack it, and give the checkpoint in it"),
+    b"<!DOCTYPE": Found("a web page", "download the file itself"),
+    b"<html": Found("a web page", "download the file itself"),
+}
+
+
+def refuse_file(source: Source, start: bytes) -> FormatError:
+    """The refusal of a file that is no checkpoint and begins with `start`."""
+    refuse_distributed_file(source.path, start)
+    found = _what(source, start)
+    return FormatError(
+        source.where, "this is no checkpoint", expected=_READABLE, found=found.what, hint=found.hint
+    )
+
+
+def _what(source: Source, start: bytes) -> Found:
+    return (
+        look_into(source, start)
+        or _disguised_zip(source, start)
+        or _by_start(start)
+        or _by_name(source, start)
+    )
+
+
+def _by_start(start: bytes) -> Found | None:
+    if not start:
+        return Found("an empty file", "")
+    if start.startswith(b"\x80"):
+        return Found("a plain pickle", "save its state dict with torch.save")
+    return next((found for magic, found in _KNOWN.items() if start.startswith(magic)), None)
+
+
+def _by_name(source: Source, start: bytes) -> Found:
+    path = source.path
+    if path.name.endswith(".index.json"):
+        return Found(
+            "a name that ends as an index's does, and no JSON object",
+            "download it again, or give one of the shards",
+        )
+    if start.isascii() and b"\0" not in start:
+        near = places_of_checkpoints(path.parent) if path.suffix == ".json" else []
+        return Found("a text file", inspect_commands(near))
+    if path.suffix.lower() == ".safetensors":
+        from wncli.formats.safetensors import read_safetensors
+
+        read_safetensors(source)  # says which rule is broken
+    return Found("bytes of no known format", "")
+
+
+def _disguised_zip(source: Source, start: bytes) -> Found | None:
+    """A zip archive with a sound end that does not start as one."""
+    file = path_word(source.path)
+    new = free_path(source.path.with_name(f"{source.path.stem}-zip{source.path.suffix or '.pt'}"))
+    copy = path_word(new)
+    if has_directory(source):
+        mark = start[:2]
+        what = "a zip archive whose first bytes have been changed"
+        if start[2:4] == b"\x03\x04" and mark.isalnum():
+            what = f"a zip archive with a version mark ({mark.decode()}) for PK, as of GPT-SoVITS"
+        restore = f"printf 'PK\\003\\004' | dd of={copy} conv=notrunc"
+        return Found(what, f"cp {file} {copy} && {restore} && wn inspect {copy}")
+    shift = find_shift(source)
+    if shift is None:
+        return None
+    if shift < 0:
+        missing = f"a zip archive whose first {-shift:,} bytes are missing"
+        return Found(missing, "copy or download it again")
+    return Found(
+        f"a zip archive behind {shift:,} bytes that are no part of it",
+        f"tail -c +{shift + 1} {file} > {copy} && wn inspect {copy}",
+    )
