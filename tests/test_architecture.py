@@ -30,15 +30,15 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         formats.pickles.opcodes formats.pickles.reader formats.pickles.writer
         formats.weights_only formats.torch_tensor
         formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots
-        formats.torch_modules formats.torch_archive
+        formats.torch_modules formats.optimizers formats.torch_archive
         formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_end
         formats.zip_records
         formats.safetensors formats.strict_json formats.archives
         formats.distributed formats.foreign formats.folder formats.shard_files
         formats.shard_index formats.sharded""",
-        """plan ungathered matching scope decide decide_like decide_compare sharding target layout
-        blocks compiled.usual streams effective checksums forks workers""",
-        """formats.safetensors_write formats.torch_build formats.torch_write
+        """plan ungathered matching fitting scope decide decide_like decide_compare sharding target
+        layout blocks compiled.usual streams effective checksums forks workers""",
+        """formats.safetensors_write formats.torch_build formats.torch_beside formats.torch_write
         formats.torch_zip_write fill computing cloning output
         output_folder outputs report comparison comparing checking verifying""",
         "api",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from wncli.checkpoint import Entry, StateDict
 from wncli.errors import FormatError
+from wncli.formats.optimizers import count_parameters, is_optimizer
 from wncli.formats.pickles.nodes import (
     Built,
     Call,
@@ -193,7 +194,7 @@ class _Finder:
         if entries is None:
             return None
         named = {key: value for key, value in entries if isinstance(key, str)}
-        if _is_optimizer(named) or _is_kept_for_a_parameter(named):
+        if is_optimizer(named) or _is_kept_for_a_parameter(named):
             return None
         state_dict = self.state_dict(named)
         if _is_convincing(state_dict, is_numbered=place.is_numbered):
@@ -290,7 +291,7 @@ class _Finder:
         for path, node in self.containers.items():
             if path in self.mappings or (path and id(node) not in self.leading):
                 continue
-            members = _members(node) or {}
+            members = members_of(node) or {}
             if id(node) in listed:
                 self.allowance.spend(sum(len(path) + 1 + len(key) for key in members))
             listed.add(id(node))
@@ -304,7 +305,7 @@ class _Finder:
             return Entry(path, "tensor", f"{spec.dtype.label} tensor {list(spec.shape)}")
         optimizers = _optimizers(value)
         if optimizers:
-            count = sum(len(entries_of(state) or []) for state in optimizers)
+            count = sum(optimizers)
             what = "optimizer" if len(optimizers) == 1 else f"{len(optimizers)} optimizers"
             plural = "s" if count != 1 else ""
             return Entry(path, "optimizer", f"{what}, state of {count} parameter{plural}")
@@ -318,23 +319,23 @@ class _Finder:
         return Entry(path, "value", _summary(value))
 
 
-def _optimizers(node: Node, depth: int = 2) -> list[Node]:
-    """The states of the optimizers that `node` is, or consists of, as a dict or list of them."""
-    members = _members(node)
+def _optimizers(node: Node, depth: int = 2) -> list[int]:
+    """How many parameters each optimizer has that `node` is, or consists of, as a dict or list."""
+    members = members_of(node)
     if not members or depth == 0:
         return []
-    if _is_optimizer(members):
-        return [members["state"]]
-    found: list[Node] = []
+    if is_optimizer(members):
+        return [count_parameters(members)]
+    found: list[int] = []
     for member in {id(member): member for member in members.values()}.values():
-        states = _optimizers(member, depth - 1)
-        if not states:
+        counts = _optimizers(member, depth - 1)
+        if not counts:
             return []
-        found += states
+        found += counts
     return found
 
 
-def _members(node: Node) -> dict[str, Node] | None:
+def members_of(node: Node) -> dict[str, Node] | None:
     """The members of a mapping by text, or of a list by number; None for anything else."""
     if isinstance(node, (list, tuple)):
         return {str(place): item for place, item in enumerate(node)}
@@ -357,10 +358,6 @@ def _numbered(entries: list[tuple[Node, Node]], named: Mapping[str, Node]) -> di
 
 def _may_hold(node: Node) -> bool:
     return isinstance(node, (Dict, Call, list, tuple))
-
-
-def _is_optimizer(members: Mapping[str, Node]) -> bool:
-    return "state" in members and "param_groups" in members
 
 
 def _is_kept_for_a_parameter(members: Mapping[str, Node]) -> bool:

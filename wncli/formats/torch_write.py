@@ -10,21 +10,11 @@ from wncli.formats.pickles.nodes import (
     Node,
     entries_of,
 )
+from wncli.formats.torch_beside import respell_beside
 from wncli.formats.torch_build import Build
 from wncli.layout import Content
-from wncli.naming import split
 from wncli.notes import Note
-from wncli.plan import (
-    Change,
-    Compose,
-    Copy,
-    Part,
-    Plan,
-    Respell,
-    is_dropped,
-    left_out,
-    results_of,
-)
+from wncli.plan import Plan, left_out, results_of
 
 _DEFAULT_PROTOCOL = 2
 
@@ -51,6 +41,7 @@ def torch_content(plan: Plan) -> TorchContent:
     tree = plan.checkpoint.tree
     build = Build(tree, elsewhere=plan.elsewhere)
     edits = tree.without(plan.drop) if tree else {}
+    beside = respell_beside(plan, edits)
     state_dicts: dict[str, Node] = {}
     edited: set[int] = set()
     for part in plan.parts:
@@ -71,7 +62,7 @@ def torch_content(plan: Plan) -> TorchContent:
         root, protocol = _nest(state_dicts), tree.protocol if tree else _DEFAULT_PROTOCOL
     pickle, contents = build.finish(root, protocol, edits)
     names = [name for part in plan.parts for a in part.actions for name, _ in results_of(a)]
-    notes = (*_lost_metadata(plan), *_lost_entries(plan), *_optimizer_notes(plan))
+    notes = (*_lost_metadata(plan), *_lost_entries(plan), *beside)
     return TorchContent(pickle, tuple(names), contents, notes)
 
 
@@ -93,39 +84,6 @@ def _nest(state_dicts: dict[str, Node]) -> Node:
     return top
 
 
-def _keeps_parameters(part: Part) -> bool:
-    """Whether the parameters keep number, shapes and order, which is how optimizers know them.
-
-    Both spellings have g and v behind the module's other parameters; but the parametrized ones
-    come behind those of its children too.
-    """
-    kept = {spec.name for action in part.actions for spec in action.sources}
-    if any(spec.name not in kept for spec in part.state_dict.tensors):
-        return False
-    parents: set[str] = set()
-    for action in part.actions:
-        module = split(action.name if isinstance(action, Copy) else _weight_of(action))[0]
-        while module:
-            module = split(module)[0]
-            parents.add(module)
-    return all(
-        isinstance(action, Copy)
-        or (
-            isinstance(action, Respell)
-            and action.halves.g_shape == action.pair.g.shape
-            and (
-                action.halves.naming == action.pair.naming
-                or split(action.halves.weight)[0] not in parents
-            )
-        )
-        for action in part.actions
-    )
-
-
-def _weight_of(change: Change) -> str:
-    return change.name if isinstance(change, Compose) else change.halves.weight
-
-
 def _lost_entries(plan: Plan) -> list[Note]:
     """What stood beside or in the state dicts that are written by themselves."""
     tree = plan.checkpoint.tree
@@ -145,27 +103,3 @@ def _lost_metadata(plan: Plan) -> list[Note]:
         return []
     message = f"torch files hold no safetensors metadata; left out: {', '.join(lost)}"
     return [Note("left-out", message, str(plan.checkpoint.path), is_warning=True)]
-
-
-def _optimizer_notes(plan: Plan) -> list[Note]:
-    """A word on each optimizer that comes along though its parameters have changed."""
-    paths = [
-        entry.path
-        for entry in plan.checkpoint.entries
-        if entry.kind == "optimizer" and not is_dropped(entry.path, plan.drop)
-    ]
-    if plan.alone or not paths or not plan.changes:
-        return []
-    if all(_keeps_parameters(part) for part in plan.parts):
-        words = "stays valid: g and v keep their numbers and order"
-        return [Note("optimizer", f"the optimizer state {path!r} {words}", path) for path in paths]
-    return [
-        Note(
-            "optimizer",
-            f"the optimizer state {path!r} is kept, but no longer fits the changed"
-            f" parameters; --drop {path} leaves it out",
-            path,
-            is_warning=True,
-        )
-        for path in paths
-    ]

@@ -1,0 +1,157 @@
+"""What goes by a model's parameters beside its state dicts: optimizers, and lists by position."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from wncli.errors import FormatError, few
+from wncli.fitting import Fitting
+from wncli.formats.optimizers import Optimizer, read_optimizer, respell
+from wncli.formats.pickles.nodes import Node
+from wncli.formats.torch_roots import members_of
+from wncli.formats.torch_tensor import read_tensor
+from wncli.formats.torch_tree import TorchTree
+from wncli.notes import Note
+from wncli.plan import Plan, is_dropped
+
+#: What torch_ema calls its lists of tensors (`torch_ema/ema.py`, `state_dict`).
+_EMA = ("shadow_params", "collected_params")
+#: What else is in an EMA that is nothing but one.
+_PLAIN = (list, tuple, int, float, type(None))
+
+
+class _Item(NamedTuple):
+    """An item of a mapping or list: where it is, and what `--drop` leaves out without harm."""
+
+    holder: str
+    path: str
+    key: str
+    node: Node
+    droppable: str
+
+
+def respell_beside(plan: Plan, edits: dict[int, list[Node]]) -> list[Note]:
+    """Respell what names parameters, in `edits`; notes on that, and on what no longer fits."""
+    tree = plan.checkpoint.tree
+    if tree is None or plan.alone:
+        return []
+    fitting = Fitting.of(plan)
+    if not fitting.is_changed:
+        return []
+    items = [item for item in _items(tree) if not is_dropped(item.path, plan.drop)]
+    entries = {entry.path for entry in plan.checkpoint.entries if entry.kind == "optimizer"}
+    notes = _optimizer_notes(items, entries, fitting, edits)
+    return [*notes, *_list_notes(tree, items, fitting)]
+
+
+def _items(tree: TorchTree) -> Iterator[_Item]:
+    """All items that are looked at; those of a list, or of an EMA, are left out together."""
+    seen: set[int] = set()
+    for path, node in tree.containers.items():
+        if path in tree.mappings and id(node) in seen:  # a state dict at another root too
+            continue
+        seen.add(id(node))
+        members = members_of(node) or {}
+        together = isinstance(node, (list, tuple)) or (
+            _EMA[0] in members and all(isinstance(item, _PLAIN) for item in members.values())
+        )
+        for key, value in members.items():
+            own = f"{path}.{key}" if path else key
+            yield _Item(path, own, key, value, path if together and path else own)
+
+
+def _optimizer_notes(
+    items: Sequence[_Item],
+    entries: Collection[str],
+    fitting: Fitting,
+    edits: dict[int, list[Node]],
+) -> list[Note]:
+    """A word on each optimizer; one on those of an entry together of which the same is true."""
+    told: dict[int, tuple[str, bool]] = {}
+    verdicts: dict[str, dict[str, tuple[str, bool]]] = {}
+    for item in items:
+        optimizer = read_optimizer(item.node)
+        if optimizer is None:
+            continue
+        if id(item.node) not in told:
+            told[id(item.node)] = _judge(optimizer, fitting, edits)
+        entry = item.holder if item.holder in entries else item.droppable
+        of_entry = verdicts.setdefault(entry, {})
+        known = of_entry.get(item.droppable)
+        if known is None or not known[1]:
+            of_entry[item.droppable] = told[id(item.node)]
+    notes = []
+    for entry, found in verdicts.items():
+        together = {entry: next(iter(found.values()))} if len(set(found.values())) == 1 else found
+        for path, (words, is_warning) in together.items():
+            drop = f"; --drop {shlex.quote(path)} leaves it out" if is_warning else ""
+            message = f"the optimizer state {path!r} {words}{drop}"
+            notes.append(Note("optimizer", message, path, is_warning=is_warning))
+    return notes
+
+
+def _judge(
+    optimizer: Optimizer, fitting: Fitting, edits: dict[int, list[Node]]
+) -> tuple[str, bool]:
+    """Respell an optimizer; what is to be said of it, and whether that is a warning."""
+    found = fitting.new_names(optimizer.names)
+    respelled = {name: new for name, new in found.items() if new is not None and new != name}
+    unknown = [name for name in optimizer.names if name not in found]
+    if len({respelled.get(name, name) for name in optimizer.names}) < len(optimizer.names):
+        respelled = {}  # a new name is taken already
+    if respelled:
+        respell(optimizer, respelled, edits)
+    words = ""
+    if found and not unknown and all(name == new for name, new in found.items()):
+        words = "stays valid: none of its parameters is changed"
+    elif optimizer.by_number:
+        if fitting.keeps_order:
+            words = "stays valid: its parameters keep their number and order"
+    elif not found:
+        return "is kept as it is: the parameters that it names are in no state dict here", True
+    elif all(respelled.get(name, name) == new for name, new in found.items()):
+        words = "stays valid: it has the new names of g and v"
+        if unknown:
+            words = f"is kept and fits, but for names that no state dict here has: {few(unknown)}"
+    return (words, False) if words else ("is kept, but no longer fits the changed parameters", True)
+
+
+def _list_notes(tree: TorchTree, items: Sequence[_Item], fitting: Fitting) -> list[Note]:
+    """A warning for each list of tensors that stand for parameters which are others now."""
+    notes: dict[str, Note] = {}
+    state_dicts = {id(node) for node in tree.mappings.values()}
+    for item in items:
+        shapes = _shapes(tree, item) if id(item.node) not in state_dicts else []
+        meant = fitting.meant_by(shapes) if len(shapes) > 1 else []
+        if shapes and item.key in _EMA:
+            meant = meant or list(fitting.fates)
+        if all(fate.keeps_order for fate in meant):
+            continue
+        path = item.droppable
+        notes[path] = Note(
+            "by-position",
+            f"the tensors in {path!r} stand for parameters by position, and no longer fit the"
+            f" changed ones; --drop {shlex.quote(path)} leaves them out",
+            path,
+            is_warning=True,
+        )
+    return list(notes.values())
+
+
+def _shapes(tree: TorchTree, item: _Item) -> list[tuple[int, ...]]:
+    """The shapes of the tensors in a list, or under the numbers from 0 on; else none."""
+    members = members_of(item.node) or {}
+    if list(members) != [str(number) for number in range(len(members))]:
+        return []
+    shapes = []
+    for node in members.values():
+        try:
+            spec = read_tensor(node, tree.references, item.path, "")
+        except FormatError:  # nobody has asked for this tensor
+            return []
+        if spec is None:
+            return []
+        shapes.append(spec.shape)
+    return shapes
