@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from wncli.matching import Meeting, meet, starts
+from wncli.matching import Meeting, meet
 from wncli.naming import split
 from wncli.plan import Action, Compose, Copy, Part, Plan, Respell
 from wncli.tensors import TensorSpec
@@ -40,7 +40,6 @@ class Fitting:
 
     fates: tuple[Fate, ...]
     keeps_order: bool
-    by_root: Mapping[str, Fate]
     #: What becomes of the tensors of each name, whichever state dict they stand in.
     by_name: dict[str, set[str | None]] = field(default_factory=dict)
     searches_left: int = _MOST
@@ -54,7 +53,7 @@ class Fitting:
             for part in plan.parts
         )
         keeps_order = all(fate.keeps_order for fate in fates)
-        fitting = cls(fates, keeps_order, {fate.root: fate for fate in fates if fate.root})
+        fitting = cls(fates, keeps_order)
         for fate in fates:
             for old, new in fate.names.items():
                 fitting.by_name.setdefault(old, set()).add(new)
@@ -72,15 +71,7 @@ class Fitting:
         out. The names can have the root, a wrapper or another common prefix more than the state
         dict's, or less.
         """
-        found: dict[str, set[str | None]] = {}
-        for name in names:
-            results = set(self.by_name.get(name, ()))
-            for start in starts(name)[1:]:
-                fate = self.by_root.get(name[: start - 1])
-                if fate:
-                    results |= _follow(name, Meeting(name[:start]), fate)
-            if results:
-                found[name] = results
+        found = {name: set(self.by_name[name]) for name in names if name in self.by_name}
         others = [name for name in names if name not in found]
         for fate in self.fates if others else ():
             if not self.searches_left:

@@ -189,19 +189,19 @@ def _probes(names: Iterable[str], others: Iterable[str]) -> list[Meeting]:
     """Prefixes that make single names meet, those that do so most often first."""
     ends: dict[str, list[str]] = {}
     for other in others:
-        for start in starts(other):
+        for start in _starts(other):
             prefixes = ends.setdefault(other[start:], [])
             if len(prefixes) < _PROBES:
                 prefixes.append(other[:start])
     votes: Counter[Meeting] = Counter()
     for name in names:
-        start = next((start for start in starts(name) if name[start:] in ends), len(name))
+        start = next((start for start in _starts(name) if name[start:] in ends), len(name))
         for on in ends.get(name[start:], []):
             votes[Meeting(name[:start], on)] += 1
     return [meeting for meeting, _ in votes.most_common(_PROBES)]
 
 
-def starts(name: str) -> list[int]:
+def _starts(name: str) -> list[int]:
     """Where the dotted endings of a name begin, the longest first; of many, the first ones."""
     starts = [0]
     while len(starts) < _DEEPEST and (dot := name.find(".", starts[-1])) >= 0:
