@@ -206,14 +206,14 @@ PLACES: dict[str, Place] = {
     "part of a key in an entry": saved(
         lambda: {"model": state_dict(), "extra": {(1, (HERE,)): 1}}, "extra"
     ),
-    "key at the top": saved(lambda: {"model": state_dict(), HERE: 1}, ""),
+    "key at the top": saved(lambda: {"model": state_dict(), HERE: 1}, "os.system"),
     "key beside tensors": saved(
         lambda: {"model": state_dict() | {HERE: 1}, "ema": state_dict()}, "model", "ema"
     ),
     "below a number": saved(lambda: {"model": state_dict(), 7: HERE}, "7"),
     "below a name with dots": saved(lambda: {"model": state_dict(), "a.b": {"c": HERE}}, "a.b"),
     "below an odd name": saved(lambda: {"model": state_dict(), "é '\t": HERE}, "é '\t"),
-    "below an empty name": saved(lambda: {"model": state_dict(), "": HERE}, ""),
+    "below an empty name": saved(lambda: {"model": state_dict(), "": HERE}, "''"),
     "given twice under one name": Place(
         lambda op, protocol: zipped(
             {"model": state_dict(), "extra": HERE}, op + text("extra") + put(1), protocol

@@ -24,11 +24,11 @@ PACKAGE = Path(wncli.__file__).parent
 LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"wncli.{name}" for name in names.split())
     for names in (
-        """errors hints notes naming crc32 dims tensors boxes compiled compiled.kernel double_double
-        norms addresses weight_norm difference partial_output crew""",
+        """errors hints notes naming keys crc32 dims tensors boxes compiled compiled.kernel
+        double_double norms addresses weight_norm difference partial_output crew""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.opcodes formats.pickles.reader formats.pickles.writer
-        formats.weights_only formats.torch_tensor
+        formats.weights_only formats.torch_tensor formats.torch_keys
         formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots
         formats.torch_modules formats.optimizers formats.torch_archive
         formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -217,6 +218,178 @@ def test_a_wrapper_is_taken_off_whatever_is_put_on(below: set[str], off: str, on
     theirs = {on + name for name in below}
     found = meet([off + name for name in sorted(below)], theirs, [])
     assert {found.rename(off + name) for name in below} == theirs
+
+
+# Where a state dict stands is its path of keys, however that reads
+
+Put = Callable[[Any], Any]
+#: What holds a state dict, and how the code that loads such a file gets at it.
+HOLDERS: dict[str, tuple[Put, Put]] = {
+    "top": (lambda state: state, lambda found: found),
+    "key": (lambda state: {"model": state}, lambda found: found["model"]),
+    "key with a dot": (lambda state: {"model.ema": state}, lambda found: found["model.ema"]),
+    "two keys": (lambda state: {"model": {"ema": state}}, lambda found: found["model"]["ema"]),
+    "dots at both ends": (lambda state: {".m.": {".": state}}, lambda found: found[".m."]["."]),
+    "empty key": (lambda state: {"": state}, lambda found: found[""]),
+    "empty keys": (lambda state: {"": {"": state}}, lambda found: found[""][""]),
+    "two quotes": (lambda state: {"''": state}, lambda found: found["''"]),
+    "number": (lambda state: {0: state}, lambda found: found[0]),
+    "number below zero": (lambda state: {-1: {"m": state}}, lambda found: found[-1]["m"]),
+    "number as text": (lambda state: {"0": state}, lambda found: found["0"]),
+    "list": (lambda state: [state], lambda found: found[0]),
+    "list below a key": (lambda state: {"models": [state]}, lambda found: found["models"][0]),
+    "key below a list": (lambda state: [{"a.b": state}], lambda found: found[0]["a.b"]),
+    "tuple": (lambda state: (state,), lambda found: found[0]),
+    "list in a tuple": (lambda state: {"x": ([state],)}, lambda found: found["x"][0][0]),
+    "ordered": (lambda state: OrderedDict(m=OrderedDict(n=state)), lambda found: found["m"]["n"]),
+}
+
+
+def shape_of(found: Any, state: object) -> object:  # noqa: ANN401
+    """What holds a state dict, level by level, with a mark in the place of that."""
+    if found is state or (isinstance(found, dict) and "0.bias" in found):
+        return "state dict"
+    if isinstance(found, dict):
+        return {key: shape_of(value, state) for key, value in found.items()}
+    return type(found)(shape_of(item, state) for item in found)
+
+
+@pytest.mark.parametrize("there", HOLDERS)
+@pytest.mark.parametrize("here", HOLDERS)
+def test_the_state_dict_goes_where_what_loads_the_reference_looks(
+    here: str, there: str, tmp_path: Path
+) -> None:
+    state, kind = state_of(), KINDS[1 + (len(here) + len(there)) % 6]
+    (put, _), (put_there, get) = HOLDERS[here], HOLDERS[there]
+    found = like(put(state), put_there(state_of(kind, 5)), tmp_path, verify=True)
+    target = model(kind, 7)
+    target.load_state_dict(get(found), strict=True)
+    for name in state:
+        if name not in {f"{layer}.weight" for layer in LAYERS}:
+            assert bits(get(found)[name]) == bits(state[name])
+    for layer in LAYERS:
+        direction = get(found)[f"{layer}.{pair_of('weight', kind[0])[1]}"]  # type: ignore[arg-type]
+        assert bits(direction) == bits(state[f"{layer}.weight"])
+    if here != there and not {here, there} <= {"list", "tuple"}:
+        assert shape_of(found, None) == shape_of(put_there(state), state)
+
+
+TWINS: dict[str, tuple[Put, tuple[Put, Put]]] = {
+    "dots": (
+        lambda two: {"a.b": two[0], "a": {"b": two[1]}},
+        (lambda found: found["a.b"], lambda found: found["a"]["b"]),
+    ),
+    "dots the other way": (
+        lambda two: {"a": {"b": two[1]}, "a.b": two[0]},
+        (lambda found: found["a.b"], lambda found: found["a"]["b"]),
+    ),
+    "dots of names": (
+        lambda two: {"a": {"0": two[0]}, "a.0": two[1]},
+        (lambda found: found["a"]["0"], lambda found: found["a.0"]),
+    ),
+    "a number and text": (
+        lambda two: {0: two[0], "0": two[1]},
+        (lambda found: found[0], lambda found: found["0"]),
+    ),
+    "the top and an empty key": (
+        lambda two: {**two[0], "": two[1]},
+        (lambda f: {k: v for k, v in f.items() if k}, lambda found: found[""]),
+    ),
+    "a list": (list, (lambda found: found[0], lambda found: found[1])),
+    "a tuple": (lambda two: {"x": tuple(two)}, (lambda f: f["x"][0], lambda f: f["x"][1])),
+    "one in the other": (
+        lambda two: {"x": {**two[0], "ema": two[1]}},
+        (lambda f: {k: v for k, v in f["x"].items() if k != "ema"}, lambda f: f["x"]["ema"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("source", ["in place", "written anew"])
+@pytest.mark.parametrize("twins", TWINS)
+def test_two_state_dicts_whose_paths_read_alike_both_go_to_their_places(
+    twins: str,
+    source: str,
+    tmp_path: Path,
+) -> None:
+    """The second has one tensor more, so that it is clear which is meant."""
+    put, gets = TWINS[twins]
+    states = [state_of(seed=1), state_of(seed=2)]
+    states[1]["more"] = torch.ones(2)
+    references = [state_of(("hook", 0), 3), state_of(("hook", 0), 4)]
+    references[1]["more"] = torch.zeros(2)
+    content = dict(zip("xy", states, strict=True)) if source == "written anew" else put(states)
+    found = like(content, put(references), tmp_path, verify=True)
+    for get, state, reference in zip(gets, states, references, strict=True):
+        assert set(get(found)) == set(reference)
+        for layer in LAYERS:
+            assert bits(get(found)[f"{layer}.weight_v"]) == bits(state[f"{layer}.weight"])
+
+
+@pytest.mark.parametrize("twins", TWINS)
+def test_state_dicts_whose_paths_read_alike_are_all_worked_on_and_verified(
+    twins: str, tmp_path: Path
+) -> None:
+    put, gets = TWINS[twins]
+    states = [state_of(seed=1), state_of(seed=2)]
+    source = save(put(states), tmp_path / "a.pt")
+    report = wncli.apply(source, tmp_path / "b.pt", verify=True)
+    assert len({root.root for root in report.roots}) == 2
+    found = load(tmp_path / "b.pt")
+    for get, state in zip(gets, states, strict=True):
+        for layer in LAYERS:
+            assert bits(get(found)[f"{layer}.weight_v"]) == bits(state[f"{layer}.weight"])
+    for root, state in zip(report.roots, states, strict=True):
+        wncli.convert(source, tmp_path / "c.pt", only=root.root, force=True)
+        alone = load(tmp_path / "c.pt")
+        assert bits(alone["0.bias"]) in {bits(state["0.bias"]) for state in states}
+    assert wncli.compare(source, tmp_path / "b.pt").equal
+
+
+def test_compare_holds_state_dicts_at_one_path_against_each_other(tmp_path: Path) -> None:
+    one, two = state_of(seed=1), state_of(seed=2)
+    a = save({"a.b": one, "a": {"b": two}}, tmp_path / "a.pt")
+    b = save({"a": {"b": two}}, tmp_path / "b.pt")
+    found = wncli.compare(a, b)
+    assert all(tensor.within for tensor in found.tensors)
+    assert len(found.only_in_a) == len(one)
+    c = save({"a": {"b": two}, "a.b": one}, tmp_path / "c.pt")
+    assert wncli.compare(a, c).equal
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        lambda state: [state, 3],
+        lambda state: [{"config": 1}, state],
+        lambda state: {"m": (state, None)},
+        lambda state: [state, {"other": torch.ones(2, 2)}],
+    ],
+)
+def test_a_list_that_needs_more_than_the_state_dicts_is_refused(
+    reference: Put, wn_here: RunHere, tmp_path: Path
+) -> None:
+    save(state_of(), tmp_path / "in.pt")
+    save(reference(state_of(("hook", 0))), tmp_path / "reference.pt")
+    command = ("convert", tmp_path / "in.pt", "--like", tmp_path / "reference.pt", "--partial")
+    ran = wn_here(*command, tmp_path / "out.pt")
+    assert ran.code == 2
+    assert "item " in ran.stderr
+    assert "1 of 2 items" in ran.stderr
+    assert not (tmp_path / "out.pt").exists()
+    assert wn_here(*command, tmp_path / "out.safetensors").code == 0
+
+
+def test_one_mapping_under_two_keys_becomes_what_the_reference_has_under_each(
+    tmp_path: Path,
+) -> None:
+    state = state_of()
+    for reference in (
+        {"a": state_of(("hook", 0)), "b": state_of()},
+        {"a": state_of(), "b": state_of(("parametrized", 2))},
+    ):
+        found = like({"a": state, "b": state}, reference, tmp_path, verify=True, force=True)
+        for key, wanted in reference.items():
+            assert set(found[key]) == set(wanted)
 
 
 # Several state dicts

@@ -171,8 +171,8 @@ def test_modules_inside_a_checkpoint_are_its_state_dicts(layout: Layout, tmp_pat
         "iteration": "value", "optimizer": "optimizer", "relu": "object",
     }  # fmt: skip
     assert checkpoint.tree is not None
-    assert set(checkpoint.tree.mappings) == {"state"}
-    assert set(checkpoint.tree.containers) == {"", "ema", "state"}
+    assert set(checkpoint.tree.mappings) == {("state",)}
+    assert set(checkpoint.tree.containers) == {(), ("ema",), ("state",)}
 
 
 def test_wrapped_modules_have_the_names_of_their_state_dicts(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_what_is_written_by_hand_is_a_module(tmp_path: Path) -> None:
     root = module([("a", module([], [("w", weight()), (3, 4)])), (5, 6), ("x", "no module")])
     (found,) = found_in(written(root, tmp_path / "a.pt"))
     assert [spec.name for spec in found.tensors] == ["a.w"]
-    assert found.others == ("x",)
+    assert found.others == ("5", "a.3", "x")
 
 
 def test_a_module_inside_itself_is_refused(tmp_path: Path) -> None:
@@ -366,7 +366,8 @@ def test_loose_tensors_beside_modules_are_no_state_dict(tmp_path: Path) -> None:
 
 
 def test_paths_cannot_be_multiplied_by_a_long_key(tmp_path: Path) -> None:
-    node: Node = Dict([("x" * 100_000, [Dict() for _ in range(10_000)]), ("up.w", weight())])
+    items = [*(Dict() for _ in range(10_000)), Dict([("up.w", weight())])]
+    node: Node = Dict([("x" * 100_000, items), ("up.w", weight())])
     assert "too many names" in refusal(written(node, tmp_path / "a.pt"))
 
 
@@ -379,8 +380,12 @@ def test_tensors_under_numbers_are_no_state_dict(tmp_path: Path) -> None:
 
 def test_a_number_and_its_text_do_not_stand_in_for_each_other(tmp_path: Path) -> None:
     content = {"0": STATE, 0: {"weight": torch.ones(2, 2)}, 1 << 20_000: STATE, True: STATE}
-    (found,) = found_in(save(content, tmp_path / "a.pt"))
-    assert (found.root, [spec.name for spec in found.tensors]) == ("0", list(STATE))
+    checkpoint, _ = opened(save(content, tmp_path / "a.pt"))
+    assert [
+        (found.root, found.keys, [spec.name for spec in found.tensors])
+        for found in checkpoint.state_dicts
+    ] == [("0", ("0",), list(STATE)), ("0'", (0,), ["weight"])]
+    assert [entry.path for entry in checkpoint.entries] == ["an int of 20001 bits", "True"]
 
 
 def trained(kind: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from wncli.errors import FormatError
+from wncli.keys import Keys
 from wncli.notes import Note
 from wncli.tensors import TensorSpec
 
@@ -20,9 +21,10 @@ Format = Literal["safetensors", "torch", "torch legacy", "TorchScript"]
 class StateDict(NamedTuple):
     """The tensors of one model, in the order they are stored.
 
-    `root` is where it stands in the checkpoint: `generator`, `model.ema`; empty for the top.
-    `others` names what stands among the tensors and is none. `holder` is set where the tensors were
-    read off an object rather than a mapping, and says which: `models.WaveGlow, a whole module`.
+    `root` is where it stands in the checkpoint, as it is shown: `generator`, `model.ema`; empty for
+    the top. `others` names what stands among the tensors and is none. `holder` is set where the
+    tensors were read off an object rather than a mapping, and says which: `models.WaveGlow, a whole
+    module`. `keys` are the path that `root` shows.
     `parts` are those of `others` that are one rank's parts of distributed tensors.
     """
 
@@ -30,19 +32,21 @@ class StateDict(NamedTuple):
     tensors: tuple[TensorSpec, ...]
     others: tuple[str, ...] = ()
     holder: str = ""
+    keys: Keys = ()
     parts: tuple[str, ...] = ()
 
 
 class Entry(NamedTuple):
-    """Something in the checkpoint that is no state dict.
+    """Something in the checkpoint that is no state dict, and has no name in one.
 
-    `kind` is `"optimizer"`, `"tensor"`, `"object"` or `"value"`; `summary` shows it
-    to people.
+    `path` is where it stands, as it is shown, `keys` where that is. `kind` is `"optimizer"`,
+    `"tensor"`, `"object"` or `"value"`; `summary` shows it to people.
     """
 
     path: str
     kind: str
     summary: str
+    keys: Keys
 
 
 class DangerousCall(NamedTuple):

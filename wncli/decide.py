@@ -15,6 +15,7 @@ from wncli.plan import Action, Command, Compose, Copy, Decompose, Halves, Plan, 
 from wncli.scope import (
     Request,
     chosen_pairs,
+    dropped,
     look_alike_notes,
     look_alike_reasons,
     parts_of,
@@ -202,7 +203,7 @@ def _without_calls(checkpoint: Checkpoint, left: Sequence[DangerousCall]) -> str
         and not (
             tree
             and not found.holder
-            and calls_left(tree, left, (tree.mappings[found.root],), frozenset())
+            and calls_left(tree, left, (tree.mappings[found.keys],), frozenset())
         )
     ]
     return f"{' or '.join(clean)} takes a state dict alone" if clean else ""
@@ -216,9 +217,9 @@ def _calls_in_parts(plan: Plan) -> list[DangerousCall]:
     from wncli.formats.torch_calls import calls_left
 
     roots = [
-        tree.mappings[part.state_dict.root]
+        tree.mappings[part.state_dict.keys]
         for part in plan.parts
-        if part.state_dict.root in tree.mappings and not part.state_dict.holder
+        if part.state_dict.keys in tree.mappings and not part.state_dict.holder
     ]
     return calls_left(tree, plan.checkpoint.would_run, roots, plan.drop)
 
@@ -259,9 +260,10 @@ def _plan(  # noqa: PLR0913, PLR0917 - what a plan is made of
     actions: dict[tuple[str, str], Action],
     notes: Sequence[Note],
 ) -> Plan:
-    parts = parts_of(surveys, actions, request.only)
     alone = request.only is not None
-    return Plan(command, checkpoint, parts, alone, request.drop, tuple(notes))
+    drop = dropped(checkpoint, request)
+    parts = parts_of(surveys, actions, drop, alone=alone)
+    return Plan(command, checkpoint, parts, alone, drop, tuple(notes))
 
 
 def _composing(chosen: dict[tuple[str, str], Pair]) -> dict[tuple[str, str], Action]:

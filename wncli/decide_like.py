@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from wncli.checkpoint import Checkpoint, refuse_expansion
+from wncli.checkpoint import Checkpoint, StateDict, refuse_expansion
 from wncli.errors import FormatError, UsageError, WeightNormError, few
 from wncli.hints import option, path_word
 from wncli.matching import Meeting, pair_up, plain_tensors, split_only
@@ -22,7 +22,7 @@ from wncli.plan import (
     Renormalize,
     Respell,
 )
-from wncli.scope import Request, surveys_of
+from wncli.scope import Request, dropped, surveys_of
 from wncli.survey import Pair, Survey, survey
 from wncli.tensors import NORMALIZABLE, TensorSpec
 from wncli.ungathered import refuse_ungathered
@@ -87,8 +87,8 @@ def plan_like(
         our_root, meeting = paired[root]
         found = by_root[our_root]
         actions = _actions(checkpoint, found, wanted, meeting, fit)
-        parts.append(Part(found.state_dict, actions, root))
-        notes += _renaming_notes(our_root, root, meeting)
+        parts.append(Part(found.state_dict, actions, wanted.state_dict.keys))
+        notes += _renaming_notes(found.state_dict, wanted.state_dict, meeting)
     if not parts:
         fit.unexpected += [
             join(found.state_dict.root, name) for found in ours for name in plain_tensors(found)
@@ -106,8 +106,9 @@ def plan_like(
             notes.append(
                 Note(code, f"{_WORDS[code]}: {few(names, _NAMED)}", names[0], is_warning=True)
             )
-    alone = request.only is not None or not _same_places(ours, parts)
-    return Plan("convert", checkpoint, tuple(parts), alone, request.drop, tuple(notes))
+    alone = request.only is not None or not _same_places(checkpoint, ours, parts)
+    drop = dropped(checkpoint, request)
+    return Plan("convert", checkpoint, tuple(parts), alone, drop, tuple(notes))
 
 
 _WORDS = {
@@ -117,10 +118,18 @@ _WORDS = {
 }
 
 
-def _same_places(ours: Sequence[Survey], parts: Sequence[Part]) -> bool:
-    """Whether every state dict stays where it is, so that the rest of the file can stay too."""
+def _same_places(checkpoint: Checkpoint, ours: Sequence[Survey], parts: Sequence[Part]) -> bool:
+    """Whether every state dict stays where it is, so that the rest of the file can stay too.
+
+    One mapping under two keys has to become the same under both.
+    """
+    becomes: dict[int, tuple[Action, ...]] = {}
+    mappings = checkpoint.tree.mappings if checkpoint.tree else {}
     return len(parts) == len(ours) and all(
-        part.root == part.state_dict.root and not part.state_dict.holder for part in parts
+        part.keys == part.state_dict.keys
+        and not part.state_dict.holder
+        and becomes.setdefault(id(mappings.get(part.keys, part)), part.actions) == part.actions
+        for part in parts
     )
 
 
@@ -213,11 +222,14 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     )
 
 
-def _renaming_notes(our_root: str, root: str, meeting: Meeting) -> list[Note]:
+def _renaming_notes(found: StateDict, wanted: StateDict, meeting: Meeting) -> list[Note]:
+    root = wanted.root
     notes = (
         [Note("renamed", f"prefix of the names: {meeting.words}", root)] if meeting.words else []
     )
-    if our_root != root:
-        moved = f"the state dict at {our_root or 'the top'} is written at {root or 'the top'}"
+    if found.keys != wanted.keys:
+        moved = f"the state dict at {found.root or 'the top'} is written at {root or 'the top'}"
+        if found.root == root:
+            moved += ", under another kind of key or in another kind of holder"
         notes.append(Note("moved", moved, root))
     return notes

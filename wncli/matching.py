@@ -114,7 +114,8 @@ def pair_up(
 ) -> dict[str, tuple[str, Meeting]]:
     """Which state dict of ours each of theirs means: root to root, and how the names meet.
 
-    The same root comes first, then the most names in common; each of ours is meant once.
+    The same path comes first, then one that reads the same, then the most names in common; each of
+    ours is meant once.
 
     Raises:
         UsageError: several would do equally well, and nothing says which is meant.
@@ -124,12 +125,21 @@ def pair_up(
     wanted = {found.state_dict.root: plain_tensors(found).keys() for found in theirs}
     counts: dict[tuple[str, str], tuple[int, Meeting]] = {}
     paired: dict[str, tuple[str, Meeting]] = {}
-    for root in [root for root in wanted if root in names]:
-        meeting = meet(names[root], wanted[root], roots)
-        if _count(meeting, names[root], set(wanted[root])):
-            paired[root] = root, meeting
+    places = {found.state_dict.keys: found.state_dict.root for found in ours}
+    same = {
+        found.state_dict.root: places[found.state_dict.keys]
+        for found in theirs
+        if found.state_dict.keys in places
+    }
+    alike = [root for root in wanted if root in names and root not in same]
+    same |= {root: root for root in alike if root not in same.values()}
+    for their_root, our_root in same.items():
+        meeting = meet(names[our_root], wanted[their_root], roots)
+        if _count(meeting, names[our_root], set(wanted[their_root])):
+            paired[their_root] = our_root, meeting
+    met = {our_root for our_root, _ in paired.values()}
     for their_root in [root for root in wanted if root not in paired]:
-        for our_root in [root for root in names if root not in paired]:
+        for our_root in [root for root in names if root not in met]:
             meeting = meet(names[our_root], wanted[their_root], roots)
             count = _count(meeting, names[our_root], set(wanted[their_root]))
             if count:

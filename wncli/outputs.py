@@ -21,6 +21,7 @@ from wncli.hints import option
 from wncli.layout import Layout, Slot, Whole
 from wncli.notes import Note
 from wncli.output import unwritable
+from wncli.plan import left_out
 from wncli.sharding import (
     HUGGING_FACE_NAMES,
     OutputFormat,
@@ -103,7 +104,7 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
         else split_by_size(plan, target.format, target.max_shard)
     )
     files: list[tuple[str, Layout]] = []
-    notes: tuple[Note, ...] = ()
+    notes = _lost_with_files(plan, shards)
     for shard in shards:
         if shard.copy_of is not None:
             files.append((shard.name, _whole_file(plan.checkpoint, shard)))
@@ -113,6 +114,15 @@ def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
         notes += found
     index = _index(plan, target.format, files) if len(files) > 1 else None
     return Outputs(target, tuple(files), index, companions, (*dict.fromkeys(notes), *along))
+
+
+def _lost_with_files(plan: Plan, shards: Sequence[ShardOutput]) -> tuple[Note, ...]:
+    """What is no tensor in files of the input of which no tensor is left, so that none is made."""
+    held = {entry.path for shard in shards for entry in shard.plan.checkpoint.entries}
+    for shard in shards:
+        held.update(*(part.state_dict.others for part in shard.plan.parts))
+    lost = [path for path in left_out(plan) if path not in held]
+    return (Note("left-out", f"left out: {', '.join(lost)}"),) if lost else ()
 
 
 def check(target: Target, checkpoint: Path, *, force: bool, make_folder: bool) -> None:

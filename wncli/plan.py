@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from wncli.checkpoint import Checkpoint, StateDict
 from wncli.dims import magnitude_shape
+from wncli.keys import Keys, is_within
 from wncli.naming import Naming, join, pair_names
 from wncli.notes import Note
 from wncli.survey import Pair
@@ -100,13 +101,13 @@ Command = Literal["inspect", "apply", "remove", "convert"]
 class Part(NamedTuple):
     """What becomes of one state dict: an action for each tensor that is kept, in their order.
 
-    `root` is where the result stands in the output; `keeps_others` tells whether what is no tensor
-    goes with it.
+    `keys` are the path at which the result stands in the output; `keeps_others` tells whether what
+    is no tensor goes with it.
     """
 
     state_dict: StateDict
     actions: tuple[Action, ...]
-    root: str
+    keys: Keys
     keeps_others: bool = True
 
 
@@ -122,7 +123,7 @@ class Plan(NamedTuple):
     checkpoint: Checkpoint
     parts: tuple[Part, ...]
     alone: bool
-    drop: frozenset[str]
+    drop: frozenset[Keys]
     notes: tuple[Note, ...]
     elsewhere: frozenset[tuple[int, str]] = frozenset()
 
@@ -154,22 +155,22 @@ def results_of(action: Action) -> tuple[tuple[str, int], ...]:
 
 
 def left_out(plan: Plan, keeping_others: Sequence[Part] = ()) -> list[str]:
-    """The paths of all that is in no part of the plan, but for what `--drop` names.
+    """The paths, as they are shown, of all that is in no part of the plan, nor in `plan.drop`.
 
     What is no tensor among a state dict's items goes with the parts in `keeping_others` alone.
     """
-    taken = {part.state_dict.root for part in plan.parts}
-    lost = [entry.path for entry in plan.checkpoint.entries]
-    lost += [sd.root for sd in plan.checkpoint.state_dicts if sd.root not in taken]
+    gone = plan.drop | {part.state_dict.keys for part in keeping_others}
+    taken = {part.state_dict.keys for part in plan.parts}
+    lost = [entry.path for entry in plan.checkpoint.entries if not is_within(entry.keys, gone)]
+    lost += [
+        state_dict.root
+        for state_dict in plan.checkpoint.state_dicts
+        if state_dict.keys not in taken and not is_within(state_dict.keys, gone)
+    ]
     lost += [
         join(part.state_dict.root, name)
         for part in plan.parts
-        if part not in keeping_others
         for name in part.state_dict.others
+        if not is_within((*part.state_dict.keys, name), gone)
     ]
-    return [path for path in lost if not is_dropped(path, plan.drop)]
-
-
-def is_dropped(path: str, drop: frozenset[str]) -> bool:
-    """Whether the entry at `path` goes with one of the dropped ones: it is one, or inside one."""
-    return any(path == entry or path.startswith(f"{entry}.") for entry in drop)
+    return list(dict.fromkeys(lost))

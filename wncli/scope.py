@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from wncli.checkpoint import Checkpoint
 from wncli.errors import UsageError, WeightNormError
 from wncli.hints import glob_of, option, path_word
+from wncli.keys import Keys, Position, is_within
 from wncli.naming import join
 from wncli.notes import Note
-from wncli.plan import Action, Copy, Part, is_dropped
+from wncli.plan import Action, Copy, Part
 from wncli.selection import (
     Candidate,
     Rule,
@@ -72,23 +74,22 @@ def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
         UsageError: a root, an entry or an `-x` rule that matches nothing.
     """
     state_dicts = checkpoint.state_dicts
-    roots = [state_dict.root for state_dict in state_dicts]
+    drop = dropped(checkpoint, request)
     if request.only is not None:
-        if request.only not in roots:
-            raise _no_root(checkpoint, request.only)
-        if is_dropped(request.only, request.drop):
-            raise UsageError(f"--only {request.only}", "--drop leaves this state dict out")
         state_dicts = tuple(sd for sd in state_dicts if sd.root == request.only)
+        if not state_dicts:
+            raise _no_root(checkpoint, request.only)
+        if is_within(state_dicts[0].keys, drop):
+            raise UsageError(f"--only {request.only}", "--drop leaves this state dict out")
     kept = []
     for state_dict in state_dicts:
-        root = state_dict.root
-        if is_dropped(root, request.drop):
+        keys = state_dict.keys
+        if is_within(keys, drop):
             continue
-        if request.drop:
-            tensors = tuple(s for s in state_dict.tensors if join(root, s.name) not in request.drop)
+        if drop:
+            tensors = tuple(s for s in state_dict.tensors if (*keys, s.name) not in drop)
             state_dict = state_dict._replace(tensors=tensors)  # noqa: PLW2901 - what is left of it
         kept.append(survey(state_dict))
-    _check_drops(checkpoint, request.drop)
     names = [s.name for found in kept for s in found.state_dict.tensors]
     names += [pair.weight for found in kept for pair in found.pairs]
     names += [alike.weight for found in kept for alike in found.look_alikes]
@@ -96,11 +97,19 @@ def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
     return kept
 
 
-def _check_drops(checkpoint: Checkpoint, drop: frozenset[str]) -> None:
-    tensors = {spec.name for sd in checkpoint.state_dicts for spec in sd.tensors if drop}
+def dropped(checkpoint: Checkpoint, request: Request) -> frozenset[Keys]:
+    """Where that stands which `--drop` names.
+
+    Raises:
+        UsageError: an entry that is not there.
+    """
+    found: frozenset[Keys] = frozenset()
+    tensors = {spec.name for sd in checkpoint.state_dicts for spec in sd.tensors if request.drop}
     tree = checkpoint.tree
-    for path in sorted(drop):
-        if tree.has_entry(path) if tree else path in tensors:
+    for path in sorted(request.drop):
+        meant = tree.named(path) if tree else frozenset({(path,)} if path in tensors else ())
+        found |= meant
+        if meant:
             continue
         known = [entry.path for entry in checkpoint.entries]
         known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
@@ -110,6 +119,7 @@ def _check_drops(checkpoint: Checkpoint, drop: frozenset[str]) -> None:
             expected=f"such as {', '.join(known)}" if known else "",
             hint=f"wn inspect {path_word(checkpoint.path)}",
         )
+    return found
 
 
 def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
@@ -171,7 +181,11 @@ def look_alike_notes(surveys: Sequence[Survey]) -> list[Note]:
 
 
 def parts_of(
-    surveys: Sequence[Survey], actions: Mapping[tuple[str, str], Action], only: str | None
+    surveys: Sequence[Survey],
+    actions: Mapping[tuple[str, str], Action],
+    drop: frozenset[Keys],
+    *,
+    alone: bool,
 ) -> tuple[Part, ...]:
     """One action per output layer; every tensor that none uses up is copied under its name."""
     parts = []
@@ -187,9 +201,23 @@ def parts_of(
         for spec in found.state_dict.tensors:
             action = by_source.get(spec.name) or Copy(spec, spec.name)
             ordered.setdefault(id(action), action)
-        target = root if only is None else ""
+        target = () if alone else _after(drop, found.state_dict.keys)
         parts.append(Part(found.state_dict, tuple(ordered.values()), target))
     return tuple(parts)
+
+
+def _after(drop: frozenset[Keys], keys: Keys) -> Keys:
+    """The path of what stands at `keys` once the items at `drop` are gone from lists before it."""
+    gone = [0] * len(keys)
+    for *path, last in drop:
+        place = len(path)
+        own = keys[place] if place < len(keys) else None
+        if isinstance(last, Position) and isinstance(own, Position):
+            gone[place] += last.number < own.number and tuple(path) == keys[:place]
+    return tuple(
+        replace(key, number=key.number - less) if less and isinstance(key, Position) else key
+        for key, less in zip(keys, gone, strict=True)
+    )
 
 
 def stale_notes(pairs: Mapping[tuple[str, str], Pair], what_becomes: str) -> list[Note]:

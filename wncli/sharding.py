@@ -96,7 +96,7 @@ def keep_shards(plan: Plan, output_format: OutputFormat) -> tuple[ShardOutput, .
         metadata = shard.metadata or {} if shard.format == "safetensors" else None
         own_plan = plan._replace(
             checkpoint=replace(shard, path=plan.checkpoint.path, metadata=metadata),
-            parts=(Part(state_dict, tuple(actions), ""),),
+            parts=(Part(state_dict, tuple(actions), ()),),
             notes=(),
         )
         untouched = _is_of(shard, output_format) and _keeps_all(own, actions)
@@ -130,7 +130,7 @@ def split_by_size(plan: Plan, output_format: OutputFormat, limit: int) -> tuple[
         ShardOutput(
             name,
             plan._replace(
-                parts=(Part(part.state_dict, tuple(group), "", keeps_others=not number),),
+                parts=(Part(part.state_dict, tuple(group), (), keeps_others=not number),),
                 alone=True,
                 notes=(),
                 elsewhere=elsewhere,

@@ -15,6 +15,7 @@ from wncli.effective import aligned_runs
 from wncli.errors import FileError
 from wncli.formats import open_checkpoint
 from wncli.formats.torch_archive import damaged_members
+from wncli.keys import Keys, shown
 from wncli.naming import join
 from wncli.plan import Action, Compose, Copy, Decompose, Halves, Plan, Renormalize, Respell
 from wncli.survey import Pair
@@ -63,7 +64,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
             for member in damaged_members(file):
                 raise _failed(output, f"member {member} has not the checksum of what was written")
         tensors = {
-            join(state_dict.root, spec.name): spec
+            (state_dict.keys, spec.name): spec
             for state_dict in checkpoint.state_dicts
             for spec in state_dict.tensors
         }
@@ -72,7 +73,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
             match
             for part in plan.parts
             for action in part.actions
-            for match in _matches(action, "" if is_flat else part.root, tensors, output)
+            for match in _matches(action, () if is_flat else part.keys, tensors, output)
         ]
 
         def agrees(match: _Match, advance: Advance) -> bool:
@@ -95,13 +96,12 @@ def _forget_cached(written: Path) -> None:
 
 
 def _matches(
-    action: Action, root: str, tensors: Mapping[str, TensorSpec], output: str
+    action: Action, keys: Keys, tensors: Mapping[tuple[Keys, str], TensorSpec], output: str
 ) -> Iterator[_Match]:
     def written(name: str) -> TensorSpec:
-        full = join(root, name)
-        if full not in tensors:
-            raise _failed(output, f"{full} is missing")
-        return tensors[full]
+        if (keys, name) not in tensors:
+            raise _failed(output, f"{join(shown(keys), name)} is missing")
+        return tensors[keys, name]
 
     def pair(halves: Halves, dim: int | None) -> Pair:
         return Pair(halves.weight, halves.naming, written(halves.g), written(halves.v), dim)

@@ -15,9 +15,11 @@ from pathlib import Path
 from wncli.checkpoint import Checkpoint, Format, Shard, StateDict, aliases
 from wncli.errors import FormatError, few
 from wncli.formats.files import Source, unreadable
+from wncli.formats.pickles.nodes import Node
 from wncli.formats.safetensors import tied
 from wncli.formats.shard_files import locate
 from wncli.formats.shard_index import ShardIndex
+from wncli.keys import Keys
 from wncli.notes import Note
 from wncli.tensors import TensorSpec
 
@@ -117,7 +119,10 @@ def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpo
 
 
 def _as_shard(checkpoint: Checkpoint) -> Checkpoint:
-    """A torch shard's top is its state dict, because the index says so, whatever stands in it."""
+    """A torch shard's top is its state dict, because the index says so, whatever stands in it.
+
+    An entry is what has no name there, as its key is no text.
+    """
     tree = checkpoint.tree
     if tree is None or checkpoint.state_dicts:
         return checkpoint
@@ -126,8 +131,14 @@ def _as_shard(checkpoint: Checkpoint) -> Checkpoint:
     found = top_state_dict(tree, str(checkpoint.path))
     if found is None:
         return checkpoint
-    tree = tree._replace(mappings={"": tree.root})
-    return replace(checkpoint, state_dicts=(found,), entries=(), tree=tree)
+    entries = tuple(
+        entry
+        for entry in checkpoint.entries
+        if len(entry.keys) == 1 and not isinstance(entry.keys[0], str)
+    )
+    top: dict[Keys, Node] = {(): tree.root}
+    tree = tree._replace(mappings=top, containers=top)
+    return replace(checkpoint, state_dicts=(found,), entries=entries, tree=tree)
 
 
 def _state_dict(checkpoint: Checkpoint) -> StateDict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,11 +9,13 @@ from wncli.errors import FormatError, few
 from wncli.fitting import Fitting
 from wncli.formats.optimizers import Optimizer, read_optimizer, respell
 from wncli.formats.pickles.nodes import Node
-from wncli.formats.torch_roots import members_of
+from wncli.formats.torch_keys import items_of
 from wncli.formats.torch_tensor import read_tensor
 from wncli.formats.torch_tree import TorchTree
+from wncli.hints import option
+from wncli.keys import Keys, Position, is_within
 from wncli.notes import Note
-from wncli.plan import Plan, is_dropped
+from wncli.plan import Plan
 
 #: What torch_ema calls its lists of tensors (`torch_ema/ema.py`, `state_dict`).
 _EMA = ("shadow_params", "collected_params")
@@ -25,11 +26,9 @@ _PLAIN = (list, tuple, int, float, type(None))
 class _Item(NamedTuple):
     """An item of a mapping or list: where it is, and what `--drop` leaves out without harm."""
 
-    holder: str
-    path: str
-    key: str
+    path: Keys
     node: Node
-    droppable: str
+    droppable: Keys
 
 
 def respell_beside(plan: Plan, edits: dict[int, list[Node]]) -> list[Note]:
@@ -40,9 +39,9 @@ def respell_beside(plan: Plan, edits: dict[int, list[Node]]) -> list[Note]:
     fitting = Fitting.of(plan)
     if not fitting.is_changed:
         return []
-    items = [item for item in _items(tree) if not is_dropped(item.path, plan.drop)]
-    entries = {entry.path for entry in plan.checkpoint.entries if entry.kind == "optimizer"}
-    notes = _optimizer_notes(items, entries, fitting, edits)
+    items = [item for item in _items(tree) if not is_within(item.path, plan.drop)]
+    entries = {entry.keys for entry in plan.checkpoint.entries if entry.kind == "optimizer"}
+    notes = _optimizer_notes(tree, items, entries, fitting, edits)
     return [*notes, *_list_notes(tree, items, fitting)]
 
 
@@ -53,31 +52,32 @@ def _items(tree: TorchTree) -> Iterator[_Item]:
         if path in tree.mappings and id(node) in seen:  # a state dict at another root too
             continue
         seen.add(id(node))
-        members = members_of(node) or {}
+        members = dict(items_of(node))
         together = isinstance(node, (list, tuple)) or (
             _EMA[0] in members and all(isinstance(item, _PLAIN) for item in members.values())
         )
         for key, value in members.items():
-            own = f"{path}.{key}" if path else key
-            yield _Item(path, own, key, value, path if together and path else own)
+            own = (*path, key)
+            yield _Item(own, value, path if together and path else own)
 
 
 def _optimizer_notes(
+    tree: TorchTree,
     items: Sequence[_Item],
-    entries: Collection[str],
+    entries: Collection[Keys],
     fitting: Fitting,
     edits: dict[int, list[Node]],
 ) -> list[Note]:
     """A word on each optimizer; one on those of an entry together of which the same is true."""
     told: dict[int, tuple[str, bool]] = {}
-    verdicts: dict[str, dict[str, tuple[str, bool]]] = {}
+    verdicts: dict[Keys, dict[Keys, tuple[str, bool]]] = {}
     for item in items:
         optimizer = read_optimizer(item.node)
         if optimizer is None:
             continue
         if id(item.node) not in told:
             told[id(item.node)] = _judge(optimizer, fitting, edits)
-        entry = item.holder if item.holder in entries else item.droppable
+        entry = item.path[:-1] if item.path[:-1] in entries else item.droppable
         of_entry = verdicts.setdefault(entry, {})
         known = of_entry.get(item.droppable)
         if known is None or not known[1]:
@@ -85,8 +85,9 @@ def _optimizer_notes(
     notes = []
     for entry, found in verdicts.items():
         together = {entry: next(iter(found.values()))} if len(set(found.values())) == 1 else found
-        for path, (words, is_warning) in together.items():
-            drop = f"; --drop {shlex.quote(path)} leaves it out" if is_warning else ""
+        for keys, (words, is_warning) in together.items():
+            path = tree.text(keys)
+            drop = f"; {option('--drop', path)} leaves it out" if is_warning else ""
             message = f"the optimizer state {path!r} {words}{drop}"
             notes.append(Note("optimizer", message, path, is_warning=is_warning))
     return notes
@@ -120,20 +121,20 @@ def _judge(
 
 def _list_notes(tree: TorchTree, items: Sequence[_Item], fitting: Fitting) -> list[Note]:
     """A warning for each list of tensors that stand for parameters which are others now."""
-    notes: dict[str, Note] = {}
+    notes: dict[Keys, Note] = {}
     state_dicts = {id(node) for node in tree.mappings.values()}
     for item in items:
         shapes = _shapes(tree, item) if id(item.node) not in state_dicts else []
         meant = fitting.meant_by(shapes) if len(shapes) > 1 else []
-        if shapes and item.key in _EMA:
+        if shapes and item.path[-1] in _EMA:
             meant = meant or list(fitting.fates)
         if all(fate.keeps_order for fate in meant):
             continue
-        path = item.droppable
-        notes[path] = Note(
+        path = tree.text(item.droppable)
+        notes[item.droppable] = Note(
             "by-position",
             f"the tensors in {path!r} stand for parameters by position, and no longer fit the"
-            f" changed ones; --drop {shlex.quote(path)} leaves them out",
+            f" changed ones; {option('--drop', path)} leaves them out",
             path,
             is_warning=True,
         )
@@ -142,13 +143,14 @@ def _list_notes(tree: TorchTree, items: Sequence[_Item], fitting: Fitting) -> li
 
 def _shapes(tree: TorchTree, item: _Item) -> list[tuple[int, ...]]:
     """The shapes of the tensors in a list, or under the numbers from 0 on; else none."""
-    members = members_of(item.node) or {}
-    if list(members) != [str(number) for number in range(len(members))]:
+    members = dict(items_of(item.node))
+    numbers = [key.number if isinstance(key, Position) else key for key in members]
+    if numbers != list(range(len(members))):
         return []
     shapes = []
     for node in members.values():
         try:
-            spec = read_tensor(node, tree.references, item.path, "")
+            spec = read_tensor(node, tree.references, tree.text(item.path), "")
         except FormatError:  # nobody has asked for this tensor
             return []
         if spec is None:

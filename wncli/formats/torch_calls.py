@@ -29,13 +29,9 @@ from wncli.formats.pickles.nodes import (
     entries_of,
 )
 from wncli.formats.pickles.reader import Pickle
-from wncli.formats.torch_tensor import class_of
-from wncli.formats.torch_tree import TorchTree, path_key
-
-#: Of a call that is shown: its arguments, the characters of each, and calls inside calls.
-_ARGUMENTS = 4
-_LONGEST = 60
-_DEEPEST = 4
+from wncli.formats.torch_keys import items_of, spelled
+from wncli.formats.torch_tree import TorchTree
+from wncli.keys import Keys
 
 
 def find_calls(
@@ -53,27 +49,30 @@ def find_calls(
         return ()
     called = {id(node.function) for node in nodes.values() if isinstance(node, Call)}
     places = dict(_walk(tree, (tree.root,), frozenset(), nodes)) if tree else {}
-    listed = {entry.path for entry in entries}
+    listed = {entry.keys for entry in entries}
     return tuple(
         DangerousCall(
-            _spelled(node), _entry(places.get(key, ""), listed), node, is_shown=key not in called
+            spelled(node),
+            tree.text(_entry(places.get(key, ()), listed)) if tree else "",
+            node,
+            is_shown=key not in called,
         )
         for key, node in nodes.items()
     )
 
 
 def calls_left(
-    tree: TorchTree, calls: Sequence[DangerousCall], roots: Iterable[Node], drop: frozenset[str]
+    tree: TorchTree, calls: Sequence[DangerousCall], roots: Iterable[Node], drop: Collection[Keys]
 ) -> list[DangerousCall]:
     """Those of `calls` that are part of what stands at `roots`, when `drop` is left out of it."""
     found = dict(_walk(tree, roots, drop, {id(call.node) for call in calls}))
     return [call for call in calls if id(call.node) in found]
 
 
-def _entry(path: str, listed: Collection[str]) -> str:
+def _entry(keys: Keys, listed: Collection[Keys]) -> Keys:
     """The entry that a path leads into, or the path itself where none is listed."""
-    dots = (place for place, char in enumerate(path) if char == ".")
-    return next((path[:dot] for dot in dots if path[:dot] in listed), path)
+    lengths = range(len(keys))
+    return next((keys[:length] for length in lengths if keys[:length] in listed), keys)
 
 
 def _dangerous(pickled: Pickle) -> Iterator[Node]:
@@ -94,15 +93,14 @@ def _dangerous(pickled: Pickle) -> Iterator[Node]:
 
 
 def _walk(
-    tree: TorchTree, roots: Iterable[Node], drop: frozenset[str], wanted: Collection[int]
-) -> Iterator[tuple[int, str]]:
+    tree: TorchTree, roots: Iterable[Node], drop: Collection[Keys], wanted: Collection[int]
+) -> Iterator[tuple[int, Keys]]:
     """The ids of the `wanted` nodes that can be reached, with the entry that each is part of."""
-    edits = tree.without(drop)
-    paths: dict[int, str] = {}
+    paths: dict[int, Keys] = {}
     for path, node in tree.containers.items():
         paths.setdefault(id(node), path)
     seen: set[int] = set()
-    stack: list[tuple[Node, str]] = [(root, paths.get(id(root), "")) for root in roots]
+    stack: list[tuple[Node, Keys]] = [(root, paths.get(id(root), ())) for root in roots]
     while stack:
         node, path = stack.pop()
         if isinstance(node, _PLAIN) or id(node) in seen:
@@ -114,13 +112,11 @@ def _walk(
         if own is None or isinstance(node, tuple):  # of which no item can be dropped
             stack += [(part, path) for part in _parts(node)]
             continue
-        is_list = isinstance(node, list)
-        items: list[Node] = node if is_list else entries_of(node) or []
-        for number, item in enumerate(edits.get(id(node), items)):
-            key, value = (number, item) if is_list else item
-            place = path_key(key)
-            inner = own if place is None else f"{own}.{place}" if own else place
-            stack += [(key, own), (value, inner)]
+        items = node if isinstance(node, list) else entries_of(node) or []
+        for item, (key, _) in zip(items, items_of(node), strict=True):
+            inner = (*own, key)
+            if inner not in drop:  # an item of a mapping is a pair, its key the first of it
+                stack.append((item, inner))
         if isinstance(node, Call):
             stack += [(part, own) for part in _own_parts(node)]
 
@@ -166,23 +162,3 @@ def _handed(effect: Effect) -> Iterator[Node]:
                 yield value
         case Built(state):
             yield state
-
-
-def _spelled(node: Node, depth: int = 0) -> str:
-    """A call as Python would write it, shortened."""
-    callee = class_of(node)
-    if callee:
-        return str(callee)
-    if isinstance(node, Call) and depth < _DEEPEST:
-        args = node.args if isinstance(node.args, tuple) else ()
-        shown = [_spelled(arg, depth + 1) for arg in args[:_ARGUMENTS]]
-        shown += ["…"] * (len(args) > _ARGUMENTS or node.keywords is not None)
-        return f"{_spelled(node.function, depth + 1)}({', '.join(shown)})"
-    if isinstance(node, (list, tuple)) and len(node) <= _ARGUMENTS and depth < _DEEPEST:
-        inner = ", ".join(_spelled(item, depth + 1) for item in node)
-        return f"[{inner}]" if isinstance(node, list) else f"({inner}{',' * (len(node) == 1)})"
-    if isinstance(node, (str, bytes)):
-        text = repr(node[:_LONGEST])
-        return text if len(node) <= _LONGEST else f"{text[:-1]}…{text[-1]}"
-    is_short = isinstance(node, int) and node.bit_length() <= 64  # noqa: PLR2004
-    return repr(node) if is_short or isinstance(node, (float, type(None))) else "…"

@@ -13,8 +13,10 @@ from typing import NamedTuple
 from wncli.checkpoint import StateDict
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Added, Built, Call, Node, Set, entries_of
+from wncli.formats.torch_keys import items_of
 from wncli.formats.torch_tensor import called_name, is_part, read_tensor
 from wncli.formats.torch_tree import References
+from wncli.keys import shown_key
 from wncli.tensors import TensorSpec
 
 #: PyTorch makes state dicts by recursion, which Python ends about here.
@@ -61,10 +63,14 @@ def allowance_for(where: str, nbytes: int) -> Allowance:
 
 
 class Module(NamedTuple):
-    """What a module keeps: its tensors by name, in the order of the state dict, and submodules."""
+    """What a module keeps: its tensors by name, in the order of the state dict, and submodules.
+
+    `others` are keys among them that are no text, as they are shown.
+    """
 
     tensors: tuple[tuple[str, Node], ...]
     modules: tuple[tuple[str, Node], ...]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,9 @@ class ModuleReader:
                     found[name] = read_tensor(value, self.references, name, self.allowance.where)
                     if is_part(value):
                         parts.append(name)
+                for key in module.others:
+                    self.allowance.spend(len(prefix) + len(key))
+                    found[prefix + key] = None
                 inner = [(f"{prefix}{key}.", value, False) for key, value in module.modules]
                 self.allowance.spend(sum(len(path) for path, _, _ in inner))
                 stack.extend(reversed(inner))
@@ -170,6 +179,12 @@ def read_module(node: Node, allowance: Allowance) -> Module | None:
     return Module(
         tuple((key, value) for key, value in tensors if value is not None),
         tuple((key, value) for key, value in modules.items() if value is not None),
+        tuple(
+            shown_key(key)
+            for name in ("_parameters", "_buffers", "_modules")
+            for key, value in items_of(attributes[name])
+            if not isinstance(key, str) and value is not None
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from wncli.formats.pickles.nodes import (
     entries_of,
 )
 from wncli.formats.pickles.reader import Pickle
+from wncli.formats.torch_keys import items_of
 from wncli.formats.torch_modules import (
     Allowance,
     ModuleReader,
@@ -35,8 +36,9 @@ from wncli.formats.torch_tensor import (
     read_storage_id,
     read_tensor,
 )
-from wncli.formats.torch_tree import LONGEST_KEY, References, TorchTree
+from wncli.formats.torch_tree import References, TorchTree
 from wncli.formats.weights_only import accepts
+from wncli.keys import Key, Keys, shown, shown_key
 from wncli.tensors import DType, Storage, TensorSpec
 
 #: Deeper than any checkpoint nests its state dicts; bounds what a hostile file can ask for.
@@ -44,14 +46,16 @@ _DEEPEST_ROOT = 16
 #: What `torch.optim` keeps for each parameter, besides `exp_avg` and its kin.
 _KEPT = frozenset({"acc_delta", "exp_inf", "momentum_buffer", "square_avg"})
 _MOST_KEPT = 16
+#: What is shown as something else is shown already has a mark, from the third on with a number.
+_SECOND = 2
 #: How tensors of a module without submodules are called.
 _USUAL = ("weight", "bias")
 
 
 class _Place(NamedTuple):
-    """A node that is to be looked into, the parts of its path, and the id of what holds it."""
+    """A node that is to be looked into, its path, and the id of what holds it."""
 
-    parts: tuple[str, ...]
+    keys: Keys
     node: Node
     holder: int | None
     is_numbered: bool
@@ -81,7 +85,9 @@ def read_tree(
             refused[name] = None
     root = pickled.root
     found = _Finder(references, allowance_for(where, nbytes)).run(root)
-    tree = TorchTree(root, pickled.protocol, references, found.mappings, found.containers)
+    tree = TorchTree(
+        root, pickled.protocol, references, found.mappings, found.containers, found.shown
+    )
     return tree, tuple(found.state_dicts), tuple(found.entries), tuple(refused)
 
 
@@ -115,11 +121,11 @@ def top_state_dict(tree: TorchTree, where: str) -> StateDict | None:
 
 @dataclass(slots=True)
 class _Held:
-    """What was found in one mapping or list: what may hold state dicts, by the path's next part."""
+    """What was found in one mapping or list: what may hold state dicts, by the path's next key."""
 
-    path: str
+    keys: Keys
     node: Node
-    inner: list[tuple[str, Node]]
+    inner: list[tuple[Key, Node]]
 
 
 class _Finder:
@@ -137,9 +143,11 @@ class _Finder:
         self.found: dict[int, StateDict] = {}
         #: The nodes that are state dicts or lead to one.
         self.leading: set[int] = set()
-        self.paths: set[str] = set()
-        self.containers: dict[str, Node] = {}
-        self.mappings: dict[str, Node] = {}
+        #: How often something was to be shown so.
+        self.taken: dict[str, int] = {}
+        self.shown: dict[Keys, str] = {}
+        self.containers: dict[Keys, Node] = {}
+        self.mappings: dict[Keys, Node] = {}
         self.state_dicts: list[StateDict] = []
         self.entries: list[Entry] = []
 
@@ -158,7 +166,7 @@ class _Finder:
         while stack:
             place = stack.pop()
             node = place.node
-            if id(node) in seen or len(place.parts) > _DEEPEST_ROOT:
+            if id(node) in seen or len(place.keys) > _DEEPEST_ROOT:
                 continue
             seen.add(id(node))
             if place.holder is not None:
@@ -166,19 +174,20 @@ class _Finder:
             inner = self.look_into(place)
             if inner is None:
                 continue
-            self.held[id(node)] = _Held(
-                ".".join(place.parts), node, [(key, value) for key, value, _ in inner]
-            )
+            self.held[id(node)] = _Held(place.keys, node, inner)
             stack.extend(
                 _Place(
-                    (*place.parts, key), value, id(node), is_numbered=place.is_numbered or number
+                    (*place.keys, key),
+                    value,
+                    id(node),
+                    is_numbered=place.is_numbered or type(key) is int,
                 )
-                for key, value, number in reversed(inner)
+                for key, value in reversed(inner)
             )
         self.forget_loose(above)
 
-    def look_into(self, place: _Place) -> list[tuple[str, Node, bool]] | None:
-        """What could hold state dicts, by its key, and whether that is a number.
+    def look_into(self, place: _Place) -> list[tuple[Key, Node]] | None:
+        """What could hold state dicts, by its key.
 
         None where nothing can: the node is no container, a module, or an optimizer.
         """
@@ -189,7 +198,7 @@ class _Finder:
                 self.found[id(node)] = state_dict
             return None
         if isinstance(node, (list, tuple)):
-            return [(str(n), item, False) for n, item in enumerate(node) if _may_hold(item)]
+            return [(key, item) for key, item in items_of(node) if _may_hold(item)]
         entries = entries_of(node)
         if entries is None:
             return None
@@ -199,15 +208,16 @@ class _Finder:
         state_dict = self.state_dict(named)
         if _is_convincing(state_dict, is_numbered=place.is_numbered):
             self.found[id(node)] = state_dict
-        inner = [
-            (name, named[name], False)
+        inner: dict[Key, Node] = {
+            name: named[name]
             for name in state_dict.others
             if _may_hold(named[name]) and not name.endswith("_extra_state")
-        ]
+        }
         if len(named) < len(entries):
-            numbered = _numbered(entries, named)
-            inner += [(key, value, True) for key, value in numbered.items() if _may_hold(value)]
-        return inner
+            inner |= {
+                key: value for key, value in items_of(node) if type(key) is int and _may_hold(value)
+            }
+        return list(inner.items())
 
     def state_dict(self, named: Mapping[str, Node]) -> StateDict:
         tensors: list[TensorSpec] = []
@@ -250,82 +260,98 @@ class _Finder:
 
     def name_all(self, root: Node) -> None:
         """Give every state dict the paths that lead to it, and every container its path."""
-        stack: list[tuple[tuple[str, ...], Node, tuple[int, ...]]] = [((), root, ())]
+        stack: list[tuple[Keys, Node, tuple[int, ...]]] = [((), root, ())]
         while stack:
-            parts, node, above = stack.pop()
-            if id(node) in above or len(parts) > _DEEPEST_ROOT:
+            keys, node, above = stack.pop()
+            if id(node) in above or len(keys) > _DEEPEST_ROOT:
                 continue
-            path = self.own_path(".".join(parts))
+            path = self.name(keys, shown(keys))
             state_dict = self.found.get(id(node))
             if state_dict:
-                self.state_dicts.append(state_dict._replace(root=path))
+                self.state_dicts.append(state_dict._replace(root=path, keys=keys))
             held = self.held.get(id(node))
             if not held:
                 continue
-            self.containers[path] = node
+            self.containers[keys] = node
             if state_dict:
-                self.mappings[path] = node
+                self.mappings[keys] = node
             stack.extend(
-                ((*parts, key), value, (*above, id(node)))
+                ((*keys, key), value, (*above, id(node)))
                 for key, value in reversed(held.inner)
                 if id(value) in self.leading
             )
-        for place, held in self.held.items():
-            if place not in self.leading and held.node is not root:
-                self.containers[self.own_path(held.path)] = held.node
 
-    def own_path(self, path: str) -> str:
-        """The path, marked where another is spelled the same: keys can have dots in them."""
+    def name(self, keys: Keys, path: str) -> str:
+        """How a path is shown: marked where another reads the same, as keys can have dots."""
         self.allowance.spend(len(path) + 1)
-        while path in self.paths:
-            path += "'"
-            self.allowance.spend(len(path))
-        self.paths.add(path)
-        return path
+        name = path
+        while name in self.taken:
+            self.taken[path] += 1
+            number = self.taken[path]
+            name = f"{path}'{number if number > _SECOND else ''}"
+        self.taken[name] = 1
+        self.shown[keys] = name
+        return name
 
     def list_entries(self, root: Node) -> None:
-        """What stands beside the state dicts: the other members of whatever holds one."""
+        """List what stands beside the state dicts: the other members of whatever holds one."""
         if id(root) not in self.held and id(root) not in self.found:
-            self.entries.append(self.entry("(top)", root))
-        listed: set[int] = set()
+            self.entries.append(self.entry("(top)", root, ()))
         for path, node in self.containers.items():
-            if path in self.mappings or (path and id(node) not in self.leading):
-                continue
-            members = members_of(node) or {}
-            if id(node) in listed:
-                self.allowance.spend(sum(len(path) + 1 + len(key) for key in members))
-            listed.add(id(node))
-            for key, value in members.items():
-                if id(value) not in self.leading:
-                    self.entries.append(self.entry(f"{path}.{key}" if path else key, value))
+            above = f"{self.shown[path]}." if self.shown[path] else ""
+            for key, value, is_taken in self.beside(path, node):
+                keys, name = (*path, key), above + shown_key(key)
+                if is_taken:
+                    self.taken.setdefault(name, 1)
+                self.entries.append(self.entry(self.name(keys, name), value, keys))
+        for held in self.held.values():
+            if id(held.node) not in self.leading:
+                self.containers.setdefault(held.keys, held.node)
 
-    def entry(self, path: str, value: Node) -> Entry:
+    def beside(self, path: Keys, node: Node) -> list[tuple[Key, Node, bool]]:
+        """The members of a container that have not been named, as state dicts or holders of some.
+
+        Of a state dict only those that have no name in it, as their keys are no text; and whether
+        something in it has a name that reads the same.
+        """
+        is_state_dict = path in self.mappings
+        if is_state_dict and all(isinstance(key, str) for key, _ in entries_of(node) or []):
+            return []
+        members = dict(items_of(node))  # of a key that was set twice, the last is what counts
+        return [
+            (key, value, is_state_dict and shown_key(key) in members)
+            for key, value in members.items()
+            if not (is_state_dict and isinstance(key, str)) and (*path, key) not in self.shown
+        ]
+
+    def entry(self, path: str, value: Node, keys: Keys) -> Entry:
         spec = read_tensor(value, self.references, path, self.where)
         if spec:
-            return Entry(path, "tensor", f"{spec.dtype.label} tensor {list(spec.shape)}")
+            return Entry(path, "tensor", f"{spec.dtype.label} tensor {list(spec.shape)}", keys)
         optimizers = _optimizers(value)
         if optimizers:
             count = sum(optimizers)
             what = "optimizer" if len(optimizers) == 1 else f"{len(optimizers)} optimizers"
             plural = "s" if count != 1 else ""
-            return Entry(path, "optimizer", f"{what}, state of {count} parameter{plural}")
+            return Entry(path, "optimizer", f"{what}, state of {count} parameter{plural}", keys)
         if isinstance(value, Call):
             if self.modules.module(value):
-                return Entry(path, "object", f"{holder_of(value)} without tensors")
+                return Entry(path, "object", f"{holder_of(value)} without tensors", keys)
             name = called_name(value) or "object"
             built = [e.state for e in value.effects if isinstance(e, Built)]
             items = entries_of(value) or (entries_of(built[0]) if built else None)
-            return Entry(path, "object", f"{name}, {_items(items)}" if items else name)
-        return Entry(path, "value", _summary(value))
+            return Entry(path, "object", f"{name}, {_items(items)}" if items else name, keys)
+        return Entry(path, "value", _summary(value), keys)
 
 
 def _optimizers(node: Node, depth: int = 2) -> list[int]:
     """How many parameters each optimizer has that `node` is, or consists of, as a dict or list."""
-    members = members_of(node)
-    if not members or depth == 0:
+    if depth == 0:
         return []
-    if is_optimizer(members):
-        return [count_parameters(members)]
+    members = dict(items_of(node))
+    named = {key: value for key, value in members.items() if isinstance(key, str)}
+    if is_optimizer(named):
+        return [count_parameters(named)]
     found: list[int] = []
     for member in {id(member): member for member in members.values()}.values():
         counts = _optimizers(member, depth - 1)
@@ -333,27 +359,6 @@ def _optimizers(node: Node, depth: int = 2) -> list[int]:
             return []
         found += counts
     return found
-
-
-def members_of(node: Node) -> dict[str, Node] | None:
-    """The members of a mapping by text, or of a list by number; None for anything else."""
-    if isinstance(node, (list, tuple)):
-        return {str(place): item for place, item in enumerate(node)}
-    entries = entries_of(node)
-    if entries is None:
-        return None
-    named = {key: value for key, value in entries if isinstance(key, str)}
-    return named if len(named) == len(entries) else named | _numbered(entries, named)
-
-
-def _numbered(entries: list[tuple[Node, Node]], named: Mapping[str, Node]) -> dict[str, Node]:
-    """The items whose keys are integers, by their text, where no other key is spelled so."""
-    numbered = {
-        str(key): value
-        for key, value in entries
-        if type(key) is int and key.bit_length() <= LONGEST_KEY
-    }
-    return {key: value for key, value in numbered.items() if key not in named}
 
 
 def _may_hold(node: Node) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from wncli.formats.pickles.nodes import Node, PersistentId, entries_of
+from wncli.formats.torch_keys import items_of
 from wncli.formats.torch_tensor import StorageId
+from wncli.keys import Key, Keys, shown_key
 from wncli.tensors import Storage
-
-#: Bits of the longest integer that is taken for a key on a path.
-LONGEST_KEY = 64
 
 References = Mapping[PersistentId, tuple[StorageId, Storage]]
 
@@ -19,45 +18,74 @@ class TorchTree(NamedTuple):
     """A torch file's pickled content, as nodes.
 
     `references` leads from each persistent id to its storage, `mappings` from each state dict's
-    root to its node, `containers` from each mapping's path to its node.
+    path to its node, `containers` from the path of each mapping and list to its node. `shown` is
+    how what is listed is called, no two alike: state dicts, what holds them, and the entries.
     """
 
     root: Node
     protocol: int
     references: References
-    mappings: Mapping[str, Node]
-    containers: Mapping[str, Node]
+    mappings: Mapping[Keys, Node]
+    containers: Mapping[Keys, Node]
+    shown: Mapping[Keys, str]
 
-    def has_entry(self, path: str) -> bool:
-        """Whether `path` leads to an item of one of the mappings."""
-        for end in (-1, *(place for place, char in enumerate(path) if char == ".")):
-            node = self.containers.get(path[: max(end, 0)])
-            keys = [path_key(key) for key, _ in entries_of(node) or []]
-            if isinstance(node, list):
-                keys = [str(number) for number in range(len(node))]
-            if path[end + 1 :] in keys:
-                return True
-        return False
+    def text(self, keys: Keys) -> str:
+        """How a path is shown, and typed."""
+        for length in range(len(keys), -1, -1):
+            known = self.shown.get(keys[:length])
+            if known is not None:
+                return ".".join([*([known] if known else []), *map(shown_key, keys[length:])])
+        return ".".join(map(shown_key, keys))
 
-    def without(self, drop: frozenset[str]) -> dict[int, list[Node]]:
+    def named(self, text: str) -> frozenset[Keys]:
+        """The items of mappings and lists that `text` names, on all paths that lead to them.
+
+        What is listed goes by the name that it has there; whatever else, by its keys.
+        """
+        found = {keys for keys, name in self.shown.items() if keys and name == text}
+        found = {keys for keys in found or self._spelled(text) if self._can_lose(keys)}
+        holders: dict[int, set[Key]] = {}
+        for keys in found:
+            holders.setdefault(id(self.containers[keys[:-1]]), set()).add(keys[-1])
+        return frozenset(
+            (*path, key)
+            for path, node in (self.containers.items() if found else ())
+            for key in holders.get(id(node), ())
+        )
+
+    def _spelled(self, text: str) -> Iterator[Keys]:
+        """The items that are not listed by themselves and whose keys read `text`."""
+        within = [
+            (keys, text[len(name) + 1 :] if name else text)
+            for keys, name in self.shown.items()
+            if keys in self.containers and (not name or text.startswith(name))
+            if not name or text[len(name) : len(name) + 1] == "."
+        ]
+        while within:
+            path, rest = within.pop()
+            for key, _ in items_of(self.containers[path]):
+                keys, name = (*path, key), shown_key(key)
+                if keys in self.shown:
+                    continue
+                if rest == name:
+                    yield keys
+                elif keys in self.containers and rest.startswith(f"{name}."):
+                    within.append((keys, rest[len(name) + 1 :]))
+
+    def _can_lose(self, keys: Keys) -> bool:
+        """Whether the item at a path can be taken out of what holds it; a tuple's cannot."""
+        holder = self.containers.get(keys[:-1])
+        return holder is not None and not isinstance(holder, tuple)
+
+    def without(self, drop: Collection[Keys]) -> dict[int, list[Node]]:
         """By its id, what is left of every mapping and list that loses an item to `drop`."""
+        lost: dict[int, tuple[Node, set[Key]]] = {}
+        for keys in drop:
+            holder = self.containers[keys[:-1]]
+            lost.setdefault(id(holder), (holder, set()))[1].add(keys[-1])
         left: dict[int, list[Node]] = {}
-        for path, node in self.containers.items() if drop else ():
-            is_list = isinstance(node, list)
-            items: list[Node] | None = left.get(id(node), node if is_list else entries_of(node))
-            if items is None:
-                continue
-            keys = (
-                [str(n) for n in range(len(items))] if is_list else [path_key(k) for k, _ in items]
-            )
-            paths = [f"{path}.{key}" if path else key for key in keys]
-            gone = drop.intersection(path for path in paths if path)
-            if gone:
-                left[id(node)] = [e for e, p in zip(items, paths, strict=True) if p not in gone]
+        for place, (holder, gone) in lost.items():
+            items = holder if isinstance(holder, list) else entries_of(holder) or []
+            keyed = zip(items, items_of(holder), strict=True)
+            left[place] = [item for item, (key, _) in keyed if key not in gone]
         return left
-
-
-def path_key(key: Node) -> str | None:
-    """A mapping's key as it is written in paths: text, or a number; None for any other."""
-    is_number = isinstance(key, int) and key.bit_length() <= LONGEST_KEY
-    return str(key) if is_number or isinstance(key, str) else None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from wncli.checkpoint import aliases
-from wncli.formats.pickles.nodes import (
-    Dict,
-    Node,
-    entries_of,
-)
+from wncli.errors import FormatError
+from wncli.formats.pickles.nodes import Dict, Node, entries_of
 from wncli.formats.torch_beside import respell_beside
 from wncli.formats.torch_build import Build
+from wncli.formats.torch_keys import key_of
+from wncli.keys import Key, Keys, Position, shown
 from wncli.layout import Content
 from wncli.notes import Note
-from wncli.plan import Plan, left_out, results_of
+from wncli.plan import Part, Plan, left_out, results_of
 
 _DEFAULT_PROTOCOL = 2
 
@@ -40,54 +41,87 @@ def torch_content(plan: Plan) -> TorchContent:
     """
     tree = plan.checkpoint.tree
     build = Build(tree, elsewhere=plan.elsewhere)
-    edits = tree.without(plan.drop) if tree else {}
-    beside = respell_beside(plan, edits)
-    state_dicts: dict[str, Node] = {}
-    edited: set[int] = set()
+    left = tree.without(plan.drop) if tree else {}
+    beside = respell_beside(plan, left)
+    edits: dict[int, list[Node]] = dict(left)
+    state_dicts: dict[Keys, Node] = {}
+    edited: dict[int, Part] = {}
     for part in plan.parts:
-        node = tree.mappings.get(part.state_dict.root) if tree else None
+        node = tree.mappings.get(part.state_dict.keys) if tree else None
         if node is None:
             if plan.alone or tree is None:
-                state_dicts[part.root] = build.flat(part)
+                state_dicts[part.keys] = build.flat(part)
             continue
-        state_dicts[part.root] = node
-        if id(node) in edited:  # one mapping under two keys
-            continue
-        edited.add(id(node))
-        entries = edits[id(node)] if id(node) in edits else entries_of(node) or []
-        edits[id(node)] = build.state_dict(part, entries)
+        entries = left[id(node)] if id(node) in left else entries_of(node) or []
+        first = edited.setdefault(id(node), part)
+        differs = first is not part and first.actions != part.actions
+        if differs:  # one mapping under two keys, which is to become two
+            node = replace(node)
+        state_dicts[part.keys] = node
+        if differs or first is part:
+            edits[id(node)] = build.state_dict(part, entries)
     if tree and not plan.alone:
         root, protocol = tree.root, tree.protocol
     else:
-        root, protocol = _nest(state_dicts), tree.protocol if tree else _DEFAULT_PROTOCOL
+        root = _nested(state_dicts, edits, str(plan.checkpoint.path))
+        protocol = tree.protocol if tree else _DEFAULT_PROTOCOL
     pickle, contents = build.finish(root, protocol, edits)
     names = [name for part in plan.parts for a in part.actions for name, _ in results_of(a)]
     notes = (*_lost_metadata(plan), *_lost_entries(plan), *beside)
     return TorchContent(pickle, tuple(names), contents, notes)
 
 
-def _nest(state_dicts: dict[str, Node]) -> Node:
-    """State dicts in plain dicts, each where its root says."""
-    top = Dict()
-    for root, node in state_dicts.items():
-        if not root:
-            return node
-        *path, last = root.split(".")
-        place = top
-        for key in path:
-            inner = next((value for name, value in place.entries if name == key), None)
-            if inner is None:
-                inner = Dict()
-                place.entries.append((key, inner))
-            place = inner
-        place.entries.append((last, node))
-    return top
+def _nested(
+    state_dicts: Mapping[Keys, Node], edits: dict[int, list[Node]], where: str, above: Keys = ()
+) -> Node:
+    """State dicts in plain dicts, lists and tuples, each at its path below `above`.
+
+    Raises:
+        FormatError: a list would have to have items that are none of them.
+    """
+    own = state_dicts.get(())
+    below: dict[Key, dict[Keys, Node]] = {}
+    for keys, node in state_dicts.items():
+        if keys:
+            below.setdefault(keys[0], {})[keys[1:]] = node
+    items = {key: _nested(inner, edits, where, (*above, key)) for key, inner in below.items()}
+    positions = [key for key in items if isinstance(key, Position)]
+    if positions:
+        return _listed(items, positions, where, above)
+    if own is None:
+        return Dict(list(items.items()))
+    if items:  # one state dict inside another
+        entries = edits[id(own)] if id(own) in edits else entries_of(own) or []
+        kept = [(key, value) for key, value in entries if key_of(key, 0) not in items]
+        own = replace(own)
+        edits[id(own)] = [*kept, *items.items()]
+    return own
+
+
+def _listed(
+    items: Mapping[Key, Node], positions: Sequence[Position], where: str, above: Keys
+) -> Node:
+    """The list or tuple of these items, which has to be all that is in it."""
+    size = positions[0].of
+    if len(positions) < size:
+        kind = "tuple" if positions[0].in_tuple else "list"
+        missing = next(n for n in range(size) if Position(n) not in items)
+        raise FormatError(
+            where,
+            f"REFERENCE has its state dict in a {kind} at {shown(above) or 'the top'}, and there is"
+            f" nothing to write as item {missing:,} of it",
+            expected=f"a {kind} of state dicts that all have their counterparts here",
+            found=f"{len(positions):,} of {size:,} items",
+            hint="take as REFERENCE a file with the state dict alone, without the list",
+        )
+    ordered = [items[position] for position in sorted(positions, key=lambda place: place.number)]
+    return tuple(ordered) if positions[0].in_tuple else ordered
 
 
 def _lost_entries(plan: Plan) -> list[Note]:
     """What stood beside or in the state dicts that are written by themselves."""
     tree = plan.checkpoint.tree
-    mapped = [part for part in plan.parts if tree and part.state_dict.root in tree.mappings]
+    mapped = [part for part in plan.parts if tree and part.state_dict.keys in tree.mappings]
     lost = left_out(plan, mapped) if plan.alone or tree is None else []
     if not lost:
         return []
