@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, KINDS_AND_DIMS, Ran, Spelling, normalize
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -293,6 +293,7 @@ def test_a_checkpoint_equals_itself(
     for index in range(data.draw(st.integers(1, 4))):
         dtype = data.draw(st.sampled_from(dtypes))
         shape = data.draw(st.lists(st.integers(0, 3), max_size=3))
+        assume(shape not in ([0], [1]))  # placeholders of weights that are elsewhere
         raw = data.draw(st.binary(min_size=0, max_size=64)) or b"\0"
         count = dtype.itemsize * math.prod(shape)
         flat = torch.tensor(list((raw * count)[:count]), dtype=torch.uint8)

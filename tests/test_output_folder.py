@@ -77,7 +77,7 @@ def test_force_replaces_the_checkpoint_in_a_folder_and_nothing_else(
     old_output(tmp_path / "out", old)
     (tmp_path / "link").symlink_to("out")
     before = snapshot(tmp_path)
-    with pytest.raises(FileError, match="not empty"):
+    with pytest.raises(FileError, match="exists already"):
         wncli.remove(tmp_path / "in", place)
     wncli.remove(tmp_path / "in", place, force=True, dry_run=True)
     assert snapshot(tmp_path) == before

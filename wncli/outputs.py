@@ -142,7 +142,7 @@ def check(target: Target, checkpoint: Path, *, force: bool, make_folder: bool) -
 
     if make_folder and not target.path.parent.exists():
         return
-    if not force and target.path.exists():
+    if not force:
         _refuse_checkpoint(target.path, checkpoint, is_one_of_several=make_folder)
     (check_folder if target.is_folder else check_output)(target.path, force=force)
 
@@ -154,7 +154,11 @@ def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: boo
         FileError: it is one.
     """
     where = str(output)
-    if output.samefile(checkpoint):
+    try:
+        is_itself = output.samefile(checkpoint)
+    except OSError:  # it is not there, or what it is called is refused as a name for OUTPUT
+        return
+    if is_itself:
         raise FileError(
             where,
             "OUTPUT exists already: it is CHECKPOINT itself",
