@@ -156,7 +156,9 @@ def wn_here(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Ran]]:
     """`wn` in this process, for the many cases that need no process of their own."""
-    handler = signal.getsignal(signal.SIGTERM)
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    usual = {number: signal.getsignal(number) for number in ending}
+    hook = sys.unraisablehook
 
     def run(*arguments: str | Path) -> Ran:
         monkeypatch.setattr(sys, "argv", ["wn", *map(str, arguments)])
@@ -170,7 +172,9 @@ def wn_here(
         return Ran(code, *capfd.readouterr())
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in usual.items():
+        signal.signal(number, handler)
+    sys.unraisablehook = hook
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"wncli.{name}" for name in names.split())
     for names in (
         """errors hints notes naming keys crc32 dims tensors boxes compiled compiled.kernel
-        double_double norms addresses weight_norm difference partial_output crew""",
+        double_double norms addresses weight_norm difference partial_output interruption crew""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.opcodes formats.pickles.reader formats.pickles.writer
         formats.weights_only formats.torch_tensor formats.torch_keys
@@ -42,8 +42,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         formats.torch_zip_write fill computing cloning output
         output_folder outputs report comparison comparing checking verifying""",
         "api",
-        """cli cli.commands cli.writing cli.reports cli.differences cli.results cli.progress
-        cli.terminal cli.page""",
+        """cli cli.edge cli.commands cli.writing cli.reports cli.differences cli.results
+        cli.progress cli.terminal cli.page""",
     )
 )
 #: The package's own face, and what makes `python -m wncli` run.

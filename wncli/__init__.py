@@ -4,22 +4,12 @@ The commands are functions that return a `Report`; the arithmetic works on NumPy
 not used is not imported: neither NumPy nor the terminal libraries come with `import wncli`.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from wncli.errors import (
-    FileError,
-    FormatError,
-    UsageError,
-    WeightNormError,
-    WnError,
-)
-
+# Nothing is imported here at once: the program is to notice Ctrl-C as early as possible.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from wncli.api import apply, compare, convert, inspect, remove
     from wncli.comparison import Comparison, TensorDifference
+    from wncli.errors import FileError, FormatError, UsageError, WeightNormError, WnError
     from wncli.notes import Note
     from wncli.report import Layer, NothingToDo, Parameters, Report
     from wncli.weight_norm import compose, decompose, magnitude
@@ -61,6 +51,11 @@ _ROOMS = {
     "magnitude": "weight_norm",
     "Comparison": "comparison",
     "TensorDifference": "comparison",
+    "FileError": "errors",
+    "FormatError": "errors",
+    "UsageError": "errors",
+    "WeightNormError": "errors",
+    "WnError": "errors",
     "Layer": "report",
     "NothingToDo": "report",
     "Note": "notes",
@@ -69,8 +64,10 @@ _ROOMS = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the room has under this name
+def __getattr__(name: str) -> object:
     if name not in _ROOMS:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
+    from importlib import import_module
+
     return getattr(import_module(f"wncli.{_ROOMS[name]}"), name)

@@ -1,5 +1,9 @@
 """`python -m wncli` is `wn`."""
 
-from wncli.cli import program
+from wncli.interruption import end_when_interrupted
+
+end_when_interrupted()  # before all other imports, in which Ctrl-C would show a traceback
+
+from wncli.cli import program  # noqa: E402
 
 program()

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from wncli.crew import Crew
+from wncli.interruption import unfinished
 from wncli.partial_output import uninterrupted
 
 #: Bytes that every pipe holds (POSIX PIPE_BUF on Linux), and those of a number in one.
@@ -64,20 +65,21 @@ class Forks:
         """Carry out all tasks."""
         progress = self.crew.progress
         done: set[int] = set()
-        try:
-            with contextlib.suppress(OSError):  # fewer are enough, and none if need be
-                for number in range(len(self.counts)):
-                    self.fork(number)
-            self.crew.progress = lambda count: progress(count + self.done_by_forks())
-            done.update(self.work())
-            for process in tuple(self.living):
-                for reported, results in self.outcome(process):
-                    done.update(reported)
-                    self.crew.add(results)
-            progress(self.done_by_forks())
-        finally:
-            self.crew.progress = progress
-            self.end()
+        with unfinished:
+            try:
+                with contextlib.suppress(OSError):  # fewer are enough, and none if need be
+                    for number in range(len(self.counts)):
+                        self.fork(number)
+                self.crew.progress = lambda count: progress(count + self.done_by_forks())
+                done.update(self.work())
+                for process in tuple(self.living):
+                    for reported, results in self.outcome(process):
+                        done.update(reported)
+                        self.crew.add(results)
+                progress(self.done_by_forks())
+            finally:
+                self.crew.progress = progress
+                self.end()
         for task in range(self.count):
             if task not in done:
                 self.crew.work(task)

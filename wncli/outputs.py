@@ -18,6 +18,7 @@ from wncli.formats.files import unreadable
 from wncli.formats.shard_files import resolve
 from wncli.formats.shard_index import index_kind
 from wncli.hints import option
+from wncli.interruption import unfinished
 from wncli.layout import Layout, Slot, Whole
 from wncli.notes import Note
 from wncli.output import unwritable
@@ -229,7 +230,8 @@ def write(
 
     if not target.is_folder:
         ((_, layout),) = outputs.files
-        with replacing(target.path, layout.nbytes, force=force) as (written, descriptor):
+        with unfinished, replacing(target.path, layout.nbytes, force=force) as temporary:
+            written, descriptor = temporary
             notes = fill(layout, sources, descriptor, report)
             read_back(written, notes)
             return notes
@@ -238,9 +240,12 @@ def write(
     companions = [path for path in outputs.companions if not _is_in(path, target.path)]
     names = [path.name for path in companions]
     names += [name for name, _ in (*outputs.files, *index)]
-    with replacing_folder(
-        target.path, names, partial(_checkpoint_in, target), force=force
-    ) as folder:
+    with (
+        unfinished,
+        replacing_folder(
+            target.path, names, partial(_checkpoint_in, target), force=force
+        ) as folder,
+    ):
         for name, layout in outputs.files:
             with (folder / name).open("xb") as new:
                 allocate(new.fileno(), layout.nbytes)

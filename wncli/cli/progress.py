@@ -6,10 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from wncli.cli.terminal import console
+from wncli.interruption import unfinished
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -25,7 +26,7 @@ _REDRAW = 0.1
 def progress_bar(what: str, *, quiet: bool) -> Iterator[Progress]:
     """A function that takes bytes done and bytes in all; draws on a terminal if it takes long."""
     if quiet or not sys.stderr.isatty():
-        yield lambda _count, _total: None
+        yield lambda _count, _total: unfinished.end_if_interrupted()
         return
     bar = _Bar(what)
     try:
@@ -48,16 +49,19 @@ class _Bar:
         self.drawn = self.start
         self.progress: RichProgress | None = None
         self.over = False
+        #: A drawn bar is to be wiped away, and the cursor shown again.
+        self.drawing = ExitStack()
 
     def advance(self, count: int, total: int) -> None:
+        unfinished.end_if_interrupted()
         with self.lock:
             self.done += count
             now = time.monotonic()
             if self.over or now - self.start < _PATIENCE or now - self.drawn < _REDRAW:
                 return
             self.drawn = now
-            self.progress = self.progress or self.begin(total)
-            self.progress.update(self.progress.task_ids[0], completed=self.done, refresh=True)
+            progress = self.progress or self.begin(total)
+            progress.update(progress.task_ids[0], completed=self.done, refresh=True)
 
     def begin(self, total: int) -> RichProgress:
         from rich.progress import (
@@ -73,11 +77,16 @@ class _Bar:
             *columns, console=console(sys.stderr), transient=True, auto_refresh=False
         )
         progress.add_task(self.what, total=total)
+        self.drawing.enter_context(unfinished)
+        self.progress = progress  # before it starts: an interruption may come in between
         progress.start()
         return progress
 
     def stop(self) -> None:
         with self.lock:
             self.over = True
-            if self.progress:
+        if self.progress:
+            from wncli.partial_output import uninterrupted
+
+            with self.drawing, uninterrupted():
                 self.progress.stop()

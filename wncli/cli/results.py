@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wncli.cli.terminal import printing
 from wncli.errors import printable
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ DONE = 0
 #: Nothing to do, or a difference found.
 NEGATIVE = 1
 REFUSED = 2
-INTERRUPTED = 130
 
 
 def print_report(report: Report, *, json: bool, quiet: bool) -> int:
@@ -32,9 +30,8 @@ def print_report(report: Report, *, json: bool, quiet: bool) -> int:
     if not quiet:
         show_report(report)
     elif report.command == "inspect":
-        with printing():
-            for name in names_of(report):
-                print(printable(name))
+        for name in names_of(report):
+            print(printable(name))
     return code
 
 
@@ -53,5 +50,4 @@ def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
     from json import dumps
 
-    with printing():
-        print(dumps(value, indent=2))
+    print(dumps(value, indent=2), flush=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from wncli.cli.page import Page, Pairs, Table
 from wncli.errors import printable
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
     from rich.console import Console
 
 #: On a terminal with fewer columns, tables keep to what tells the rows apart.
@@ -26,32 +28,87 @@ _LOOKS = {
 }
 
 
-class StreamError(OSError):
-    """What is to be printed cannot be: the disk that stdout goes to is full, or the like."""
+class _Stream(io.RawIOBase):
+    """What stdout or stderr leads to, where failing to print is no failure of what is printed.
+
+    `failure` is why the device has not taken all of it: it is full, or the like. That nobody is
+    there any more to read it is none.
+    """
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self.raw = raw
+        self.is_terminal = raw.isatty()
+        self.failure: OSError | None = None
+
+    def write(self, data: Buffer) -> int:
+        """Write some of it, and drop it where that fails."""
+        nbytes = memoryview(data).nbytes
+        try:
+            while (written := self.raw.write(data)) is None:  # a pipe that does not wait by itself
+                _wait_for_room(self.raw)
+        except OSError as error:
+            has_reader = not (self.is_terminal or isinstance(error, ConnectionError))
+            if has_reader and not self.failure:
+                self.failure = error
+            return nbytes
+        return written
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+def _wait_for_room(raw: io.RawIOBase) -> None:
+    from select import select
+
+    select([], [raw], [])
 
 
 @contextmanager
-def printing() -> Iterator[None]:
-    """Tell failures to print from all others.
+def forgiving_streams() -> Iterator[_Stream]:
+    """Have stdout and stderr take everything, also where they are closed; gives what stdout is.
 
-    Raises:
-        StreamError: stdout does not take it.
-        BrokenPipeError: whoever reads it has read enough.
+    Typer and Rich print there as well, and would make an exit code of a failure. No character of
+    a name fails either.
     """
+    usual = sys.stdout, sys.stderr
+    sys.stdout, stdout = _forgiving(sys.stdout)
+    sys.stderr, _ = _forgiving(sys.stderr)
     try:
-        yield
+        yield stdout
+    finally:
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise StreamError(error.errno, error.strerror) from None
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = usual
+
+
+def _forgiving(stream: TextIO | None) -> tuple[TextIO, _Stream]:
+    if stream is None:
+        raw = io.FileIO(os.devnull, "w")  # for good
+    else:
+        stream.flush()
+        buffer: Any = stream.buffer  # under `python -u` it is the raw one itself
+        raw = getattr(buffer, "raw", buffer)
+    ours = _Stream(raw)
+    text = io.TextIOWrapper(
+        io.BufferedWriter(ours),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace",
+        line_buffering=bool(stream and stream.line_buffering),
+    )
+    return text, ours
 
 
 def show(page: Page) -> None:
     """Print a page on stdout, without blanks at the ends of lines."""
-    with printing():
-        for line in _lines(page, sys.stdout):
-            print(line.rstrip())
+    for line in _lines(page, sys.stdout):
+        print(line.rstrip())
+    sys.stdout.flush()
 
 
 def show_refusal(kind: str, message: str) -> None:

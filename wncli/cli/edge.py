@@ -1,0 +1,98 @@
+"""The command line's edge: runs a command, catches what it refuses, and sets the exit code.
+
+What a command comes to decides on the exit code. Whether anybody reads what is printed does not
+matter. Only a report that its device does not take (a full disk) is an error, also where the exit
+code would have been 1, because whoever asked for the report does not have it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from typing import NoReturn
+
+from wncli.cli.results import DONE, NEGATIVE, REFUSED
+from wncli.cli.terminal import forgiving_streams, show_refusal
+from wncli.interruption import (
+    INTERRUPTED,
+    end_when_interrupted,
+    report_interruption,
+    unfinished,
+)
+
+_COMMANDS = ("inspect", "apply", "remove", "convert", "compare")
+
+
+def program() -> NoReturn:
+    """What a shell starts as `wn`: `main`, leaving without taking apart what ends anyway.
+
+    Python would free every object one by one, which takes a tenth of a short run.
+    """
+    os._exit(_exit_code())
+
+
+def main() -> NoReturn:
+    """Run `wn` with the process's arguments and leave with its exit code."""
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        end_when_interrupted()
+        gc.disable()  # a short run makes no garbage worth looking for among the nodes of a pickle
+        # The work has its own threads; those of OpenBLAS would only be started and wait.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        with forgiving_streams() as stdout:
+            code = _run(sys.argv[1:])
+            sys.stdout.flush()
+            if stdout.failure:
+                reason = os.strerror(stdout.failure.errno or 0)
+                show_refusal("error", f"the report cannot be written ({reason})")
+                code = REFUSED
+        unfinished.end_if_interrupted()
+    except KeyboardInterrupt:
+        report_interruption()
+        code = INTERRUPTED
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    from typer import TyperException
+
+    from wncli.cli.commands import app_for
+    from wncli.cli.results import print_json
+    from wncli.errors import WnError
+
+    try:
+        app = app_for(arguments[0] if arguments else "")
+        result = app(arguments, prog_name="wn", standalone_mode=False)
+    except WnError as outcome:
+        from wncli.report import NothingToDo
+
+        if not isinstance(outcome, NothingToDo):
+            show_refusal("error", str(outcome))
+            return REFUSED
+        if "--json" in arguments:
+            print_json(outcome.report.to_json())
+        show_refusal("nothing to do", str(outcome))
+        return NEGATIVE
+    except TyperException as refusal:
+        message = f"{refusal.format_message()}\n  try:      {_help(arguments)}"
+        show_refusal("error", message)
+        return REFUSED
+    except Exception as error:  # no traceback reaches a user
+        if os.environ.get("WN_TRACEBACK"):
+            raise
+        detail = f"{type(error).__name__}: {error}"
+        hint = "WN_TRACEBACK=1 shows where; please report it"
+        show_refusal("error", f"this is a defect of wn ({detail})\n  try:      {hint}")
+        return REFUSED
+    if result == INTERRUPTED:  # typer turns Ctrl-C into its exit code
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else DONE
+
+
+def _help(arguments: list[str]) -> str:
+    known = [word for word in arguments[:1] if word in _COMMANDS]
+    return " ".join(["wn", *known, "--help"])

@@ -1,0 +1,87 @@
+"""How Ctrl-C, SIGTERM and SIGHUP end the program: at once, or when what it began is cleared away.
+
+`wn` imports this before anything else, because until then Ctrl-C shows a traceback. So it imports
+next to nothing itself. A library takes no signals: nothing here does anything before
+`end_when_interrupted` is called.
+"""
+
+import _signal  # type: ignore[import-not-found]  # `signal` makes enums, for longer than all of this
+import os
+import sys
+
+INTERRUPTED = 130
+_WRITING = ("apply", "remove", "convert")
+
+
+class _Unfinished:
+    """`with unfinished:` is around what has to be cleared away before the process may end.
+
+    There an interruption is a KeyboardInterrupt, so that the clean-up runs. Python drops one that
+    comes up in a finalizer or in a callback, as those of its import system, so it is remembered.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.is_interrupted = False
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        self.end_if_interrupted()
+
+    def end_if_interrupted(self) -> None:
+        """Raise an interruption once more, which may have been dropped the first time.
+
+        Raises:
+            KeyboardInterrupt: the program has been interrupted.
+        """
+        if self.is_interrupted:
+            raise KeyboardInterrupt
+
+
+unfinished = _Unfinished()
+_is_reported = False
+_other_hook = sys.unraisablehook
+
+
+def end_when_interrupted() -> None:
+    """Have the signals that end a run end this process, except those that it is to ignore."""
+    global _other_hook
+    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+        if _signal.getsignal(number) != _signal.SIG_IGN:  # as nohup has it
+            _signal.signal(number, _end)
+    if sys.unraisablehook is not _show_dropped:
+        _other_hook, sys.unraisablehook = sys.unraisablehook, _show_dropped
+
+
+def report_interruption() -> None:
+    """Print the message, once, past the buffers of streams that may be in use."""
+    global _is_reported  # noqa: PLW0603 - it is about the process
+    if _is_reported:
+        return
+    _is_reported = True
+    writes = sys.argv[1:2] and sys.argv[1] in _WRITING
+    message = "interrupted: OUTPUT is as it was before, or complete" if writes else "interrupted"
+    try:
+        if sys.stderr:  # else it is closed, and its number may be that of another file
+            os.write(sys.stderr.fileno(), f"{message}\n".encode())
+    except OSError:
+        pass  # nobody is there to read it
+
+
+def _end(_number: int, _frame: object) -> None:
+    if _is_reported:
+        return  # it is about to end
+    if unfinished.count:
+        unfinished.is_interrupted = True
+        raise KeyboardInterrupt
+    report_interruption()
+    os._exit(INTERRUPTED)  # an exception might be dropped, or shown as a traceback
+
+
+def _show_dropped(dropped: "sys.UnraisableHookArgs") -> None:
+    """Show what Python has to drop, except an interruption, which `unfinished` remembers."""
+    if dropped.exc_type is not KeyboardInterrupt:
+        _other_hook(dropped)
