@@ -5,9 +5,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 LOOPS = Path("wncli/compiled")
-PICKLES = Path("wncli/formats/pickles")
 
-# All of it is optional: Python, NumPy and zlib do the same where it cannot be built.
+# It is optional: NumPy and zlib do the same where it cannot be built.
 setup(
     ext_modules=[
         Extension(
@@ -16,12 +15,6 @@ setup(
             depends=[str(header) for header in sorted(LOOPS.glob("*.h"))],
             # Rounding errors are taken apart, whatever CFLAGS says.
             extra_compile_args=["-O2", "-fno-fast-math", "-ffp-contract=off"],
-            optional=True,
-        ),
-        Extension(
-            "wncli.formats.pickles.opcodes",
-            [str(PICKLES / "opcodes.c")],
-            depends=[str(header) for header in sorted(PICKLES.glob("*.h"))],
             optional=True,
         ),
     ]

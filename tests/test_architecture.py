@@ -27,7 +27,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         """errors hints notes naming keys crc32 dims tensors boxes compiled compiled.kernel
         double_double norms addresses weight_norm difference partial_output interruption crew""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
-        formats.pickles.opcodes formats.pickles.reader formats.pickles.writer
+        formats.pickles.reader formats.pickles.writer
         formats.weights_only formats.torch_tensor formats.torch_keys
         formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots
         formats.torch_modules formats.optimizers formats.torch_archive

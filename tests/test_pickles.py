@@ -28,34 +28,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wncli.errors import FormatError
-from wncli.formats.pickles import opcodes as compiled
-from wncli.formats.pickles import reader, writer
 from wncli.formats.pickles.nodes import Node, PersistentId
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.pickles.writer import write_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 DEEP = 100_000
-
-
-@contextmanager
-def without_compiled_opcodes() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for room in (reader, writer):
-            patch.setattr(room, "opcodes", None)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module", params=["compiled", "python"])
-def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs all tests twice: with the opcodes that are compiled, and without them."""
-    if request.param == "python":
-        with without_compiled_opcodes():
-            yield
-    elif compiled is None:
-        pytest.skip("no C compiler built them")
-    else:
-        yield
 
 
 def read(data: bytes) -> Node:

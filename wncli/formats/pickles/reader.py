@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 from wncli.errors import FormatError
-from wncli.formats.pickles import opcodes
 from wncli.formats.pickles.nodes import (
     Added,
     Appended,
@@ -135,27 +134,11 @@ class _Machine:
         begin = self.place
         try:
             while True:
-                if opcodes and not self.ahead:
-                    self.carry_out_usual()
                 begin = self.place
                 self.place += 1
                 _STEPS[self.data[begin]](self)
         except (_AtEndError, IndexError, struct.error):
             self.place = begin
-
-    def carry_out_usual(self) -> None:
-        """Carry out what is compiled: nearly all opcodes."""
-        self.place, self.stack = opcodes.carry_out(
-            self.data,
-            self.place,
-            self.stack,
-            self.marks,
-            self.memo,
-            self.persistent_ids,
-            self.calls,
-            PersistentId,
-            Call,
-        )
 
     def read_on(self) -> None:
         """Get more bytes, where there are any."""

@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from wncli.formats.pickles import opcodes
 from wncli.formats.pickles.nodes import (
     Added,
     Appended,
@@ -84,28 +83,12 @@ class _Writer:
         self.out += pickle.PROTO + bytes([max(protocol, 2)])
         #: What is to be written, the last first; and what to do once all above it has been.
         work: Tasks = [root]
-        self.write_usual(work)
         while work:
             task = work.pop()
             rest = task() if type(task) is partial else self.in_turn((task,), _DEEPEST)
             if rest:
                 work.extend(reversed(rest))
-            self.write_usual(work)
         return bytes(self.out + pickle.STOP)
-
-    def write_usual(self, work: Tasks) -> None:
-        """Write what is compiled, as far as that is what comes next."""
-        if opcodes:
-            self.out += opcodes.write(
-                work,
-                self.memo,
-                self.kept_alive,
-                self.begun,
-                self.persistent,
-                Global,
-                Call,
-                PersistentId,
-            )
 
     def in_turn(
         self,
