@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from wncli.checkpoint import Checkpoint
-from wncli.errors import FileError
+from wncli.errors import FileError, FormatError
 from wncli.formats.files import Source, Sources, unreadable
 from wncli.notes import Note
 
@@ -104,6 +104,7 @@ def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint,
 
 def _read(source: Source) -> Checkpoint:
     start = source.read_at(0, min(512, source.nbytes), "the first bytes")
+    _refuse_two_formats(source, start)
     if source.path.suffix == ".distcp":  # a part may look whole
         from wncli.formats.distributed import refuse_distributed_file
 
@@ -124,6 +125,58 @@ def _read(source: Source) -> Checkpoint:
     from wncli.formats.foreign import refuse_file
 
     raise refuse_file(source, start)
+
+
+def _refuse_two_formats(source: Source, start: bytes) -> None:
+    """A file that is one thing to one reader, and another to the next, is nothing.
+
+    PyTorch tries zip, then tar, then its legacy format; safetensors' reader takes what is its own.
+
+    Raises:
+        FormatError: it can be read in two formats.
+    """
+    from wncli.formats.safetensors import looks_like_safetensors
+    from wncli.formats.torch_legacy import MAGIC
+
+    claims = [
+        name
+        for name, claimed in (
+            ("a zip archive", start.startswith(b"PK\x03\x04")),
+            ("a legacy torch file", start.startswith(b"\x80") and MAGIC in start[:32]),
+            ("safetensors", looks_like_safetensors(start, source.nbytes)),
+            ("a tar archive", _is_tar(start)),
+        )
+        if claimed
+    ]
+    if len(claims) > 1:
+        raise FormatError(
+            source.where,
+            "two formats claim this file, and it is another in each",
+            expected="one format",
+            found=" and ".join(claims),
+            hint="load it in the way that it was meant, and save it again",
+        )
+
+
+#: Bytes of a tar's header, where its checksum is in it, and what that is spelled with.
+_TAR_BLOCK = 512
+_TAR_CHECKSUM = slice(148, 156)
+_OCTAL = b"01234567 \0"
+
+
+def _is_tar(start: bytes) -> bool:
+    """Whether a file begins with a header that Python's tarfile takes, which PyTorch asks."""
+    checksum = start[_TAR_CHECKSUM]
+    is_spelled = not checksum.strip(_OCTAL) or checksum[:1] in {b"\x80", b"\xff"}
+    if len(start) < _TAR_BLOCK or not is_spelled:
+        return False
+    import tarfile
+
+    try:
+        tarfile.TarInfo.frombuf(start[:_TAR_BLOCK], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def _near_files(path: Path) -> str:

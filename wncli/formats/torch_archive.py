@@ -29,6 +29,13 @@ _LATEST_VERSION = 10
 _FOLDER = 0x10
 
 
+#: What PyTorch looks for by name (`inline_container.cc`, `torch/serialization.py`).
+_KNOWN = frozenset(
+    {"data.pkl", "byteorder", "version", ".data/version", ".format_version", ".storage_alignment",
+     ".data/serialization_id", "constants.pkl", "model.json", ".data/extern_modules"}
+)  # fmt: skip
+
+
 class Member(NamedTuple):
     """One member: where its data is, how it is packed, and the checksum that is recorded for it.
 
@@ -88,6 +95,8 @@ class TorchArchive:
             if lower in folded:
                 raise self.broken(f"member {name!r} stands there twice", "one of each name", "two")
             folded.add(lower)
+            if inner != lower and lower in _KNOWN:  # it would be found there, and not here
+                raise self.broken(f"member {name!r} is spelled otherwise", lower, inner)
             self.members[inner] = member
         if place != size:
             raise self.broken(
@@ -268,12 +277,13 @@ class TorchArchive:
         Raises:
             FormatError: there is none, or another.
         """
-        version = self.read("version") if self.has("version") else b""
+        member = ".data/version" if self.has(".data/version") else "version"
+        version = self.read(member) if self.has(member) else b""
         if not (version.strip().isdigit() and 1 <= int(version[:20]) <= _LATEST_VERSION):
             raise self.broken(
                 "the version is none that PyTorch knows",
                 f"a member version that says 1 to {_LATEST_VERSION}",
-                repr(version[:20]) if self.has("version") else "no such member",
+                repr(version[:20]) if self.has(member) else "no such member",
             )
 
     def _zip64(self, name: str, extra: bytes, *values: int) -> list[int]:

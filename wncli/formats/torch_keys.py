@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wncli.formats.pickles.nodes import ByteText, Call, Node, entries_of, is_called
+from wncli.formats.pickles.nodes import Built, ByteText, Call, Node, entries_of, is_called
 from wncli.formats.torch_tensor import class_of
 from wncli.keys import Key, OtherKey, Position
 
@@ -17,6 +17,11 @@ _DEEPEST = 4
 #: A key is a word in a path: this deep it is looked into, and as many characters are shown.
 _KEY_DEPTH = 2
 _KEY_LENGTH = 80
+
+
+#: Keys that are what they show; a tuple can hold others.
+_PLAIN = (str, bytes, int, float, type(None), tuple)
+_NUMBER = object()
 
 
 def key_of(node: Node, number: int) -> Key:
@@ -35,6 +40,51 @@ def items_of(node: Node) -> Iterator[tuple[Key, Node]]:
         return
     for number, (key, value) in enumerate(entries_of(node) or []):
         yield key_of(key, number), value
+
+
+def find_ambiguous(node: Node) -> Node:
+    """A key of a mapping that a call makes, and that can be equal to another; else None.
+
+    One of them would take the other's place (`'w'` and `str('w')`).
+    """
+    keys = [] if isinstance(node, (list, tuple)) else [key for key, _ in entries_of(node) or []]
+    made = [key for key in keys if not isinstance(key, _PLAIN)]
+    if not made or len(keys) == 1:
+        return None
+    taken: set[object] = {key for key in keys if isinstance(key, (str, bytes))}
+    has_numbers = any(isinstance(key, (int, float)) for key in keys)
+    for key in made:
+        value = _made_value(key)
+        if value is None or value in taken or (value is _NUMBER and has_numbers):
+            return key
+        taken.add(value)
+    return None
+
+
+def _made_value(node: Node) -> object:
+    """What a call makes: text or bytes, `_NUMBER` for NumPy's numbers; None where it is unknown."""
+    if is_called(node, "_codecs", "encode"):  # bytes, as protocol 2 has them
+        return _encoded(node)
+    if not (is_called(node, "numpy._core.multiarray", "scalar")
+            or is_called(node, "numpy.core.multiarray", "scalar")):  # fmt: skip
+        return None
+    match node.args:
+        case (Call(args=(str() as code, *_)) as dtype, data) if is_called(dtype, "numpy", "dtype"):
+            if code[:1] in {"i", "u", "f", "b"}:
+                return _NUMBER
+            raw = data if isinstance(data, bytes) else _encoded(data)
+            states = [effect.state for effect in dtype.effects if isinstance(effect, Built)]
+            is_little = [s[1:2] for s in states if isinstance(s, tuple)] == [("<",)]
+            if code[:1] == "U" and is_little and raw:
+                return raw.decode("utf-32-le", "replace").rstrip("\0")
+    return None
+
+
+def _encoded(node: Node) -> bytes | None:
+    match node:
+        case Call(args=(str() as text, "latin1")) if is_called(node, "_codecs", "encode"):
+            return text.encode("latin1", "replace")
+    return None
 
 
 def spelled(node: Node, depth: int = 0) -> str:

@@ -75,7 +75,9 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             source.number,
         )
 
-    tree, state_dicts, entries, refused = read_tree(content, nbytes, locate, source.where)
+    tree, state_dicts, entries, refused = read_tree(
+        content, nbytes, locate, source.where, is_legacy=True
+    )
     return Checkpoint(
         source.path, "torch legacy", source.nbytes, state_dicts, entries, None, tree, refused,
         find_calls([content, magic, version, system, keys], tree, entries),
@@ -87,7 +89,7 @@ def _locate_all(source: Source, content: Pickle, keys: Node) -> dict[str, Storag
     identities: dict[str, StorageId] = {}
     for node in content.persistent_ids:
         if not class_of(node):
-            identity = read_storage_id(node, source.where)
+            identity = read_storage_id(node, source.where, is_legacy=True)
             known = identities.setdefault(identity.key, identity)
             if known.nbytes != identity.nbytes:
                 raise FormatError(source.where, f"storage {identity.key!r} has two sizes")

@@ -20,7 +20,7 @@ from wncli.formats.pickles.nodes import (
     entries_of,
 )
 from wncli.formats.pickles.reader import Pickle
-from wncli.formats.torch_keys import items_of
+from wncli.formats.torch_keys import find_ambiguous, items_of, spelled
 from wncli.formats.torch_modules import (
     Allowance,
     ModuleReader,
@@ -35,6 +35,7 @@ from wncli.formats.torch_tensor import (
     is_part,
     read_storage_id,
     read_tensor,
+    refuse_changes,
 )
 from wncli.formats.torch_tree import References, TorchTree
 from wncli.formats.weights_only import accepts
@@ -62,7 +63,12 @@ class _Place(NamedTuple):
 
 
 def read_tree(
-    pickled: Pickle, nbytes: int, locate: Callable[[StorageId], Storage], where: str
+    pickled: Pickle,
+    nbytes: int,
+    locate: Callable[[StorageId], Storage],
+    where: str,
+    *,
+    is_legacy: bool = False,
 ) -> tuple[TorchTree, tuple[StateDict, ...], tuple[Entry, ...], tuple[str, ...]]:
     """Find the state dicts, the other entries, and the names that `weights_only` refuses.
 
@@ -71,13 +77,15 @@ def read_tree(
         nbytes: of the pickle.
         locate: finds a storage's bytes in the file.
         where: the file, for refusals.
+        is_legacy: it is of the format before PyTorch 1.6.
     """
+    refuse_changes(pickled.calls, where)
     references: dict[PersistentId, tuple[StorageId, Storage]] = {}
     refused: dict[str, None] = {}
     known: dict[object, object] = {}
     for node in pickled.persistent_ids:
         if not class_of(node):
-            identity = read_storage_id(node, where)
+            identity = read_storage_id(node, where, is_legacy=is_legacy)
             _refuse_two_kinds(known, identity, where)
             references[node] = (identity, locate(identity))
     for name in map(str, pickled.globals):
@@ -94,9 +102,9 @@ def read_tree(
 def _refuse_two_kinds(known: dict[object, object], found: StorageId, where: str) -> None:
     """Every reference to a storage, or to a view of one, has to say the same about it.
 
-    PyTorch goes by the first for all of one key. Bytes without a dtype can be those of any.
+    PyTorch goes by the first for all of one key.
     """
-    facts: list[tuple[str, object]] = [(found.key, found.dtype)] if found.dtype else []
+    facts: list[tuple[str, object]] = [(found.key, found.dtype)]
     if found.view:
         facts.append((found.view[0], (found.key, found.dtype, *found.view)))
     for key, told in facts:
@@ -273,6 +281,14 @@ class _Finder:
             if not held:
                 continue
             self.containers[keys] = node
+            if made := find_ambiguous(node):
+                raise FormatError(
+                    self.where,
+                    "a key beside tensors is made by a call, and may be one that is there already",
+                    expected="names as text",
+                    found=spelled(made),
+                    hint="load it with PyTorch and save it again",
+                )
             if state_dict:
                 self.mappings[keys] = node
             stack.extend(

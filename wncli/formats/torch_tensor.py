@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
+    Built,
     ByteText,
     Call,
+    Dict,
     Global,
     Node,
     PersistentId,
@@ -27,11 +29,24 @@ from wncli.tensors import DType, Storage, TensorSpec, count_elements, row_major
 _TYPED = {dtype.torch_storage: dtype for dtype in DType if dtype.torch_storage}
 _NAMED = {dtype.torch: dtype for dtype in DType if dtype.torch}
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
-_REBUILDS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
-#: Arguments of `_rebuild_tensor_v2` without what is rare.
-_USUAL_ARGS = 6
-#: As many calls can stand around a tensor: a Parameter of a subclass of a subclass.
+#: How `torch.save` has written tensors (`torch/_utils.py`), with the numbers of their arguments:
+#: `_rebuild_tensor` up to 0.3; v2 from 0.4 on, with metadata (conj, neg) from 1.13 on; v3 from 2.0
+#: on for dtypes without a typed storage.
+_REBUILDS = {"_rebuild_tensor": (4, 4), "_rebuild_tensor_v2": (6, 7), "_rebuild_tensor_v3": (7, 8)}
+#: Parameters from 0.4 on; with attributes of their own from 2.0 on. Around both, from 1.8 on, the
+#: `_rebuild_from_type_v2` of subclasses and of tensors with attributes (`torch/_tensor.py`).
+_PARAMETERS = {"_rebuild_parameter": 3, "_rebuild_parameter_with_state": 4}
+#: Which argument says that the numbers are still to be conjugated or negated.
+_METADATA_PLACE = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 6, "_rebuild_tensor_v3": 7}
+#: As many calls can be around a tensor: a Parameter of a subclass with attributes.
 _MOST_WRAPPED = 3
+#: Attributes of a tensor that say what it is, which state can set (and all with two underscores).
+_ATTRIBUTES = frozenset(
+    {
+        "data", "grad", "_grad", "real", "imag", "names", "requires_grad", "retains_grad",
+        "volatile", "_backward_hooks", "_post_accumulate_grad_hooks",
+    }
+)  # fmt: skip
 
 
 class StorageId(NamedTuple):
@@ -52,8 +67,8 @@ class StorageId(NamedTuple):
         return self.numel * (self.dtype.itemsize if self.dtype else 1)
 
 
-def read_storage_id(node: PersistentId, where: str) -> StorageId:
-    """The storage that a persistent id refers to.
+def read_storage_id(node: PersistentId, where: str, *, is_legacy: bool = False) -> StorageId:
+    """The storage that a persistent id refers to; the legacy format's says of what it is a view.
 
     Raises:
         FormatError: it is no reference to a storage.
@@ -64,10 +79,10 @@ def read_storage_id(node: PersistentId, where: str) -> StorageId:
             dtype = None if untyped else _TYPED.get(kind.name)
             is_storage = kind.module in _STORAGE_MODULES and (untyped or dtype is not None)
             if is_storage and _are_counts((numel,)):
+                if rest == ([None] if is_legacy else []):
+                    return StorageId(key, dtype, location, numel)
                 match rest:
-                    case [] | [None]:
-                        return StorageId(key, dtype, location, numel)
-                    case [(str(), int(), int()) as view] if _are_counts(view[1:]):
+                    case [(str(), int(), int()) as view] if is_legacy and _are_counts(view[1:]):
                         return StorageId(key, dtype, location, numel, tuple(view))
     raise FormatError(
         where,
@@ -106,27 +121,27 @@ def read_tensor(
 ) -> TensorSpec | None:
     """The tensor that this node rebuilds, or None where it is something else.
 
-    A tensor that is still to be conjugated or negated is something else: its bytes are not its
-    numbers.
+    A tensor is read only as `torch.save` has written it, with nothing done to it before or after.
+    One that is still to be conjugated or negated is something else: its bytes are not its numbers.
 
     Raises:
-        FormatError: the sizes are impossible, or reach beyond the storage.
+        FormatError: it is made in another way, or the sizes are impossible, or reach beyond the
+            storage.
     """
-    call = _plain_rebuild(node)
-    if call is None or _is_lazy(call):
+    call = _rebuild(node, name, where)
+    if call is None:
         return None
-    match call.args:
-        case (PersistentId() as pid, int() as offset, sizes, steps, *rest):
-            shape, strides = _counts(sizes), _counts(steps)
-        case _:
-            shape = strides = None
+    pid, offset, sizes, steps, *rest = call.args
+    shape, strides = _counts(sizes), _counts(steps)
     if shape is None or strides is None or len(shape) != len(strides) or not _are_counts((offset,)):
         raise FormatError(where, f"tensor {name!r} has an impossible shape", found=brief(call.args))
-    if pid not in storages:
+    if not isinstance(pid, PersistentId) or pid not in storages:
         raise FormatError(where, f"tensor {name!r} is over something that is no tensor storage")
     identity, storage = storages[pid]
     is_explicit = call.function.name == "_rebuild_tensor_v3"
-    dtype = _explicit_dtype(rest) if is_explicit else identity.dtype
+    dtype = _dtype_of(rest[2]) if is_explicit else identity.dtype
+    if is_explicit and identity.dtype is not None:
+        raise touched(name, where, "a dtype of its own over a storage that has one")
     if dtype is None or not dtype.itemsize:
         raise FormatError(where, f"tensor {name!r} has an unknown dtype")
     numel, reach = _extent(shape, strides)
@@ -142,6 +157,117 @@ def read_tensor(
             found=f"shape {shape}, strides {strides}, offset {offset}: up to element {last}",
         )
     return TensorSpec(name, dtype, shape, storage, offset, strides)
+
+
+def touched(name: str, where: str, found: str) -> FormatError:
+    """The refusal of a tensor that is not made, or left, as `torch.save` does."""
+    return FormatError(
+        where,
+        f"tensor {name!r} is not as torch.save makes it, or is changed after it was made",
+        expected="a call of one of PyTorch's rebuild functions, and nothing done to its result",
+        found=found,
+        hint="load it with PyTorch and save it again",
+    )
+
+
+def refuse_changes(calls: Iterable[Call], where: str) -> None:
+    """Nothing may be put into what PyTorch makes: a storage may be that of other tensors as well.
+
+    Raises:
+        FormatError: items are set on a tensor or the like, as its elements.
+    """
+    for call in calls:
+        if call.effects and any(not isinstance(effect, Built) for effect in call.effects):
+            function = class_of(call.function)
+            if function and f"{function.module}.".startswith("torch."):
+                raise FormatError(
+                    where,
+                    "a tensor is changed after it was made",
+                    expected="the numbers in its storage to be its own",
+                    found=_brief_call(call),
+                    hint="load it with PyTorch and save it again",
+                )
+
+
+def _rebuild(node: Node, name: str, where: str) -> Call | None:
+    """The `_rebuild_tensor…` call at the heart of a tensor, a Parameter or a subclass.
+
+    None where there is none, or its numbers are not those in the storage.
+
+    Raises:
+        FormatError: it is not as `torch.save` writes it.
+    """
+    for _ in range(_MOST_WRAPPED + 1):
+        if is_called(node, "torch._utils", *_REBUILDS):
+            fewest, most = _REBUILDS[node.function.name]
+            is_sound = fewest <= len(node.args) <= most
+            inner = None
+        elif is_called(node, "torch._utils", *_PARAMETERS):
+            count = _PARAMETERS[node.function.name]
+            is_sound = len(node.args) == count and all(map(_is_plain, node.args[3:]))
+            inner = node.args[0] if node.args else None
+        elif is_called(node, "torch._tensor", "_rebuild_from_type_v2"):
+            function, kind, args, state = node.args if len(node.args) == 4 else [None] * 4  # noqa: PLR2004
+            inner = Call("REDUCE", function, args)
+            if not is_called(inner, "torch._utils", *_REBUILDS) or not isinstance(args, tuple):
+                return None  # a wrapper, whose numbers are elsewhere
+            is_sound = _is_plain(state) and _keeps_numbers(kind)
+        else:
+            return None
+        if not is_sound or not _is_untouched(node):
+            raise touched(name, where, _brief_call(node))
+        if inner is None:
+            return None if _is_lazy(node) else node
+        node = inner
+    return None
+
+
+def _is_untouched(call: Call) -> bool:
+    return call.opcode == "REDUCE" and call.keywords is None and not call.effects
+
+
+def _is_plain(state: Node) -> bool:
+    """Whether state only gives a tensor attributes that say nothing of its numbers.
+
+    As `_set_obj_state` takes it: the dict of attributes, or a pair of it and the slots.
+    """
+    parts = state if isinstance(state, tuple) else (state,)
+    return len(parts) <= 2 and all(  # noqa: PLR2004
+        part is None
+        or (
+            isinstance(part, Dict)
+            and all(
+                isinstance(key, str) and key not in _ATTRIBUTES and not key.startswith("__")
+                for key, _ in part.entries
+            )
+        )
+        for part in parts
+    )
+
+
+def _keeps_numbers(kind: Node) -> bool:
+    """Whether an object of this class has the numbers of the tensor that it is made of.
+
+    Of PyTorch's own only the plain ones do for sure; of others nobody can tell, and
+    `weights_only` refuses them.
+    """
+    if not isinstance(kind, Global):
+        return False
+    return f"{kind.module}." in {"torch.", "torch.nn.parameter.", "torch._tensor."} or not (
+        kind.module.startswith("torch.")
+    )
+
+
+def _is_lazy(call: Call) -> bool:
+    """Whether the numbers in the storage are not yet the tensor's: `conj()`, or its `imag`."""
+    place = _METADATA_PLACE[call.function.name]
+    metadata = _untagged(call.args[place]) if len(call.args) > place else None
+    return any(value is not False for _, value in entries_of(metadata) or [])
+
+
+def _brief_call(call: Call) -> str:
+    changed = "".join(f", then {type(effect).__name__.lower()}" for effect in call.effects[:3])
+    return f"{call.function} with {len(call.args)} arguments{changed}"
 
 
 def is_part(node: Node) -> bool:
@@ -161,49 +287,22 @@ def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int | Non
     return count_elements(shape), sum((size - 1) * step for size, step in steps)
 
 
-def _plain_rebuild(node: Node) -> Call | None:
-    """The `_rebuild_tensor…` call at the heart of a tensor, a Parameter or a subclass."""
-    for _ in range(_MOST_WRAPPED + 1):
-        if is_called(node, "torch._utils", *_REBUILDS):
-            return cast("Call", node)
-        if is_called(node, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
-            node = node.args[0] if node.args else None
-        elif is_called(node, "torch._tensor", "_rebuild_from_type_v2") and len(node.args) > 2:  # noqa: PLR2004
-            node = Call("REDUCE", node.args[0], node.args[2])
-        else:
-            break
-    return None
-
-
-def _is_lazy(call: Call) -> bool:
-    """Whether the numbers in the storage are not yet the tensor's: `conj()`, or its `imag`."""
-    return len(call.args) > _USUAL_ARGS and any(
-        key in ("conj", "neg") and value is not False
-        for part in call.args[_USUAL_ARGS:]
-        for key, value in entries_of(_untagged(part)) or []
-        if isinstance(key, str)
-    )
-
-
 def _untagged(node: Node) -> Node:
     """What TorchScript writes with its type beside it."""
     is_tagged = is_called(node, "torch.jit._pickle", "restore_type_tag")
     return node.args[0] if is_tagged and node.args else node
 
 
-def _explicit_dtype(rest: list[Node]) -> DType | None:
-    for part in rest:
-        if isinstance(part, Global) and part.module == "torch":
-            return _NAMED.get(part.name)
-    return None
+def _dtype_of(node: Node) -> DType | None:
+    is_torch = isinstance(node, Global) and node.module == "torch"
+    return _NAMED.get(node.name) if is_torch else None
 
 
 def _counts(node: Node) -> tuple[int, ...] | None:
-    if not isinstance(node, (tuple, list)):
-        if not (is_called(node, "torch", "Size") and len(node.args) == 1):
-            return None
+    """Sizes or strides: a tuple, which is what it was when the tensor was made."""
+    if is_called(node, "torch", "Size") and len(node.args) == 1 and not node.effects:
         node = node.args[0]
-    return tuple(node) if isinstance(node, (tuple, list)) and _are_counts(node) else None
+    return node if isinstance(node, tuple) and _are_counts(node) else None
 
 
 def _are_counts(values: Iterable[Node]) -> bool:
@@ -246,7 +345,7 @@ def make_tensor(
     `like` also tells whether it requires a gradient.
     """
     stride = row_major(shape) if strides is None else strides
-    rebuild = _plain_rebuild(like)
+    rebuild = _rebuild(like, "", "")
     requires_grad = rebuild is not None and len(rebuild.args) > 4 and rebuild.args[4] is True  # noqa: PLR2004
     args = (PersistentId(storage), 0, shape, stride, requires_grad, _NO_HOOKS)
     if storage.dtype in _TYPED_STORAGES:

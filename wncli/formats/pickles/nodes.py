@@ -7,6 +7,7 @@ shared: one node met twice is one object after loading.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,19 +104,77 @@ class Call:
 def entries_of(node: Node) -> list[tuple[Node, Node]] | None:
     """The items of a mapping, whether dict, OrderedDict, defaultdict or the like; else None.
 
-    Where a key was set twice, both are listed: `dict()` of the list keeps the last, as Python does.
+    Keys that are one to Python are one here, with the last value; those that calls make are each
+    their own. None as well for a mapping that is not made empty, or is made another by its state.
     """
     if isinstance(node, Dict):
-        return node.entries
+        return _merged(node.entries)
     if isinstance(node, Call):
         parts = [effect.entries for effect in node.effects if isinstance(effect, SetItems)]
-        if len(parts) == 1:
-            return parts[0]
-        if parts:
-            return [entry for part in parts for entry in part]
-        if is_called(node, "collections", "OrderedDict"):
-            return []
+        ordered = is_called(node, "collections", "OrderedDict")
+        if (parts or ordered) and _is_made_empty(node):
+            return _merged(parts[0] if len(parts) == 1 else [e for part in parts for e in part])
     return None
+
+
+#: How many arguments the standard library's mappings are made empty with.
+_MAPPINGS = {
+    ("collections", "OrderedDict"): 0,
+    ("collections", "defaultdict"): 1,
+    ("collections", "Counter"): 0,
+    ("builtins", "dict"): 0,
+    ("__builtin__", "dict"): 0,
+}
+
+
+def _is_made_empty(node: Call) -> bool:
+    """Whether all that is in a mapping has been set on it; other packages' classes are not known.
+
+    `cls.__new__` takes no items. State becomes attributes, of which some are what gives the items.
+    """
+    function = node.function
+    name = (function.module, function.name) if isinstance(function, Global) else ("", "")
+    if name not in _MAPPINGS:
+        return True
+    if node.opcode == "REDUCE" and len(node.args) > _MAPPINGS[name]:
+        return False
+    states = [effect.state for effect in node.effects if isinstance(effect, Built)]
+    return all(
+        isinstance(state, Dict)
+        and all(isinstance(key, str) and not hasattr(OrderedDict, key) for key, _ in state.entries)
+        for state in states
+    )
+
+
+def _merged(entries: list[tuple[Node, Node]]) -> list[tuple[Node, Node]]:
+    """Items with each key once: where it was set first, with the value that was set last."""
+    merged: dict[object, tuple[Node, Node]] = {}
+    for entry in entries:
+        key = entry[0]
+        own = key if type(key) is str else _identity(key)
+        merged[own] = (merged[own][0], entry[1]) if own in merged else entry
+    return entries if len(merged) == len(entries) else list(merged.values())
+
+
+#: Bits of integers that Python tells apart fast: longer ones can be made to collide in a dict.
+_SHORT = 60
+
+
+def _identity(key: Node) -> object:
+    """What is equal for keys that are one to Python, and for no others."""
+    if isinstance(key, (bool, int)):
+        return int(key) if key.bit_length() <= _SHORT else ("int", hex(key))
+    if isinstance(key, float):
+        return _identity(int(key)) if key.is_integer() else key
+    if isinstance(key, tuple):
+        return "tuple", tuple(part if type(part) is str else _leaf(part) for part in key)
+    return _leaf(key)
+
+
+def _leaf(key: Node) -> object:
+    if isinstance(key, (bool, int, float)):
+        return _identity(key)
+    return key if isinstance(key, (str, bytes, type(None))) else ("node", id(key))
 
 
 def is_called(node: Node, module: str, *names: str) -> bool:

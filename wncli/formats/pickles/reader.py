@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import pickle
+import re
 import struct
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
@@ -31,6 +32,12 @@ from wncli.formats.pickles.nodes import (
 
 #: Bytes of a file that are read at first; each further read doubles them.
 _WINDOW = 1 << 20
+
+#: Numbers as picklers write them in lines; Python's and C's readers take others, each as its own.
+_INT_LINE = re.compile(rb"0[01]|0|-?[1-9][0-9]*")
+_LONG_LINE = re.compile(rb"(0|-?[1-9][0-9]*)L?")
+_FLOAT_LINE = re.compile(rb"-?([0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?|inf)|nan")
+_PLACE_LINE = re.compile(rb"[0-9]+")
 
 _UINT16 = struct.Struct("<H")
 _INT32 = struct.Struct("<i")
@@ -269,8 +276,15 @@ class _Machine:
             raise self.broken("a quoted string has no quotes")
         self.old_text(codecs.escape_decode(raw[1:-1])[0])
 
-    def integer_line(self) -> None:
+    def number(self, form: re.Pattern[bytes]) -> bytes:
+        """A line with a number as picklers write it; others mean one thing to C, one to Python."""
         raw = self.line()
+        if not form.fullmatch(raw):
+            raise self.broken(f"{raw[:40]!r} is no number as picklers write it")
+        return raw
+
+    def integer_line(self) -> None:
+        raw = self.number(_INT_LINE)
         self.push({b"00": False, b"01": True}[raw] if raw in (b"00", b"01") else int(raw))
 
     def name(self, module: Node, name: Node) -> None:
@@ -298,15 +312,25 @@ class _Machine:
         self.calls.append(node)
         self.stack.append(node)
 
-    def reduce(self, opcode: str) -> None:
+    def reduce(self) -> None:
         args = self.pop()
         function = self.pop()
-        ordered = isinstance(function, Global) and function.name == "OrderedDict"
-        if ordered and function.module == "collections" and (pairs := _python2_items(args)):
-            self.call(opcode, function, ())
-            self.effect(SetItems, pairs)
-        else:
-            self.call(opcode, function, args)
+        if isinstance(function, Global):
+            pairs = None
+            if function.name == "OrderedDict" and function.module == "collections":
+                pairs = _python2_items(args)
+            elif function.name.startswith("_rebuild_") and function.module.startswith("torch."):
+                args = _as_they_are(args, inner=function.name == "_rebuild_from_type_v2")
+            if pairs is not None:
+                self.call("REDUCE", function, ())
+                if pairs:
+                    self.effect(SetItems, pairs)
+                return
+        self.call("REDUCE", function, args)
+
+    def new_object(self) -> None:
+        args = self.pop()
+        self.call("NEWOBJ", self.pop(), args)
 
     def new_with_keywords(self) -> None:
         keywords = self.pop()
@@ -427,6 +451,22 @@ def _python2_items(args: Node) -> list[tuple[Node, Node]] | None:
     return None
 
 
+def _as_they_are(args: Node, *, inner: bool) -> Node:
+    """The arguments of a tensor with copies of their dicts, which may grow behind the call.
+
+    What is set on them then does not reach the tensor. `inner` tells whether one of them are the
+    arguments that another function is called with.
+    """
+    if not isinstance(args, tuple) or not (inner or any(type(part) is Dict for part in args)):
+        return args
+    return tuple(
+        Dict(list(part.entries)) if type(part) is Dict
+        else _as_they_are(part, inner=False) if inner
+        else part
+        for part in args
+    )  # fmt: skip
+
+
 _METHODS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.PROTO: _Machine.declare,
     pickle.STOP: _Machine.stop,
@@ -442,10 +482,10 @@ _METHODS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.BININT: lambda m: m.push(m.int32()),
     pickle.BININT1: lambda m: m.push(m.uint8()),
     pickle.BININT2: lambda m: m.push(m.uint16()),
-    pickle.LONG: lambda m: m.push(int(m.line().rstrip(b"L"))),
+    pickle.LONG: lambda m: m.push(int(m.number(_LONG_LINE).rstrip(b"L"))),
     pickle.LONG1: lambda m: m.push(int.from_bytes(m.take(m.uint8()), "little", signed=True)),
     pickle.LONG4: lambda m: m.push(int.from_bytes(m.take(m.uint32()), "little", signed=True)),
-    pickle.FLOAT: lambda m: m.push(float(m.line())),
+    pickle.FLOAT: lambda m: m.push(float(m.number(_FLOAT_LINE))),
     pickle.BINFLOAT: lambda m: m.push(_FLOAT64.unpack(m.take(8))[0]),
     pickle.STRING: _Machine.quoted,
     pickle.BINSTRING: lambda m: m.old_text(m.take(m.uint32())),
@@ -474,17 +514,17 @@ _METHODS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.EMPTY_SET: lambda m: m.push(Set([])),
     pickle.ADDITEMS: lambda m: m.effect(Added, m.since_mark()),
     pickle.FROZENSET: lambda m: m.push(Set(m.since_mark(), frozen=True)),
-    pickle.GET: lambda m: m.recall(int(m.line())),
+    pickle.GET: lambda m: m.recall(int(m.number(_PLACE_LINE))),
     pickle.BINGET: lambda m: m.recall(m.uint8()),
     pickle.LONG_BINGET: lambda m: m.recall(m.uint32()),
-    pickle.PUT: lambda m: m.remember(int(m.line())),
+    pickle.PUT: lambda m: m.remember(int(m.number(_PLACE_LINE))),
     pickle.BINPUT: lambda m: m.remember(m.uint8()),
     pickle.LONG_BINPUT: lambda m: m.remember(m.uint32()),
     pickle.MEMOIZE: lambda m: m.remember(len(m.memo) + len(m.ahead)),
     pickle.GLOBAL: lambda m: m.name(m.line().decode("utf-8"), m.line().decode("utf-8")),
     pickle.STACK_GLOBAL: _Machine.name_from_stack,
-    pickle.REDUCE: lambda m: m.reduce("REDUCE"),
-    pickle.NEWOBJ: lambda m: m.reduce("NEWOBJ"),
+    pickle.REDUCE: _Machine.reduce,
+    pickle.NEWOBJ: _Machine.new_object,
     pickle.NEWOBJ_EX: _Machine.new_with_keywords,
     pickle.OBJ: _Machine.old_object,
     pickle.INST: _Machine.old_instance,
