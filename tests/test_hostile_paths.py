@@ -335,7 +335,7 @@ def test_what_cannot_be_replaced_by_a_file_is_refused_as_output(
     arguments: tuple[str, ...] = (command,)
     if command == "make shards":
         arguments = ("convert", "--max-shard-size", "16")
-        says = f"{says}|OUTPUT is a file|the directory does not exist"
+        says = f"{says}|OUTPUT is a file|the directory does not exist|is no directory"
     ran = wn_here(*arguments, sound, output, "--format", "torch", *force)
     hold_refused(ran, output, says)
     assert snapshot(sound.parent) == before

@@ -97,8 +97,9 @@ def test_a_module_without_a_weight_lends_its_matrices(tmp_path: Path) -> None:
 
 def test_a_glob_that_finds_vectors_alone_says_how_to_take_them(tmp_path: Path) -> None:
     torch.save(torch.nn.LayerNorm(3).state_dict(), tmp_path / "in.pt")
-    with pytest.raises(wncli.UsageError, match=r"weight has one dimension; -l weight in full"):
+    with pytest.raises(wncli.UsageError, match="weight has one dimension") as refusal:
         wncli.apply(tmp_path / "in.pt", tmp_path / "out.pt", layers=["*"])
+    assert refusal.value.hint == "-l weight or -l bias"
     assert wncli.apply(tmp_path / "in.pt", tmp_path / "out.pt", layers="weight").layers
 
 

@@ -356,7 +356,7 @@ CASES: dict[str, Case] = {
         PLAIN, "apply", ("out.pt", "exists already", "--force"), ("--dry-run",), force=False
     ),
     "an OUTPUT that is the input": Case(
-        PLAIN, "apply", ("model.pt", "exists already", "--force"), output="model.pt", force=False
+        PLAIN, "apply", ("CHECKPOINT itself", "model-2.pt"), output="model.pt", force=False
     ),
     "an OUTPUT that is a directory": Case(
         PLAIN, "apply", ("folder", "directory", "a file's name"), output="folder"

@@ -221,7 +221,7 @@ def test_more_shards_than_files_may_be_open_are_read(tmp_path: Path) -> None:
 
     assert run(1000) == "300\n"
     assert "Too many open files" in run(100)
-    assert "ulimit -n" in run(100)
+    assert "have the hard limit of open files raised" in run(100)
 
 
 def test_all_files_are_closed_behind_a_refusal_and_at_the_end(tmp_path: Path) -> None:

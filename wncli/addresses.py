@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from wncli.errors import FileError
 from wncli.hints import free_path, path_word, word
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+#: Characters of the name that a file gets here.
+_LONGEST = 60
 _FETCH = {"s3": "aws s3 cp", "gs": "gcloud storage cp"}
 
 
@@ -21,28 +23,35 @@ def refuse_address(text: str, *, is_output: bool) -> None:
     """
     if not _ADDRESS.match(text):
         return
-    scheme, _, path, _, _ = urlsplit(text)
-    if is_output:
-        problem, hint = "OUTPUT has to be a file here", "write a file, and upload that"
-    else:
-        problem, hint = "a checkpoint has to be a file here", _fetch(scheme.lower(), text, path)
-    raise FileError(text, problem, expected="a path", found="an address", hint=hint)
+    raise FileError(
+        text,
+        "OUTPUT has to be a file here" if is_output else "a checkpoint has to be a file here",
+        expected="a path",
+        found="an address",
+        hint="write a file, and upload that" if is_output else _fetch(text),
+    )
 
 
-def _fetch(scheme: str, text: str, path: str) -> str:
+def _fetch(text: str) -> str:
     """What brings the file here; nothing is overwritten by it."""
+    scheme, _, place = text.partition("://")
+    scheme = scheme.lower()
+    _, _, path = place.partition("/")
     if scheme == "file":
-        return f"wn inspect {path_word(unquote(path))}"
+        return path_word(f"/{unquote(path)}")
+    if not path:
+        return "download it first, and give the file"
     if scheme == "hf":
-        owner, _, inner = text.partition("://")[2].partition("/")
-        repository, _, file = inner.partition("/")
-        return " ".join(["hf download", word(f"{owner}/{repository}"), *filter(None, [word(file)])])
-    name = Path(unquote(path)).name or "checkpoint"
+        owner, repository, *file = place.split("/", 2)
+        return " ".join(["hf download", word(f"{owner}/{repository}"), *map(word, file)])
+    is_web = scheme in {"http", "https"}
+    name = Path(unquote(re.split("[?#]", path)[0]) if is_web else path).name
+    name = name.replace("\0", "_")[-_LONGEST:] or "checkpoint"
     target = path_word(free_path(Path(name)))
     if scheme in _FETCH:
         return f"{_FETCH[scheme]} {word(text)} {target} && wn inspect {target}"
-    if scheme in {"http", "https"}:
+    if is_web:
         # A hub shows a page about the file at blob, and has the file itself at resolve.
         text = re.sub(r"^(https?://huggingface\.co/[^/]+/[^/]+)/blob/", r"\1/resolve/", text)
-        return f"curl -fL {word(text)} -o {target} && wn inspect {target}"
+        return f"curl -fgL {word(text)} -o {target} && wn inspect {target}"
     return "download it first, and give the file"

@@ -20,11 +20,11 @@ from wncli.decide import (
     refuse_damage,
     refuse_objects,
 )
-from wncli.errors import FileError, FormatError, UsageError
+from wncli.errors import FileError, FormatError, UsageError, WeightNormError
 from wncli.formats import open_checkpoint
-from wncli.hints import path_word
-from wncli.naming import Naming
-from wncli.plan import Copy, Plan
+from wncli.hints import option, path_word
+from wncli.naming import Naming, join
+from wncli.plan import Action, Copy, Part, Plan
 from wncli.report import NothingToDo, Report, make_report
 from wncli.scope import Request
 from wncli.sharding import OutputFormat, parse_size
@@ -219,7 +219,9 @@ def convert(  # noqa: PLR0913 - the command's options
     _check_choice("naming", naming, (None, "hook", "parametrized"))
     if like is None and partial:
         raise UsageError(
-            "--partial", "it says what to do where --like does not fit", hint="--like REFERENCE"
+            "--partial",
+            "it says what to do where --like does not fit",
+            hint="leave it out, or name a checkpoint to be fitted with --like",
         )
     if like is None:
         return _write(
@@ -234,11 +236,16 @@ def convert(  # noqa: PLR0913 - the command's options
     from wncli.decide_like import plan_like
 
     with open_checkpoint(_path(like)) as (reference, _):
-        return _write(
-            lambda opened: plan_like(opened, reference, request, partial=partial),
-            checkpoint, output, format, max_shard_size, progress,
-            force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
-        )  # fmt: skip
+        try:
+            return _write(
+                lambda opened: plan_like(opened, reference, request, partial=partial),
+                checkpoint, output, format, max_shard_size, progress,
+                force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
+            )  # fmt: skip
+        except WeightNormError as error:
+            if error.hint.lstrip("$'").startswith("-x"):  # which has no place beside --like
+                error.hint = ""
+            raise
 
 
 def compare(  # noqa: PLR0913 - the command's options
@@ -311,7 +318,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
         from_folder = path.is_dir() or bool(opened.shards)
         folder = path if path.is_dir() else path.parent
         target = decide_target(os.fspath(output), opened, chosen, limit, from_folder=from_folder)
-        check(target, path, force=force, make_folder=make_folder)
+        check(target, path, force=force, make_folder=make_folder, from_folder=from_folder)
         plan = make_plan(opened)
         repacks = plan.command == "convert" and opened.tree and target.format == "torch"
         if not plan.parts and opened.entries and not repacks:
@@ -326,18 +333,19 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
         if not plan.changes and not _converts(plan, target):
             raise _nothing(plan)
         if target.format == "torch":
-            refuse_objects(plan, os.fspath(output))
+            refuse_objects(plan)
         refuse_damage(opened)
         keeps_storages = target.format == "torch"
         refuse_growth(
             opened,
             (
-                spec
+                (spec, (part, action))
                 for part in plan.parts
                 for action in part.actions
                 if not (keeps_storages and isinstance(action, Copy))
                 for spec in action.sources
             ),
+            _without,
         )
         refuse_calls(plan)
         outputs = lay_out(plan, target, folder if from_folder else None)
@@ -352,6 +360,13 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
             notes += write(outputs, sources, progress, force=force, verified=verified)
         names = tuple(name for name, _ in outputs.files) if target.is_folder else ()
         return make_report(plan, notes, str(target.path), target.format, names, dry_run=dry_run)
+
+
+def _without(taken: tuple[Part, Action]) -> str:
+    """What leaves out the tensors that an action takes."""
+    part, action = taken
+    root = part.state_dict.root
+    return " ".join(option("--drop", join(root, spec.name)) for spec in action.sources)
 
 
 def _converts(plan: Plan, target: Target) -> bool:

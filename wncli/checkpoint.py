@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from wncli.errors import FormatError
 from wncli.keys import Keys
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from wncli.formats.torch_tree import TorchTree
 
 Format = Literal["safetensors", "torch", "torch legacy", "TorchScript"]
+
+
+Owner = TypeVar("Owner")
 
 
 class StateDict(NamedTuple):
@@ -104,6 +107,8 @@ def aliases(checkpoint: Checkpoint, state_dict: StateDict) -> set[str]:
 
 #: How far an expanded tensor (stride 0) may grow beyond the file that it comes from, in bytes.
 _EXPANSION = 64 << 20
+#: As many tensors are named that can be left out.
+_MOST_HINTS = 8
 
 
 def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec, hint: str) -> None:
@@ -123,28 +128,44 @@ def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec, hint: str) -> Non
         )
 
 
-def refuse_growth(checkpoint: Checkpoint, specs: Iterable[TensorSpec]) -> None:
+def refuse_growth(
+    checkpoint: Checkpoint, owned: Iterable[tuple[TensorSpec, Owner]], hint: Callable[[Owner], str]
+) -> None:
     """Hold what tensors over shared storages would take together against the size of their file.
+
+    Args:
+        checkpoint: the file.
+        owned: the tensors, each with what it is part of.
+        hint: leaves that out.
 
     Raises:
         FormatError: a few bytes would be written, or read, over and over.
     """
-    specs = tuple(specs)
+    left = list(owned)
     allowed = checkpoint.nbytes + _EXPANSION
-    if sum(spec.nbytes for spec in specs) <= allowed:  # whatever they share
+    if sum(spec.nbytes for spec, _ in left) <= allowed:  # whatever they share
         return
-    views = {spec.view: spec for spec in specs}
+    grown = _growth(spec for spec, _ in left)
+    if grown <= allowed:
+        return
+    left.sort(key=lambda item: item[0].nbytes)
+    hints: dict[str, None] = {}
+    while len(hints) < _MOST_HINTS and _growth(spec for spec, _ in left) > allowed:
+        hints[hint(left.pop()[1])] = None
+    raise FormatError(
+        str(checkpoint.path),
+        f"the expanded tensors would take {grown:,} bytes more than they are stored in",
+        expected=f"no more than the file and {_EXPANSION:,} bytes",
+        hint="" if _growth(spec for spec, _ in left) > allowed else " ".join(hints),
+    )
+
+
+def _growth(specs: Iterable[TensorSpec]) -> int:
+    """The bytes that these tensors would take beyond those that they are stored in."""
     taken: dict[tuple[int, str], int] = {}
     held: dict[tuple[int, str], int] = {}
-    for spec in views.values():
+    for spec in {spec.view: spec for spec in specs}.values():
         identity = spec.storage.identity
         taken[identity] = taken.get(identity, 0) + spec.nbytes
         held[identity] = spec.storage.nbytes
-    grown = sum(max(0, taken[identity] - held[identity]) for identity in taken)
-    if grown > allowed:
-        raise FormatError(
-            str(checkpoint.path),
-            f"the expanded tensors would take {grown:,} bytes more than they are stored in",
-            expected=f"no more than the file and {_EXPANSION:,} bytes",
-            hint="--drop leaves tensors out",
-        )
+    return sum(max(0, taken[identity] - held[identity]) for identity in taken)

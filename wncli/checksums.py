@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from wncli.crc32 import crc32
 from wncli.errors import FormatError
 from wncli.formats.files import BLOCK, Source, Sources
+from wncli.hints import path_word
 from wncli.layout import Elements, Layout, Magnitude, Product, Whole
 from wncli.tensors import Storage
 
@@ -132,5 +133,6 @@ def damaged(source: Source, what: str, recorded: int, found: int) -> FormatError
         f"{what} is damaged: its bytes have changed since the file was written",
         expected=f"checksum {recorded:08x}, as the zip records it",
         found=f"checksum {found:08x}",
-        hint="copy or download the file again; wn inspect --check lists all that is damaged",
+        hint=f"copy or download the file again; wn inspect --check {path_word(source.path)}"
+        " lists all that is damaged",
     )

@@ -9,6 +9,8 @@ from wncli.comparison import Comparison, TensorDifference
 from wncli.crew import Advance
 from wncli.difference import Difference, Tolerance
 from wncli.effective import aligned_runs, are_comparable
+from wncli.errors import WeightNormError
+from wncli.hints import glob_of, option
 from wncli.naming import join
 from wncli.report import Parameters
 from wncli.survey import Pair
@@ -55,9 +57,13 @@ def compare_weights(
         if not are_comparable(item.a.dtype, item.b.dtype):
             found.be_incomparable()
         else:
-            for one, other in aligned_runs(((a, item.a), (b, item.b)), notes):
-                found.add(one, other)
-                advance(one.nbytes)
+            try:
+                for one, other in aligned_runs(((a, item.a), (b, item.b)), notes):
+                    found.add(one, other)
+                    advance(one.nbytes)
+            except WeightNormError as error:  # of B, maybe: the rules speak of A's names
+                error.hint = f"{option('-x', glob_of(item.name))} leaves this layer out"
+                raise
         return (found.absolute, found.relative, found.ulps, found.within), notes
 
     def report(count: int) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from wncli.checkpoint import Checkpoint, DangerousCall, refuse_expansion
 from wncli.dims import resolve_dim
 from wncli.errors import FormatError, UsageError, WeightNormError, WnError, few
-from wncli.hints import glob_of, option, path_word
+from wncli.hints import glob_of, option
 from wncli.naming import Naming, split
 from wncli.notes import Note
 from wncli.plan import Action, Command, Compose, Copy, Decompose, Halves, Plan, Respell
@@ -16,6 +16,7 @@ from wncli.scope import (
     Request,
     chosen_pairs,
     dropped,
+    listing,
     look_alike_notes,
     look_alike_reasons,
     parts_of,
@@ -28,6 +29,10 @@ from wncli.survey import Pair, Survey
 from wncli.tensors import NORMALIZABLE, TensorSpec
 from wncli.ungathered import refuse_ungathered, ungathered_notes
 
+if TYPE_CHECKING:
+    from wncli.formats.pickles.nodes import Node
+    from wncli.formats.torch_tree import TorchTree
+
 
 def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
     """What removal would find: the chosen pairs as they stand, nothing refused.
@@ -36,7 +41,7 @@ def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
         UsageError: a rule or root that matches nothing.
     """
     surveys = surveys_of(checkpoint, request)
-    chosen = chosen_pairs(surveys, request)
+    chosen = chosen_pairs(checkpoint, surveys, request)
     notes = [*checkpoint.notes, *ungathered_notes(checkpoint, surveys)]
     notes += [*look_alike_notes(surveys), *stale_notes(chosen, "")]
     return _plan("inspect", checkpoint, request, surveys, _composing(chosen), notes)
@@ -52,7 +57,7 @@ def plan_remove(checkpoint: Checkpoint, request: Request) -> Plan:
     surveys = surveys_of(checkpoint, request)
     refuse_ungathered(checkpoint, surveys)
     notes = [*checkpoint.notes, *pass_look_alikes(checkpoint, surveys, request)]
-    chosen = chosen_pairs(surveys, request)
+    chosen = chosen_pairs(checkpoint, surveys, request)
     for pair in chosen.values():
         refuse_expansion(checkpoint, pair.v, option("-x", glob_of(pair.weight)))
     return _plan("remove", checkpoint, request, surveys, _composing(chosen), notes)
@@ -78,7 +83,7 @@ def plan_convert(checkpoint: Checkpoint, request: Request, naming: Naming | None
         notes = [*checkpoint.notes, *look_alike_notes(surveys)]
         return _plan("convert", checkpoint, request, surveys, {}, notes)
     notes = [*checkpoint.notes, *pass_look_alikes(checkpoint, surveys, request)]
-    chosen = chosen_pairs(surveys, request)
+    chosen = chosen_pairs(checkpoint, surveys, request)
     actions: dict[tuple[str, str], Action] = {}
     respelled: dict[tuple[str, str], Pair] = {}
     for (root, weight), pair in chosen.items():
@@ -126,8 +131,10 @@ def plan_apply(
     for item in specs:
         if item.rank < 2:  # noqa: PLR2004 - a vector
             reason = f"has {'one dimension' if item.rank else 'no dimensions'}"
-            others.setdefault(item.weight, f"{reason}; -l {item.weight} in full takes it")
-    chosen = choose_weights(list(specs), request.layers, request.exclude, others)
+            others.setdefault(item.weight, f"{reason}, and is taken only by its full name")
+    chosen = choose_weights(
+        list(specs), request.layers, request.exclude, others, listing(checkpoint)
+    )
     spelling = _spellings(surveys) if naming == "auto" else {}
     actions: dict[tuple[str, str], Action] = {}
     for item, rule in chosen.items():
@@ -170,7 +177,8 @@ def refuse_calls(plan: Plan) -> None:
     from wncli.formats.torch_calls import calls_left
 
     if plan.alone and not checkpoint.shards:
-        left = _calls_in_parts(plan)
+        tree = checkpoint.tree
+        left = calls_left(tree, left, _roots_of_parts(plan, tree), plan.drop) if tree else []
     elif checkpoint.tree and plan.drop:
         tree = checkpoint.tree
         kept = calls_left(tree, checkpoint.would_run, (tree.root,), plan.drop)
@@ -184,23 +192,27 @@ def refuse_calls(plan: Plan) -> None:
         "loading this file with torch.load runs more than it takes to make tensors",
         expected="tensors and values",
         found=f"would run: {few(list(dict.fromkeys(call.call for call in shown)))}",
-        hint=_without_calls(checkpoint, left),
+        hint=_without_calls(plan, left),
     )
 
 
-def _without_calls(checkpoint: Checkpoint, left: Sequence[DangerousCall]) -> str:
+def _without_calls(plan: Plan, left: Sequence[DangerousCall]) -> str:
     """What to type to leave these calls out."""
-    if all(call.where for call in left):
-        entries = dict.fromkeys(call.where for call in left)
-        return " ".join(option("--drop", entry) for entry in entries)
-    from wncli.formats.torch_calls import calls_left
+    from wncli.formats.torch_calls import calls_left, entries_to_drop
 
+    checkpoint = plan.checkpoint
+    if checkpoint.shards:
+        return ""
     tree = checkpoint.tree
+    if tree and all(call.where for call in left):
+        roots = _roots_of_parts(plan, tree) if plan.alone else [tree.root]
+        listed = {entry.keys for entry in checkpoint.entries}
+        entries = entries_to_drop(tree, left, roots, plan.drop, listed)
+        return " ".join(option("--drop", entry) for entry in entries)
     clean = [
         option("--only", found.root)
         for found in checkpoint.state_dicts
-        if not checkpoint.shards
-        and not (
+        if not (
             tree
             and not found.holder
             and calls_left(tree, left, (tree.mappings[found.keys],), frozenset())
@@ -209,27 +221,20 @@ def _without_calls(checkpoint: Checkpoint, left: Sequence[DangerousCall]) -> str
     return f"{' or '.join(clean)} takes a state dict alone" if clean else ""
 
 
-def _calls_in_parts(plan: Plan) -> list[DangerousCall]:
-    """The calls that stand in the state dicts which are written by themselves."""
-    tree = plan.checkpoint.tree
-    if tree is None:
-        return []
-    from wncli.formats.torch_calls import calls_left
-
-    roots = [
+def _roots_of_parts(plan: Plan, tree: TorchTree) -> list[Node]:
+    """Where the state dicts stand which are written by themselves."""
+    return [
         tree.mappings[part.state_dict.keys]
         for part in plan.parts
         if part.state_dict.keys in tree.mappings and not part.state_dict.holder
     ]
-    return calls_left(tree, plan.checkpoint.would_run, roots, plan.drop)
 
 
-def refuse_objects(plan: Plan, output: str) -> None:
+def refuse_objects(plan: Plan) -> None:
     """A module's tensors can be read without its class, but no module be made of others.
 
     Args:
         plan: what is to be written to a torch file.
-        output: OUTPUT as it was typed.
 
     Raises:
         UsageError: an object that is no state dict would have to be written back as itself.
@@ -243,12 +248,11 @@ def refuse_objects(plan: Plan, output: str) -> None:
         if plan.alone or (has_others and not changes):
             continue
         root = part.state_dict.root
-        paths = f"{path_word(plan.checkpoint.path)} {path_word(output)}"
         raise UsageError(
             f"{plan.checkpoint.path}: {root}" if root else str(plan.checkpoint.path),
             f"this is {part.state_dict.holder}, which cannot be written back as itself",
             expected="a state dict, which can be read off it",
-            hint=f"wn {plan.command} {paths} {option('--only', root)}",
+            hint=f"{option('--only', root)} writes that",
         )
 
 
@@ -311,8 +315,7 @@ def _decompose(
     try:
         resolved = resolve_dim(dim, len(spec.shape), where)
     except WnError as error:
-        glob = glob_of(spec.name)
-        error.hint = f"{option('-l', f'{glob}=none')} or {option('-x', glob)}"
+        error.hint = f"{option('-x', glob_of(spec.name))} leaves this layer alone"
         raise
     return Decompose(spec, resolved, Halves.of(spec.name, spec.shape, resolved, naming))
 

@@ -10,7 +10,7 @@ from wncli.errors import FormatError, UsageError
 from wncli.hints import glob_of, option, path_word
 from wncli.matching import pair_up, plain_tensors, split_only
 from wncli.notes import Note
-from wncli.scope import Request, look_alike_notes
+from wncli.scope import Request, listing, look_alike_notes
 from wncli.selection import Candidate, check_exclusions, choose_pairs
 from wncli.survey import Pair, Survey, survey
 from wncli.tensors import DType, TensorSpec
@@ -97,10 +97,14 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
     plan = _chosen(plan, request)
     for item in plan.counterparts:
         for checkpoint, side in ((a, item.a), (b, item.b)):
-            refuse_expansion(checkpoint, _largest(side), option("-x", glob_of(item.name)))
-    refuse_growth(a, (_largest(item.a) for item in plan.counterparts))
-    refuse_growth(b, (_largest(item.b) for item in plan.counterparts))
+            refuse_expansion(checkpoint, _largest(side), _without(item))
+    refuse_growth(a, ((_largest(item.a), item) for item in plan.counterparts), _without)
+    refuse_growth(b, ((_largest(item.b), item) for item in plan.counterparts), _without)
     return plan
+
+
+def _without(item: Counterparts) -> str:
+    return option("-x", glob_of(item.name))
 
 
 def _largest(side: Pair | TensorSpec) -> TensorSpec:
@@ -144,17 +148,18 @@ def _chosen(plan: ComparePlan, request: Request) -> ComparePlan:
     }
     misshapen = [place for place, _ in plan.misshapen]
     alone = [name for _, name in (*plan.only_in_a, *plan.only_in_b, *misshapen)]
-    check_exclusions(request.exclude, [*(item.weight for item in items), *alone])
+    names = [*(item.weight for item in items), *alone]
+    check_exclusions(request.exclude, names, listing(plan.a))
     # A rule may speak of what stands on one side only: that is a difference, and no mistake.
     rules = [rule for rule in request.layers if not any(map(rule.matches, alone))]
     taken = [item for item in items if request.wants(item.weight)]
-    choose_pairs(list(items), rules, (), {})
+    choose_pairs(list(items), rules, (), {}, listing(plan.a))
 
     def left(places: Sequence[Place]) -> tuple[Place, ...]:
         return tuple(place for place in places if request.wants(place[1]))
 
     if not (taken or any(map(request.wants, alone))):
-        raise UsageError("-x", "the rules leave nothing to compare", hint="-l takes less away")
+        raise UsageError("-x", "the rules leave nothing to compare")
     return plan._replace(
         counterparts=tuple(items[item] for item in taken),
         only_in_a=left(plan.only_in_a),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from wncli.checkpoint import Checkpoint, StateDict, refuse_expansion
 from wncli.errors import FormatError, UsageError, WeightNormError, few
-from wncli.hints import option, path_word
+from wncli.hints import option
 from wncli.matching import Meeting, pair_up, plain_tensors, split_only
 from wncli.naming import join
 from wncli.notes import Note
@@ -22,7 +22,7 @@ from wncli.plan import (
     Renormalize,
     Respell,
 )
-from wncli.scope import Request, dropped, surveys_of
+from wncli.scope import Request, dropped, listing, surveys_of
 from wncli.survey import Pair, Survey, survey
 from wncli.tensors import NORMALIZABLE, TensorSpec
 from wncli.ungathered import refuse_ungathered
@@ -174,7 +174,7 @@ def _action(
     if isinstance(target, TensorSpec):
         if isinstance(source, TensorSpec):
             return Copy(source, name)
-        refuse_expansion(checkpoint, source.v, option("--drop", join(root, source.v.name)))
+        _refuse_expansion(checkpoint, root, source.v)
         return Compose(source, name)
     halves = Halves(target.weight, target.g.name, target.v.name, target.naming, target.g.shape)
     if isinstance(source, TensorSpec):
@@ -184,12 +184,17 @@ def _action(
                 f"a {source.dtype.label} tensor cannot be normalized, as REFERENCE has it",
                 expected="float64, float32, float16 or bfloat16",
             )
-        refuse_expansion(checkpoint, source, option("--drop", join(root, source.name)))
+        _refuse_expansion(checkpoint, root, source)
         return Decompose(source, target.dim, halves)
     if source.dim == target.dim or source.g.shape == target.g.shape:
         return Respell(source, halves)
-    refuse_expansion(checkpoint, source.v, option("--drop", join(root, source.v.name)))
+    _refuse_expansion(checkpoint, root, source.v)
     return Renormalize(source, target.dim, halves)
+
+
+def _refuse_expansion(checkpoint: Checkpoint, root: str, spec: TensorSpec) -> None:
+    path = join(root, spec.name)
+    refuse_expansion(checkpoint, spec, f"--partial {option('--drop', path)}")
 
 
 def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial: bool) -> None:
@@ -211,8 +216,7 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
         # What few of the names meet is another model, or one whose names were changed.
         expected = f"names as in {reference.path}: {few(fit.missing)}"
         found = f"{fit.matched:,} that meet; here: {few(fit.unexpected)}"
-        paths = (path_word(one.path) for one in (checkpoint, reference))
-        hint = "; ".join(f"wn inspect --tensors {path}" for path in paths)
+        hint = " && ".join(map(listing, (checkpoint, reference)))
     raise WeightNormError(
         str(checkpoint.path),
         f"this does not fit {reference.path}",

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from wncli.hints import UNTYPABLE
+
 
 def printable(text: str) -> str:
     """`text` with all escaped that could move the cursor or hide: names come from strangers."""
@@ -36,6 +38,14 @@ def few(names: Collection[str], most: int = 3) -> str:
     """The first of these names, and how many more there are."""
     shown = ", ".join(list(names)[:most])
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
+#: Characters of what to type next, which could not be typed in part.
+_LONGEST_HINT = 2000
+
+
+def _is_typable(hint: str) -> bool:
+    return len(hint) <= _LONGEST_HINT and UNTYPABLE not in hint
 
 
 class WnError(Exception):
@@ -64,11 +74,11 @@ class WnError(Exception):
         if self.where:
             problem = f"{shortened(self.where)}: {problem}"
         details = (
-            ("expected: ", self.expected),
-            ("found:    ", self.found),
-            ("try:      ", self.hint),
+            ("expected: ", shortened(self.expected)),
+            ("found:    ", shortened(self.found)),
+            ("try:      ", self.hint if _is_typable(self.hint) else ""),
         )
-        lines = (f"  {label}{printable(shortened(text))}" for label, text in details if text)
+        lines = (f"  {label}{printable(text)}" for label, text in details if text)
         return "\n".join((printable(problem), *lines))
 
 

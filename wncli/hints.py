@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
+
+#: How `word` escapes what no command can be given; a hint with it is not shown.
+UNTYPABLE = r"\000"
 
 
 def word(text: object) -> str:
@@ -16,14 +20,12 @@ def word(text: object) -> str:
 
 
 def _escaped(char: str) -> str:
-    code = ord(char)
-    if char in "\\'":
-        return f"\\{char}"
-    if char.isprintable():
+    if char.isprintable() and char not in "\\'!":
         return char
-    if 0xDC80 <= code <= 0xDCFF:  # noqa: PLR2004 - how Python keeps a byte that is no UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return f"\\U{code:08x}"
+    try:  # as the file system has it: that is how a byte comes back that is no UTF-8
+        return "".join(f"\\{byte:03o}" for byte in char.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return UNTYPABLE
 
 
 def option(flag: str, value: str) -> str:
@@ -34,20 +36,21 @@ def option(flag: str, value: str) -> str:
 
 
 def glob_of(name: str) -> str:
-    """The glob that matches this name alone, and is no `GLOB=DIM`."""
-    return re.sub(r"[][*?=]", lambda found: f"[{found[0]}]", name)
+    """The glob that matches this name, and is no `GLOB=DIM`; what nobody can type is a `?`."""
+    escaped = re.sub(r"[][*?=]", lambda found: f"[{found[0]}]", name)
+    return re.sub("[\\0\ud800-\udfff]", "?", escaped)
 
 
 def free_path(path: Path) -> Path:
     """A path like this one where nothing is so far, so that what is typed overwrites nothing."""
     found, number = path, 1
-    while found.exists() or found.is_symlink():
+    while os.path.lexists(found):
         number += 1
         found = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return found
 
 
 def path_word(path: object) -> str:
-    """A path as one word, which no command takes for an option."""
+    """A path as one word, which no command takes for an option, or tar for another machine's."""
     text = str(path)
-    return word(f"./{text}" if text.startswith("-") else text)
+    return word(f"./{text}" if text.startswith("-") or ":" in text.partition("/")[0] else text)

@@ -6,6 +6,7 @@ spellings and the folded weight meet.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
@@ -95,9 +96,10 @@ def split_only(
         return None, None
     if only in ours or only in theirs:
         return only if only in ours else None, only if only in theirs else None
-    our, equals, their = only.partition("=")
-    if equals and our in ours and their in theirs:
-        return our, their
+    for equals in re.finditer("=", only):
+        our, their = only[: equals.start()], only[equals.end() :]
+        if our in ours and their in theirs:
+            return our, their
     known = dict.fromkeys(root or "the top" for root in (*ours, *theirs))
     raise UsageError(
         f"--only {only}",
@@ -150,7 +152,9 @@ def pair_up(
         our, their = best[0]
         mine = [one for one, other in best if other == their]
         yours = [other for one, other in best if one == our]
-        _refuse_rivals(our_checkpoint, mine, mine)
+        is_plain = len(wanted) == 1 and wanted.keys().isdisjoint(mine)
+        ways = mine if is_plain else [f"{one}={their}" for one in mine]
+        _refuse_rivals(our_checkpoint, mine, ways)
         _refuse_rivals(their_checkpoint, yours, [f"{our}={other}" for other in yours])
         paired[their] = our, counts[our, their][1]
         counts = {

@@ -15,8 +15,13 @@ from wncli.hints import path_word
 from wncli.partial_output import clear_leftovers, create_partial, uninterrupted
 
 
-def check_output(output: Path, *, force: bool) -> None:
+def check_output(output: Path, *, force: bool, takes_files: bool = True) -> None:
     """Refuse a target that cannot be written, before any work is done.
+
+    Args:
+        output: the file.
+        force: it may be there.
+        takes_files: were it a directory, the file could go into it.
 
     Raises:
         FileError: it exists and `force` is not given, is no regular file, or has no directory.
@@ -34,7 +39,7 @@ def check_output(output: Path, *, force: bool) -> None:
             where,
             "OUTPUT is a directory",
             expected="a file's name",
-            hint=f"{path_word(where)}/ writes into it",
+            hint=f"{path_word(where)}/ writes into it" if takes_files else "",
         )
     if mode is not None and not stat.S_ISREG(mode):
         raise FileError(where, "OUTPUT is no regular file", expected="a file's name")
@@ -42,11 +47,21 @@ def check_output(output: Path, *, force: bool) -> None:
         raise FileError(
             where, "OUTPUT exists already", hint="--force replaces it, or choose another name"
         )
-    folder = target_of(output).parent
-    if folder.exists() and not folder.is_dir():
-        raise FileError(where, f"{folder} is no directory")
-    if not folder.exists():
-        raise FileError(where, "the directory does not exist", hint=f"mkdir -p {path_word(folder)}")
+    check_parent(where, target_of(output).parent)
+
+
+def check_parent(where: str, folder: Path) -> None:
+    """Refuse a target that is to stand in a directory which is not there.
+
+    Raises:
+        FileError: it is not, or something else is in its place.
+    """
+    if folder.is_dir():
+        return
+    above = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    if os.path.lexists(above) and not above.is_dir():
+        raise FileError(where, f"{above} is no directory")
+    raise FileError(where, "the directory does not exist", hint=f"mkdir -p {path_word(folder)}")
 
 
 def target_of(output: Path) -> Path:

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from wncli.errors import FileError
 from wncli.formats.shard_index import index_kind
-from wncli.hints import path_word
-from wncli.output import take_over, unwritable
+from wncli.output import check_parent, take_over, target_of, unwritable
 from wncli.partial_output import (
     REPLACED,
     clear_leftovers,
@@ -47,11 +46,7 @@ def check_folder(output: Path, *, force: bool) -> None:
                 "OUTPUT exists already and is not empty",
                 hint="--force replaces the checkpoint in it, or choose another name",
             )
-        parent = Path(os.path.realpath(output)).parent
-        if not parent.is_dir():
-            raise FileError(
-                where, "the directory does not exist", hint=f"mkdir -p {path_word(parent)}"
-            )
+        check_parent(where, target_of(output).parent)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise FileError(where, f"OUTPUT cannot be written ({reason})") from None

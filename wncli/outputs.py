@@ -17,7 +17,7 @@ from wncli.formats import open_checkpoint
 from wncli.formats.files import unreadable
 from wncli.formats.shard_files import resolve
 from wncli.formats.shard_index import index_kind
-from wncli.hints import option
+from wncli.hints import free_path, option, path_word
 from wncli.interruption import unfinished
 from wncli.layout import Layout, Slot, Whole
 from wncli.notes import Note
@@ -126,14 +126,17 @@ def _lost_with_files(plan: Plan, shards: Sequence[ShardOutput]) -> tuple[Note, .
     return (Note("left-out", f"left out: {', '.join(lost)}"),) if lost else ()
 
 
-def check(target: Target, checkpoint: Path, *, force: bool, make_folder: bool) -> None:
+def check(
+    target: Target, checkpoint: Path, *, force: bool, make_folder: bool, from_folder: bool
+) -> None:
     """Refuse a target that cannot be written, before any work is done.
 
     Args:
         target: what is to be written.
         checkpoint: what is to be read.
         force: it may be there.
-        make_folder: its directory is still to be made.
+        make_folder: it stands in the directory for several, which may still have to be made.
+        from_folder: the checkpoint is one of several files.
 
     Raises:
         FileError: it is there and `force` is not given, or cannot be there.
@@ -145,7 +148,11 @@ def check(target: Target, checkpoint: Path, *, force: bool, make_folder: bool) -
         return
     if not force:
         _refuse_checkpoint(target.path, checkpoint, is_one_of_several=make_folder)
-    (check_folder if target.is_folder else check_output)(target.path, force=force)
+    if target.is_folder:
+        check_folder(target.path, force=force)
+    else:
+        takes_files = not (make_folder or from_folder)
+        check_output(target.path, force=force, takes_files=takes_files)
 
 
 def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: bool) -> None:
@@ -160,10 +167,13 @@ def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: boo
     except OSError:  # it is not there, or what it is called is refused as a name for OUTPUT
         return
     if is_itself:
+        free = free_path(output.parent / "out" if is_one_of_several else output)
         raise FileError(
             where,
             "OUTPUT exists already: it is CHECKPOINT itself",
-            hint="--force replaces it, or choose another name",
+            expected="a name for what is to be written",
+            hint=f"{option('--output-dir', str(free)) if is_one_of_several else path_word(free)}"
+            " keeps both",
         )
     if is_one_of_several:
         return
@@ -176,7 +186,7 @@ def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: boo
         where,
         "OUTPUT exists already, and is a checkpoint",
         expected="a name for what is to be written",
-        hint="--output-dir DIR to take this file as a checkpoint too, or --force to replace it",
+        hint="--output-dir DIR takes this file as a checkpoint too, --force replaces it",
     )
 
 
@@ -311,7 +321,7 @@ def _refuse_several(plan: Plan) -> None:
             "a sharded checkpoint holds one state dict",
             expected="one state dict",
             found=f"{len(roots)}: {', '.join(roots)}" if roots else "none",
-            hint=" or ".join(option("--only", root) for root in roots if root != "the top"),
+            hint=" or ".join(option("--only", part.state_dict.root) for part in plan.parts),
         )
 
 

@@ -93,7 +93,7 @@ def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
     names = [s.name for found in kept for s in found.state_dict.tensors]
     names += [pair.weight for found in kept for pair in found.pairs]
     names += [alike.weight for found in kept for alike in found.look_alikes]
-    check_exclusions(request.exclude, names)
+    check_exclusions(request.exclude, names, listing(checkpoint))
     return kept
 
 
@@ -132,7 +132,14 @@ def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
     )
 
 
-def chosen_pairs(surveys: Sequence[Survey], request: Request) -> dict[tuple[str, str], Pair]:
+def listing(checkpoint: Checkpoint) -> str:
+    """What to type to see all names."""
+    return f"wn inspect --tensors {path_word(checkpoint.path)}"
+
+
+def chosen_pairs(
+    checkpoint: Checkpoint, surveys: Sequence[Survey], request: Request
+) -> dict[tuple[str, str], Pair]:
     """The pairs that the rules take, by root and full name of the weight.
 
     Raises:
@@ -149,7 +156,8 @@ def chosen_pairs(surveys: Sequence[Survey], request: Request) -> dict[tuple[str,
         for spec in found.state_dict.tensors:
             if spec.name not in halves:
                 others.setdefault(spec.name, "is not normalized")
-    chosen = choose_pairs(list(pairs), request.layers, request.exclude, others)
+    rules = request.layers, request.exclude
+    chosen = choose_pairs(list(pairs), *rules, others, listing(checkpoint))
     return {(item.root, item.weight): pairs[item] for item in chosen}
 
 

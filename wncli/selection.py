@@ -14,6 +14,8 @@ from wncli.naming import split
 
 _NO_DIM = "none"
 _WILDCARDS = re.compile(r"[*?]|\[.*\]")
+#: A glob and the dim behind it; the `=` of a `[=]` is the glob's.
+_WITH_DIM = re.compile(r"(.*)=([^]=]*)", re.DOTALL)
 
 
 class Rule(NamedTuple):
@@ -45,6 +47,8 @@ class Rule(NamedTuple):
         if not _WILDCARDS.search(self.glob):
             module, parameter = split(weight)
             return self.glob == weight or (self.glob == module and parameter == "weight")
+        if self.glob == glob_of(weight):
+            return True
         last = self.glob.rpartition(".")[2]
         speaks = bool(_WILDCARDS.sub("", last))
         return speaks and self.matches_name(weight) and fnmatch.fnmatchcase(split(weight)[1], last)
@@ -79,22 +83,22 @@ def parse_layers(texts: Iterable[str], *, with_dims: bool) -> tuple[Rule, ...]:
 
 def _parse_layer(text: str, *, with_dims: bool) -> Rule:
     where = f"-l {text}"
-    glob, equals, dim = text.rpartition("=")
-    if not equals:
-        glob = text
+    match = _WITH_DIM.fullmatch(text)
+    glob = match[1] if match else text
     if not glob:
         raise UsageError(
             where, "the rule is empty", expected="a layer's name, or a glob like 'ups.*'"
         )
-    if not equals:
+    if not match:
         return Rule(text, glob)
     if not with_dims:
+        is_dim = re.fullmatch(rf"-?\d+|{_NO_DIM}", match[2], re.IGNORECASE)
         raise UsageError(
             where,
             "no dim can be chosen here: it is read off g's shape",
-            hint=option("-l", glob),
+            hint=option("-l", glob if is_dim else re.sub(r"\[=]|=", "[=]", text)),
         )
-    return Rule(text, glob, has_dim=True, dim=parse_dim(dim, where))
+    return Rule(text, glob, has_dim=True, dim=parse_dim(match[2], where))
 
 
 def parse_exclusions(texts: Iterable[str]) -> tuple[Rule, ...]:
@@ -130,10 +134,12 @@ def choose_pairs(
     layers: Sequence[Rule],
     exclude: Sequence[Rule],
     others: Mapping[str, str],
+    listing: str = "",
 ) -> Chosen:
     """Of the normalized weights, those that the rules take; without `-l` all.
 
-    `others` says of further names why they cannot be chosen.
+    `others` says of further names why they cannot be chosen, `listing` is the command that lists
+    all names.
 
     Raises:
         UsageError: an `-l` rule matches nothing.
@@ -144,6 +150,7 @@ def choose_pairs(
         exclude,
         lambda rule: [pair for pair in pairs if rule.matches(pair.weight)],
         others,
+        listing,
     )
 
 
@@ -152,6 +159,7 @@ def choose_weights(
     layers: Sequence[Rule],
     exclude: Sequence[Rule],
     others: Mapping[str, str],
+    listing: str = "",
 ) -> Chosen:
     """Of the plain tensors, those that the rules take; without `-l` those meant by default.
 
@@ -159,7 +167,7 @@ def choose_weights(
     them, as `lstm.weight_hh_l0` and `*.bias` do, or where it matches no default weight, as
     `lstm.*`. Vectors are taken only by a rule that matches nothing wider, so that `*.weight` does
     not reach for the gains of normalization layers. `others` says of further names why they
-    cannot be chosen.
+    cannot be chosen, `listing` is the command that lists all names.
 
     Raises:
         UsageError: an `-l` rule matches nothing.
@@ -173,21 +181,26 @@ def choose_weights(
         return meant or wide or named
 
     defaults = [item for item in weights if item.by_default]
-    return _choose(weights if layers else defaults, layers, exclude, matched, others)
+    return _choose(weights if layers else defaults, layers, exclude, matched, others, listing)
 
 
-def _choose(
+def _choose(  # noqa: PLR0913, PLR0917 - what the two above have in common
     offered: Sequence[Candidate],
     layers: Sequence[Rule],
     exclude: Sequence[Rule],
     matched: Callable[[Rule], list[Candidate]],
     others: Mapping[str, str],
+    listing: str,
 ) -> Chosen:
+    def takes(rule: Rule) -> bool:
+        return bool(matched(rule))
+
     taken: Chosen = {} if layers else dict.fromkeys(offered)
     for rule in layers:
         found = matched(rule)
         if not found:
-            raise _no_match("-l", rule, [item.weight for item in offered], others)
+            names = [item.weight for item in offered]
+            raise _no_match("-l", rule, names, takes, others, listing)
         for item in found:
             taken.setdefault(item, rule)
     return {
@@ -197,32 +210,46 @@ def _choose(
     }
 
 
-def check_exclusions(exclude: Iterable[Rule], names: Sequence[str]) -> None:
+def check_exclusions(exclude: Iterable[Rule], names: Sequence[str], listing: str = "") -> None:
     """Hold each `-x` rule against everything in the checkpoint, normalized or not.
+
+    `listing` is the command that lists all names.
 
     Raises:
         UsageError: a rule matches nothing.
     """
     for rule in exclude:
-        if not any(rule.matches(name) for name in names):
-            raise _no_match("-x", rule, names, {})
+        if not any(map(rule.matches, names)):
+
+            def takes(near: Rule) -> bool:
+                return any(map(near.matches, names))
+
+            raise _no_match("-x", rule, names, takes, {}, listing)
 
 
-def _no_match(flag: str, rule: Rule, names: Iterable[str], others: Mapping[str, str]) -> UsageError:
-    """The refusal of a rule that matches nothing: why it cannot, or the names that come near it."""
-    where = f"{flag} {rule.text}"
-    for name, reason in others.items():
-        if rule.matches(name):
-            return UsageError(where, f"{name} {reason}", hint="wn inspect --tensors CHECKPOINT")
+def _no_match(  # noqa: PLR0913, PLR0917 - what such a rule is held against
+    flag: str,
+    rule: Rule,
+    names: Sequence[str],
+    takes: Callable[[Rule], bool],
+    others: Mapping[str, str],
+    listing: str,
+) -> UsageError:
+    """The refusal of a rule that matches nothing: why it cannot, and the names that come near it.
+
+    Of these, those are shown that a rule `takes`.
+    """
+    reason = next((f"{name} {why}" for name, why in others.items() if rule.matches(name)), "")
     known = list(dict.fromkeys(part for name in names for part in (name, split(name)[0]) if part))
-    known = [name for name in known if name != rule.glob]
-    near = difflib.get_close_matches(rule.glob, known, n=3, cutoff=0.5)
+    near = [name for name in names if rule.matches(name)][:3]
+    near = near or difflib.get_close_matches(rule.glob, known, n=3, cutoff=0.5)
     text = rule.glob.strip("*.").lower()
     near = near or [name for name in known if text and text in name.lower()][:3]
+    globs = [glob for glob in map(glob_of, near) if takes(Rule(glob, glob))]
+    dim = rule.text[len(rule.glob) :]
     return UsageError(
-        where,
-        "the rule matches nothing that could be chosen here",
+        f"{flag} {rule.text}",
+        reason or "the rule matches nothing that could be chosen here",
         expected=f"a name or glob, as of {', '.join(known[:3])}" if known else "",
-        hint=" or ".join(option(flag, glob_of(name)) for name in near)
-        or "wn inspect --tensors CHECKPOINT",
+        hint=" or ".join(option(flag, f"{glob}{dim}") for glob in globs) or listing,
     )

@@ -42,8 +42,8 @@ def find_ungathered(checkpoint: Checkpoint, state_dict: StateDict) -> Ungathered
             "distributed-tensors",
             "DTensor or ShardedTensor: each rank has a part of these tensors",
             state_dict.parts,
-            "save get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of"
-            " torch.distributed.checkpoint.state_dict, called on every rank",
+            hint="save get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+            " of torch.distributed.checkpoint.state_dict, called on every rank",
         )
     names = [spec.name for spec in state_dict.tensors]
     flat = tuple(name for name in names if split(name)[1].startswith(_FLAT))
@@ -52,7 +52,7 @@ def find_ungathered(checkpoint: Checkpoint, state_dict: StateDict) -> Ungathered
             "flat-parameters",
             "FSDP has flattened the parameters into these, a part on each rank",
             flat,
-            "save model.state_dict() under FSDP.state_dict_type(model,"
+            hint="save model.state_dict() under FSDP.state_dict_type(model,"
             " StateDictType.FULL_STATE_DICT), called on every rank",
         )
     if _is_distributed_shard(checkpoint):
@@ -61,7 +61,7 @@ def find_ungathered(checkpoint: Checkpoint, state_dict: StateDict) -> Ungathered
             "distributed-shard",
             "this is a shard of a distributed checkpoint: it has some rows of each tensor",
             tuple(names),
-            "load all shards with torch.distributed.checkpoint.load(state_dict,"
+            hint="load all shards with torch.distributed.checkpoint.load(state_dict,"
             f" storage_reader=HuggingFaceStorageReader({folder})), and save the state dict",
         )
     ranks = [e.summary for e in checkpoint.entries if e.path == "mp_world_size"]
@@ -78,8 +78,8 @@ def find_ungathered(checkpoint: Checkpoint, state_dict: StateDict) -> Ungathered
             "placeholders",
             "these are placeholders, as DeepSpeed's ZeRO-3 has in place of partitioned parameters",
             placeholders,
-            "python zero_to_fp32.py . gathered, in the folder that DeepSpeed saved: it puts that"
-            " script there",
+            hint="gather them with the zero_to_fp32.py that DeepSpeed puts into the folder that it"
+            " saves to",
         )
     return None
 

@@ -85,7 +85,7 @@ def _run(arguments: list[str]) -> int:
         if os.environ.get("WN_TRACEBACK"):
             raise
         detail = f"{type(error).__name__}: {error}"
-        hint = "WN_TRACEBACK=1 shows where; please report it"
+        hint = "report it, with what it prints after export WN_TRACEBACK=1"
         show_refusal("error", f"this is a defect of wn ({detail})\n  try:      {hint}")
         return REFUSED
     if result == INTERRUPTED:  # typer turns Ctrl-C into its exit code

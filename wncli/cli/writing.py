@@ -95,7 +95,7 @@ def _outputs(paths: Paths, folder: Path) -> dict[str, str]:
             raise UsageError(
                 checkpoint,
                 f"two checkpoints would be written to {output}",
-                hint="give them different --output-dir",
+                hint="run them one after the other, each with an --output-dir of its own",
             )
         found[checkpoint] = output
     return found

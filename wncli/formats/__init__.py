@@ -13,6 +13,7 @@ from typing import IO
 from wncli.checkpoint import Checkpoint
 from wncli.errors import FileError, FormatError
 from wncli.formats.files import Source, Sources, unreadable
+from wncli.hints import path_word
 from wncli.notes import Note
 
 
@@ -187,4 +188,4 @@ def _near_files(path: Path) -> str:
     except OSError:
         return ""
     near = difflib.get_close_matches(path.name, names, n=3)
-    return f"did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
+    return " or ".join(path_word(path.parent / name) for name in near)

@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import lzma
+import sys
 import tarfile
 import zlib
 from itertools import islice
@@ -17,6 +18,7 @@ from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from wncli.formats.files import Source
+from wncli.formats.folder import LONGEST_START, starts_as_checkpoint
 from wncli.hints import free_path, path_word, word
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _UNPACKED = 32 << 20
 _AT_ONCE = 1 << 20
 _MOST_MEMBERS = 1000
+_CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".pkl")
 #: What begins a compressed file: how it is called, its suffix, and what unpacks it to stdout.
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", ".gz", "gzip -dc"),
@@ -33,10 +36,12 @@ _COMPRESSED = {
     b"\xfd7zXZ\0": ("xz", ".xz", "xz -dc"),
     b"\x28\xb5\x2f\xfd": ("zstd", ".zst", "zstd -dc"),
 }
+#: What unpacks it here; Python has nothing for zstd.
+_OPENERS: dict[str, Any] = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
+_AGAIN = "copy or download the file again"
 _TAR = slice(257, 262)
 #: What torch.save wrote before version 0.1.10 (PyTorch `torch/serialization.py`, `legacy_load`).
 _TORCH_TAR = {"sys_info", "pickle", "tensors", "storages"}
-_CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".pkl")
 
 
 class Found(NamedTuple):
@@ -52,14 +57,21 @@ def look_into(source: Source, start: bytes) -> Found | None:
     for magic, (name, suffix, unpack) in _COMPRESSED.items():
         if start.startswith(magic):
             stream = _unpacked(source, name)
-            if stream and stream.peek(512)[_TAR] == b"ustar":
+            inner = stream.peek(512) if stream else b""
+            if stream and inner[_TAR] == b"ustar":
                 return _tar(source, stream, f"a tar archive compressed with {name}")
+            if stream and not starts_as_checkpoint(inner, sys.maxsize):
+                return Found(f"compressed with {name}, and no checkpoint inside", hint="")
+            if name in _OPENERS and not stream:
+                return Found(f"compressed with {name}, and damaged", hint=_AGAIN)
             path = source.path
             new = free_path(
                 path.with_suffix("") if path.suffix == suffix else path.with_suffix(".pt")
             )
             command = f"{unpack} < {path_word(path)} > {path_word(new)}"
-            return Found(f"compressed with {name}", f"{command} && wn inspect {path_word(new)}")
+            return Found(
+                f"compressed with {name}", hint=f"{command} && wn inspect {path_word(new)}"
+            )
     if start[_TAR] == b"ustar":
         return _tar(source, io.BufferedReader(_Bounded(source.file)), "a tar archive")
     return None
@@ -84,8 +96,7 @@ class _Bounded(io.RawIOBase):
 
 
 def _unpacked(source: Source, kind: str) -> io.BufferedReader[_Bounded] | None:
-    openers: dict[str, Any] = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
-    opener = openers.get(kind)  # Python has none for zstd
+    opener = _OPENERS.get(kind)
     if opener is None:
         return None
     stream = opener(fileobj=source.file) if kind == "gzip" else opener(source.file)
@@ -101,41 +112,50 @@ _UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma
 
 
 def _tar(source: Source, stream: io.BufferedReader[_Bounded], what: str) -> Found:
-    names = _names(stream)
-    if set(names) >= _TORCH_TAR:
+    members = _members(stream)
+    if set(members) >= _TORCH_TAR:
         return Found(
             f"{what}, as torch.save wrote before version 0.1.10",
-            "load it with torch.load and save it again",
+            hint="load it with torch.load and save it again",
         )
     path = path_word(source.path)
-    inner = {PurePosixPath(name).name for name in names}
+    inner = {PurePosixPath(name).name for name in members}
     if {"model_config.yaml", "model_weights.ckpt"} <= inner:
         what = f"a NeMo archive ({what[2:]} of a configuration and a checkpoint)"
-    for name in sorted(names, key=lambda name: not name.endswith("model_weights.ckpt")):
-        if name.endswith(_CHECKPOINTS) and _is_plain(name):
+    for name in sorted(members, key=lambda name: not name.endswith("model_weights.ckpt")):
+        if name.endswith(_CHECKPOINTS) and members[name] and _is_plain(name):
             folder = free_path(
                 source.path.with_name(f"{source.path.name.partition('.')[0]}-members")
             )
             take = f"tar -xf {path} -C {path_word(folder)} {word(name)}"
             return Found(
                 what,
-                f"mkdir {path_word(folder)} && {take} && wn inspect {path_word(folder / name)}",
+                hint=f"mkdir {path_word(folder)} && {take}"
+                f" && wn inspect {path_word(folder / name)}",
             )
-    return Found(what, f"tar -tf {path}")
+    return Found(what, hint=f"tar -tf {path}")
 
 
-def _names(stream: io.BufferedReader[_Bounded]) -> list[str]:
-    """The names of the first members; those behind what may be unpacked are not found."""
-    names: list[str] = []
+def _members(stream: io.BufferedReader[_Bounded]) -> dict[str, bool]:
+    """The first members, and whether they begin as a checkpoint does.
+
+    Those behind what may be unpacked are not found.
+    """
+    members: dict[str, bool] = {}
     with (
         contextlib.suppress(*_UNREADABLE),
         tarfile.open(fileobj=stream, mode="r|") as archive,
     ):
-        names += (member.name for member in islice(archive, _MOST_MEMBERS) if member.isfile())
-    return names
+        for member in islice(archive, _MOST_MEMBERS):
+            file = archive.extractfile(member) if member.isfile() else None
+            if file:
+                start = file.read(LONGEST_START)
+                members[member.name] = starts_as_checkpoint(start, member.size)
+    return members
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a member's name leads nowhere but into the folder that it is taken out to."""
+    """Whether tar takes a member's name as it is, and to no other folder than it is told."""
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and not name.startswith("-")
+    leads_out = path.is_absolute() or ".." in path.parts
+    return not (leads_out or name.startswith("-") or "\\" in name)  # which tar takes for an escape

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from wncli.errors import FileError, FormatError, few
-from wncli.hints import free_path, path_word
+from wncli.hints import free_path, option, path_word
 
 _METADATA = re.compile(r"(__\d+)?\.metadata")
 _ITEMS = ".distcp"
@@ -70,7 +70,7 @@ def refuse_distributed_folder(folder: Path, files: Iterable[str], folders: Itera
 def _refuse_deepspeed(folder: Path, files: list[str], folders: list[str]) -> None:
     own = [name for name in files if _DEEPSPEED.fullmatch(name)]
     if own:
-        raise _deepspeed(folder, folder.parent, folder, own)
+        raise _deepspeed(folder, _above(folder), folder, own)
     if _SCRIPT not in files and _LATEST not in files:
         return
     tags = [_tag(folder / _LATEST)] if _LATEST in files else []
@@ -90,8 +90,11 @@ def _deepspeed(where: Path, top: Path, tag: Path, names: list[str]) -> FileError
     else:
         script = top / _SCRIPT
         run = path_word(script) if script.exists() else "-m deepspeed.utils.zero_to_fp32"
-        gathered = free_path(top.with_name(f"{top.name}-gathered"))
+        gathered = free_path(_above(top) / f"{top.resolve().name}-gathered")
+        step = tag.resolve().name
         hint = f"python {run} {path_word(top)} {path_word(gathered)}"
+        if step != _tag(top / _LATEST):  # which is gathered where none is named
+            hint = f"{hint} {option('--tag', step)}"
     return FileError(
         str(where),
         "this is a checkpoint of DeepSpeed, in parts",
@@ -99,6 +102,10 @@ def _deepspeed(where: Path, top: Path, tag: Path, names: list[str]) -> FileError
         found=few(names),
         hint=hint,
     )
+
+
+def _above(folder: Path) -> Path:
+    return folder / ".." if folder.name in {"", ".."} else folder.parent
 
 
 def _tag(latest: Path) -> str:
@@ -145,7 +152,8 @@ def distributed_file(path: Path, what: str) -> FormatError:
 
 def gather_command(folder: Path) -> str:
     """What makes one torch file of a folder that torch.distributed.checkpoint wrote."""
-    whole = folder.resolve()
-    gathered = free_path(folder.parent / f"{whole.name}.pt")
+    if not (folder / ".metadata").exists():  # each rank has written its own
+        return "load it with torch.distributed.checkpoint.load on as many ranks as wrote it"
+    gathered = free_path(_above(folder) / f"{folder.resolve().name}.pt")
     module = "torch.distributed.checkpoint.format_utils"
     return f"python -m {module} dcp_to_torch {path_word(folder)} {path_word(gathered)}"

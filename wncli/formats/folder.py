@@ -7,6 +7,7 @@ their own order is taken: safetensors before torch, and of each the whole file b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -40,8 +41,8 @@ _TRAINER = re.compile(
 )
 #: Entries of a folder that are looked at to say where a checkpoint is.
 _MOST_ENTRIES = 1000
-#: How torch files begin: a zip, or a pickle.
-_STARTS = (b"PK\x03\x04", b"\x80")
+#: Bytes that show whether a file begins as a checkpoint does.
+LONGEST_START = 512
 
 
 def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
@@ -72,7 +73,8 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
             f"several {what} stand in this directory",
             expected="one that can be meant",
             found=few(chosen, 8),
-            hint=f"give one of them: {path_word(folder / chosen[0])}",
+            hint="give one of them: "
+            + " or ".join(path_word(folder / name) for name in chosen[:3]),
         )
     passed_over = [name for name, rank in ranks.items() if best < rank < _OTHER]
     notes: tuple[Note, ...] = ()
@@ -123,7 +125,7 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
             "the files in this directory are shards, and their index is missing",
             expected="an index beside them, such as model.safetensors.index.json",
             found=few(shards),
-            hint=f"download the index too, or give one file: {path_word(folder / shards[0])}",
+            hint=f"{path_word(folder / shards[0])} is one of them; all need their index",
         )
     near = places_of_checkpoints(folder)
     return FileError(
@@ -156,14 +158,24 @@ def _places(folder: Path) -> Iterator[Path]:
                 continue
             if entry.is_dir():
                 with os.scandir(entry) as inner:
-                    if _rank([one.name for one in islice(inner, _MOST_ENTRIES)]):
+                    ranks = _rank([one.name for one in islice(inner, _MOST_ENTRIES)])
+                if ranks:
+                    with contextlib.suppress(FileError):  # several that can be meant
+                        find_in_folder(Path(entry))
                         yield Path(entry)
-            elif entry.is_file() and _starts_as_a_checkpoint(Path(entry)):
+            elif entry.is_file() and _is_checkpoint(Path(entry)):
                 yield Path(entry)
 
 
-def _starts_as_a_checkpoint(path: Path) -> bool:
+def _is_checkpoint(path: Path) -> bool:
     with path.open("rb") as file:
-        start = file.read(64)
-        nbytes = os.fstat(file.fileno()).st_size
-    return start.startswith(_STARTS) or looks_like_safetensors(start, nbytes)
+        return starts_as_checkpoint(file.read(LONGEST_START), os.fstat(file.fileno()).st_size)
+
+
+def starts_as_checkpoint(start: bytes, nbytes: int) -> bool:
+    """Whether a file of so many bytes begins as checkpoints do."""
+    if start.startswith(b"\x80"):
+        from wncli.formats.torch_legacy import MAGIC
+
+        return MAGIC in start[:32]
+    return start.startswith(b"PK\x03\x04") or looks_like_safetensors(start, nbytes)

@@ -11,17 +11,22 @@ from wncli.formats.zip_end import find_shift, has_directory
 from wncli.hints import free_path, path_word
 
 _READABLE = "a safetensors file, or one that torch.save wrote"
+#: Bytes at the end of a zip in which its directory is looked for.
+_END = 16 << 20
 _KNOWN = {
     b"version https://git-lfs": Found(
-        "a Git LFS pointer, not the file it stands for", "git lfs pull"
+        "a Git LFS pointer, not the file it stands for",
+        hint="have Git LFS fetch the file: git lfs pull in its repository",
     ),
-    b"\x89HDF": Found("an HDF5 file (Keras, h5py)", ""),
-    b"GGUF": Found("a GGUF file (llama.cpp)", ""),
-    b"\x93NUMPY": Found("a NumPy array", ""),
-    b"7z\xbc\xaf\x27\x1c": Found("a 7-Zip archive", "unpack it, and give the checkpoint in it"),
-    b"Rar!": Found("a RAR archive", "unpack it, and give the checkpoint in it"),
-    b"<!DOCTYPE": Found("a web page", "download the file itself"),
-    b"<html": Found("a web page", "download the file itself"),
+    b"\x89HDF": Found("an HDF5 file (Keras, h5py)", hint=""),
+    b"GGUF": Found("a GGUF file (llama.cpp)", hint=""),
+    b"\x93NUMPY": Found("a NumPy array", hint=""),
+    b"7z\xbc\xaf\x27\x1c": Found(
+        "a 7-Zip archive", hint="unpack it, and give the checkpoint in it"
+    ),
+    b"Rar!": Found("a RAR archive", hint="unpack it, and give the checkpoint in it"),
+    b"<!DOCTYPE": Found("a web page", hint="download the file itself"),
+    b"<html": Found("a web page", hint="download the file itself"),
 }
 
 
@@ -45,9 +50,9 @@ def _what(source: Source, start: bytes) -> Found:
 
 def _by_start(start: bytes) -> Found | None:
     if not start:
-        return Found("an empty file", "")
+        return Found("an empty file", hint="")
     if start.startswith(b"\x80"):
-        return Found("a plain pickle", "save its state dict with torch.save")
+        return Found("a plain pickle", hint="save its state dict with torch.save")
     return next((found for magic, found in _KNOWN.items() if start.startswith(magic)), None)
 
 
@@ -56,16 +61,16 @@ def _by_name(source: Source, start: bytes) -> Found:
     if path.name.endswith(".index.json"):
         return Found(
             "a name that ends as an index's does, and no JSON object",
-            "download it again, or give one of the shards",
+            hint="download it again, or give one of the shards",
         )
     if start.isascii() and b"\0" not in start:
         near = places_of_checkpoints(path.parent) if path.suffix == ".json" else []
-        return Found("a text file", inspect_commands(near))
+        return Found("a text file", hint=inspect_commands(near))
     if path.suffix.lower() == ".safetensors":
         from wncli.formats.safetensors import read_safetensors
 
         read_safetensors(source)  # says which rule is broken
-    return Found("bytes of no known format", "")
+    return Found("bytes of no known format", hint="")
 
 
 def _disguised_zip(source: Source, start: bytes) -> Found | None:
@@ -73,20 +78,23 @@ def _disguised_zip(source: Source, start: bytes) -> Found | None:
     file = path_word(source.path)
     new = free_path(source.path.with_name(f"{source.path.stem}-zip{source.path.suffix or '.pt'}"))
     copy = path_word(new)
+    inspect = f" && wn inspect {copy}"
+    end = min(source.nbytes, _END)
+    is_torch = b"/data.pkl" in source.read_at(source.nbytes - end, end, "the zip's directory")
     if has_directory(source):
         mark = start[:2]
         what = "a zip archive whose first bytes have been changed"
         if start[2:4] == b"\x03\x04" and mark.isalnum():
             what = f"a zip archive with a version mark ({mark.decode()}) for PK, as of GPT-SoVITS"
         restore = f"printf 'PK\\003\\004' | dd of={copy} conv=notrunc"
-        return Found(what, f"cp {file} {copy} && {restore} && wn inspect {copy}")
+        return Found(what, hint=f"cp {file} {copy} && {restore}{inspect}" if is_torch else "")
     shift = find_shift(source)
     if shift is None:
         return None
     if shift < 0:
         missing = f"a zip archive whose first {-shift:,} bytes are missing"
-        return Found(missing, "copy or download it again")
+        return Found(missing, hint="copy or download it again")
     return Found(
         f"a zip archive behind {shift:,} bytes that are no part of it",
-        f"tail -c +{shift + 1} {file} > {copy} && wn inspect {copy}",
+        hint=f"tail -c +{shift + 1} {file} > {copy}{inspect}" if is_torch else "",
     )

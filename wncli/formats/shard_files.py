@@ -93,6 +93,6 @@ def locate(index: Path, names: Collection[str]) -> list[Path]:
             f"{len(missing)} of {len(names)} shard{plural} missing: {few(missing)}",
             expected="every file that the index lists, beside it",
             found=f"{len(names) - len(missing)} of {len(names)}",
-            hint=f"download or copy the rest into {index.parent}",
+            hint="download or copy the rest into the folder of the index",
         )
     return [target for target in found.values() if target is not None]

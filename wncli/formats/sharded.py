@@ -54,7 +54,9 @@ def open_shards(
         except OSError as error:
             refusal = unreadable(str(shown), error)
             if error.errno == errno.EMFILE:
-                refusal.hint = f"ulimit -n {len(names) + _FEW_FILES}"
+                refusal.hint = (
+                    f"have the hard limit of open files raised to {len(names) + _FEW_FILES:,}"
+                )
             raise refusal from None
         sources.append(Source(shown, file, number))
         shards.append(Shard(name, _as_shard(read(sources[-1]))))
@@ -202,7 +204,7 @@ def _unlisted(
                     "two shards hold this tensor, and the index does not list it",
                     expected="the index to say which one counts",
                     found=f"it in {first} and {shard.name}",
-                    hint="add it to the index's weight_map",
+                    hint="copy the index, and add it to the weight_map of the copy",
                 )
             else:
                 others[spec.name] = spec

@@ -33,6 +33,9 @@ from wncli.formats.torch_keys import items_of, spelled
 from wncli.formats.torch_tree import TorchTree
 from wncli.keys import Keys
 
+#: In as many places one call is looked for, to leave it out.
+_MOST_PLACES = 16
+
 
 def find_calls(
     pickles: Sequence[Pickle], tree: TorchTree | None, entries: Iterable[Entry] = ()
@@ -67,6 +70,31 @@ def calls_left(
     """Those of `calls` that are part of what stands at `roots`, when `drop` is left out of it."""
     found = dict(_walk(tree, roots, drop, {id(call.node) for call in calls}))
     return [call for call in calls if id(call.node) in found]
+
+
+def entries_to_drop(
+    tree: TorchTree,
+    calls: Iterable[DangerousCall],
+    roots: Iterable[Node],
+    drop: Collection[Keys],
+    listed: Collection[Keys],
+) -> list[str]:
+    """What to leave out beside `drop`, so that none of `calls` is part of what stands at `roots`.
+
+    Empty where that is nothing that can be left out, or more than anybody would type.
+    """
+    wanted = {id(call.node) for call in calls}
+    roots = tuple(roots)
+    found: dict[Keys, None] = {}
+    for _ in range(_MOST_PLACES):
+        places = dict(_walk(tree, roots, {*drop, *found}, wanted))
+        if not places:
+            return list(map(tree.text, found))
+        more = dict.fromkeys(_entry(path, listed) for path in places.values())
+        if () in more or found.keys() >= more.keys():
+            break
+        found |= more
+    return []
 
 
 def _entry(keys: Keys, listed: Collection[Keys]) -> Keys:

@@ -57,5 +57,5 @@ def _refuse_lookalikes(archive: TorchArchive) -> None:
             where,
             "this is a TorchScript archive as PyTorch wrote it before version 1.4",
             expected="a TorchScript archive with a data.pkl",
-            hint="torch.jit.save(torch.jit.load(FILE), 'new.pt') writes it as it is written now",
+            hint="load it with torch.jit.load, and save it under a new name with torch.jit.save",
         )
