@@ -45,6 +45,7 @@ from hint_files import (
     of_ranks,
     pair,
     plain,
+    popping,
     script,
     several_in_folder,
     shards,
@@ -197,6 +198,12 @@ NAMES = {
         "the optimizer state * is kept, but no longer fits the changed parameters;"
         " {*--drop*} leaves it out", first=0,
     ),
+    "tensors by position that fit no more": Case(
+        file({"model": SOUND, ODD: {"shadow_params": list(SOUND.values()), "decay": 0.9}}),
+        f"wn remove {IN} {OUT} --dry-run",
+        "the tensors in * stand for parameters by position, and no longer fit the changed ones;"
+        " {*--drop*} leaves them out", first=0,
+    ),
     "several state dicts for shards": Case(
         file(SOUND | ROOTS), f"wn convert {IN} {FREE} --max-shard-size 1GB",
         "{--only ''} or {*--only*} or {--only a.b}",
@@ -240,7 +247,7 @@ NAMES = {
         "{*--drop*}",
     ),
     "a call that is no entry's": Case(
-        file({ODD: SOUND, "model": SOUND | {"x": 1}, RUNS: 1}), f"wn remove {IN} {OUT}",
+        popping({ODD: SOUND, "model": SOUND | {"x": 1}}), f"wn remove {IN} {OUT}",
         "{*--only*} or {--only model} takes a state dict alone",
     ),
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import shlex
 import struct
 import tarfile
@@ -14,8 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import opcodes
 import torch
 import torch.distributed.checkpoint as dcp
+from hostile_places import zipped
 from safetensors.torch import save_file
 from shards import sharded
 from torch import Tensor, nn
@@ -62,6 +65,17 @@ def both(*made: Callable[[], object]) -> Callable[[], None]:
     def make() -> None:
         for one in made:
             one()
+
+    return make
+
+
+def popping(content: object) -> Callable[[], None]:
+    """The file IN with a call that is part of nothing: what it gives is thrown away."""
+
+    def make() -> None:
+        call = opcodes.call("os.system", "true") + pickle.POP
+        changed = zipped(content, b"", wrap=lambda found: found[:2] + call + found[2:])
+        Path(f"{STEM}.pt").write_bytes(changed)
 
     return make
 

@@ -16,6 +16,7 @@ from wncli.decide import (
     plan_convert,
     plan_inspect,
     plan_remove,
+    refuse_ambiguity,
     refuse_calls,
     refuse_damage,
     refuse_objects,
@@ -236,6 +237,7 @@ def convert(  # noqa: PLR0913 - the command's options
     from wncli.decide_like import plan_like
 
     with open_checkpoint(_path(like)) as (reference, _):
+        refuse_ambiguity(reference)
         try:
             return _write(
                 lambda opened: plan_like(opened, reference, request, partial=partial),
@@ -290,6 +292,8 @@ def compare(  # noqa: PLR0913 - the command's options
         open_checkpoint(_path(a), for_weights=True) as (one, files),
         open_checkpoint(_path(b), for_weights=True) as (other, others),
     ):
+        refuse_ambiguity(one)
+        refuse_ambiguity(other)
         plan = plan_compare(one, other, request)
         return compare_weights(plan, files, others, Tolerance(rtol, atol), progress)
 
@@ -334,6 +338,7 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
             raise _nothing(plan)
         if target.format == "torch":
             refuse_objects(plan)
+        refuse_ambiguity(opened)
         refuse_damage(opened)
         keeps_storages = target.format == "torch"
         refuse_growth(

@@ -148,6 +148,22 @@ def plan_apply(
     return _plan("apply", checkpoint, request, surveys, actions, notes)
 
 
+def refuse_ambiguity(checkpoint: Checkpoint) -> None:
+    """Nothing is made of, or said of, a file that may mean other tensors to PyTorch.
+
+    Raises:
+        FormatError: what is in it cannot be told without running it.
+    """
+    for note in checkpoint.notes:
+        if note.code == "ambiguous":
+            raise FormatError(
+                str(checkpoint.path),
+                note.message,
+                expected="tensors and keys as torch.save writes them",
+                hint="load it with PyTorch and save it again",
+            )
+
+
 def refuse_damage(checkpoint: Checkpoint) -> None:
     """Nothing is made of what is known to have changed since it was written.
 

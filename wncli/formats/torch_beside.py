@@ -87,8 +87,10 @@ def _optimizer_notes(
         together = {entry: next(iter(found.values()))} if len(set(found.values())) == 1 else found
         for keys, (words, is_warning) in together.items():
             path = tree.text(keys)
-            drop = f"; {option('--drop', path)} leaves it out" if is_warning else ""
-            message = f"the optimizer state {path!r} {words}{drop}"
+            message = f"the optimizer state {path!r} {words}"
+            if is_warning:
+                drop = option("--drop", path)
+                message = f"the optimizer state {path!r} {words}; {drop} leaves it out"
             notes.append(Note("optimizer", message, path, is_warning=is_warning))
     return notes
 

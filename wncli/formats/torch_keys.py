@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
-from wncli.formats.pickles.nodes import Built, ByteText, Call, Node, entries_of, is_called
+from wncli.formats.pickles.nodes import (
+    Built,
+    ByteText,
+    Call,
+    Global,
+    Node,
+    entries_of,
+    is_called,
+)
 from wncli.formats.torch_tensor import class_of
+from wncli.formats.weights_only import accepts
 from wncli.keys import Key, OtherKey, Position
 
 #: Bits of the longest integer that is shown in full.
@@ -21,7 +31,12 @@ _KEY_LENGTH = 80
 
 #: Keys that are what they show; a tuple can hold others.
 _PLAIN = (str, bytes, int, float, type(None), tuple)
-_NUMBER = object()
+#: What makes things that are equal to no text and to no number.
+_UNEQUAL = (
+    "torch.device", "torch.serialization._get_layout", "builtins.frozenset",
+    "__builtin__.frozenset",
+)  # fmt: skip
+_FLOATS = {"f2": "<e", "f4": "<f", "f8": "<d"}
 
 
 def key_of(node: Node, number: int) -> Key:
@@ -49,34 +64,50 @@ def find_ambiguous(node: Node) -> Node:
     """
     keys = [] if isinstance(node, (list, tuple)) else [key for key, _ in entries_of(node) or []]
     made = [key for key in keys if not isinstance(key, _PLAIN)]
-    if not made or len(keys) == 1:
+    if not made:
         return None
-    taken: set[object] = {key for key in keys if isinstance(key, (str, bytes))}
-    has_numbers = any(isinstance(key, (int, float)) for key in keys)
+    taken: set[object] = {key for key in keys if isinstance(key, (str, bytes, int, float))}
     for key in made:
         value = _made_value(key)
-        if value is None or value in taken or (value is _NUMBER and has_numbers):
+        if value is None or value in taken:
             return key
         taken.add(value)
     return None
 
 
 def _made_value(node: Node) -> object:
-    """What a call makes: text or bytes, `_NUMBER` for NumPy's numbers; None where it is unknown."""
+    """What a call makes: text, bytes, a number, something of its own; None where it is unknown."""
+    if isinstance(node, Global):
+        return ("name", str(node)) if accepts(str(node)) else None
+    if any(is_called(node, *name.rsplit(".", 1)) for name in _UNEQUAL):
+        return "node", id(node)
     if is_called(node, "_codecs", "encode"):  # bytes, as protocol 2 has them
         return _encoded(node)
-    if not (is_called(node, "numpy._core.multiarray", "scalar")
-            or is_called(node, "numpy.core.multiarray", "scalar")):  # fmt: skip
+    if any(is_called(node, f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")):
+        match node.args:
+            case (Call(args=(str() as code, *_)) as dtype, data) if _is_little(dtype):
+                return _numpy_value(code, data if isinstance(data, bytes) else _encoded(data))
+    return None
+
+
+def _is_little(dtype: Call) -> bool:
+    """Whether a NumPy dtype is one that is little-endian, or has no byte order."""
+    states = [effect.state for effect in dtype.effects if isinstance(effect, Built)]
+    return is_called(dtype, "numpy", "dtype") and all(
+        isinstance(state, tuple) and state[1:2] in {("<",), ("|",)} for state in states
+    )
+
+
+def _numpy_value(code: str, raw: bytes | None) -> object:
+    """The value of a NumPy scalar of this type code (`U10`, `i8`, `f4`); None for others."""
+    if not raw:
         return None
-    match node.args:
-        case (Call(args=(str() as code, *_)) as dtype, data) if is_called(dtype, "numpy", "dtype"):
-            if code[:1] in {"i", "u", "f", "b"}:
-                return _NUMBER
-            raw = data if isinstance(data, bytes) else _encoded(data)
-            states = [effect.state for effect in dtype.effects if isinstance(effect, Built)]
-            is_little = [s[1:2] for s in states if isinstance(s, tuple)] == [("<",)]
-            if code[:1] == "U" and is_little and raw:
-                return raw.decode("utf-32-le", "replace").rstrip("\0")
+    if code[:1] == "U":
+        return raw.decode("utf-32-le", "replace").rstrip("\0")
+    if code[:1] in {"i", "u", "b"}:
+        return int.from_bytes(raw, "little", signed=code[:1] == "i")
+    if code in _FLOATS and len(raw) == struct.calcsize(_FLOATS[code]):
+        return float(struct.unpack(_FLOATS[code], raw)[0])
     return None
 
 

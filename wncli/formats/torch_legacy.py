@@ -75,13 +75,18 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             source.number,
         )
 
-    tree, state_dicts, entries, refused = read_tree(
-        content, nbytes, locate, source.where, is_legacy=True
-    )
+    found = read_tree(content, nbytes, locate, source.where, is_legacy=True)
     return Checkpoint(
-        source.path, "torch legacy", source.nbytes, state_dicts, entries, None, tree, refused,
-        find_calls([content, magic, version, system, keys], tree, entries),
-    )  # fmt: skip
+        source.path,
+        "torch legacy",
+        source.nbytes,
+        found.state_dicts,
+        found.entries,
+        tree=found.tree,
+        refused_names=found.refused_names,
+        would_run=find_calls([content, magic, version, system, keys], found.tree, found.entries),
+        notes=found.notes,
+    )
 
 
 def _locate_all(source: Source, content: Pickle, keys: Node) -> dict[str, Storage]:

@@ -32,14 +32,15 @@ from wncli.formats.torch_tensor import (
     StorageId,
     called_name,
     class_of,
+    find_changes,
     is_part,
     read_storage_id,
     read_tensor,
-    refuse_changes,
 )
 from wncli.formats.torch_tree import References, TorchTree
 from wncli.formats.weights_only import accepts
 from wncli.keys import Key, Keys, shown, shown_key
+from wncli.notes import Note
 from wncli.tensors import DType, Storage, TensorSpec
 
 #: Deeper than any checkpoint nests its state dicts; bounds what a hostile file can ask for.
@@ -62,6 +63,16 @@ class _Place(NamedTuple):
     is_numbered: bool
 
 
+class Content(NamedTuple):
+    """What a torch file's pickle holds; `refused_names` are those that `weights_only` refuses."""
+
+    tree: TorchTree
+    state_dicts: tuple[StateDict, ...]
+    entries: tuple[Entry, ...]
+    refused_names: tuple[str, ...]
+    notes: tuple[Note, ...]
+
+
 def read_tree(
     pickled: Pickle,
     nbytes: int,
@@ -69,8 +80,8 @@ def read_tree(
     where: str,
     *,
     is_legacy: bool = False,
-) -> tuple[TorchTree, tuple[StateDict, ...], tuple[Entry, ...], tuple[str, ...]]:
-    """Find the state dicts, the other entries, and the names that `weights_only` refuses.
+) -> Content:
+    """Find the state dicts, the other entries, and what else its reader should know.
 
     Args:
         pickled: the content.
@@ -79,7 +90,6 @@ def read_tree(
         where: the file, for refusals.
         is_legacy: it is of the format before PyTorch 1.6.
     """
-    refuse_changes(pickled.calls, where)
     references: dict[PersistentId, tuple[StorageId, Storage]] = {}
     refused: dict[str, None] = {}
     known: dict[object, object] = {}
@@ -96,15 +106,21 @@ def read_tree(
     tree = TorchTree(
         root, pickled.protocol, references, found.mappings, found.containers, found.shown
     )
-    return tree, tuple(found.state_dicts), tuple(found.entries), tuple(refused)
+    return Content(
+        tree,
+        tuple(found.state_dicts),
+        tuple(found.entries),
+        tuple(refused),
+        (*found.notes, *find_changes(pickled.calls)),
+    )
 
 
 def _refuse_two_kinds(known: dict[object, object], found: StorageId, where: str) -> None:
     """Every reference to a storage, or to a view of one, has to say the same about it.
 
-    PyTorch goes by the first for all of one key.
+    PyTorch goes by the first for all of one key; untyped ones are bytes.
     """
-    facts: list[tuple[str, object]] = [(found.key, found.dtype)]
+    facts: list[tuple[str, object]] = [(found.key, found.dtype or DType.U8)]
     if found.view:
         facts.append((found.view[0], (found.key, found.dtype, *found.view)))
     for key, told in facts:
@@ -158,6 +174,7 @@ class _Finder:
         self.mappings: dict[Keys, Node] = {}
         self.state_dicts: list[StateDict] = []
         self.entries: list[Entry] = []
+        self.notes: list[Note] = []
 
     def run(self, root: Node) -> _Finder:
         self.look_through(root)
@@ -282,13 +299,8 @@ class _Finder:
                 continue
             self.containers[keys] = node
             if made := find_ambiguous(node):
-                raise FormatError(
-                    self.where,
-                    "a key beside tensors is made by a call, and may be one that is there already",
-                    expected="names as text",
-                    found=spelled(made),
-                    hint="load it with PyTorch and save it again",
-                )
+                message = f"a key that a call makes may be one that is there too: {spelled(made)}"
+                self.notes.append(Note("ambiguous", message, path, is_warning=True))
             if state_dict:
                 self.mappings[keys] = node
             stack.extend(

@@ -24,10 +24,13 @@ from wncli.formats.pickles.nodes import (
     entries_of,
     is_called,
 )
+from wncli.notes import Note
 from wncli.tensors import DType, Storage, TensorSpec, count_elements, row_major
 
 _TYPED = {dtype.torch_storage: dtype for dtype in DType if dtype.torch_storage}
 _NAMED = {dtype.torch: dtype for dtype in DType if dtype.torch}
+#: Their tensors are made by `_rebuild_qtensor`, which has the scale.
+_QUANTIZED = frozenset(dtype for dtype in DType if dtype.name.startswith("Q"))
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 #: How `torch.save` has written tensors (`torch/_utils.py`), with the numbers of their arguments:
 #: `_rebuild_tensor` up to 0.3; v2 from 0.4 on, with metadata (conj, neg) from 1.13 on; v3 from 2.0
@@ -142,6 +145,8 @@ def read_tensor(
     dtype = _dtype_of(rest[2]) if is_explicit else identity.dtype
     if is_explicit and identity.dtype is not None:
         raise touched(name, where, "a dtype of its own over a storage that has one")
+    if dtype in _QUANTIZED:
+        raise touched(name, where, "quantized numbers without a scale")
     if dtype is None or not dtype.itemsize:
         raise FormatError(where, f"tensor {name!r} has an unknown dtype")
     numel, reach = _extent(shape, strides)
@@ -170,23 +175,23 @@ def touched(name: str, where: str, found: str) -> FormatError:
     )
 
 
-def refuse_changes(calls: Iterable[Call], where: str) -> None:
-    """Nothing may be put into what PyTorch makes: a storage may be that of other tensors as well.
+def find_changes(calls: Iterable[Call]) -> list[Note]:
+    """A warning where something is put into what PyTorch makes, such as the elements of a tensor.
 
-    Raises:
-        FormatError: items are set on a tensor or the like, as its elements.
+    A storage may be that of other tensors as well, which then have other numbers than the file's.
     """
-    for call in calls:
-        if call.effects and any(not isinstance(effect, Built) for effect in call.effects):
-            function = class_of(call.function)
-            if function and f"{function.module}.".startswith("torch."):
-                raise FormatError(
-                    where,
-                    "a tensor is changed after it was made",
-                    expected="the numbers in its storage to be its own",
-                    found=_brief_call(call),
-                    hint="load it with PyTorch and save it again",
-                )
+    return [
+        Note(
+            "ambiguous",
+            f"a tensor is changed after it was made ({_brief_call(call)})",
+            is_warning=True,
+        )
+        for call in calls
+        if call.effects
+        and any(not isinstance(effect, Built) for effect in call.effects)
+        and (function := class_of(call.function))
+        and f"{function.module}.".startswith("torch.")
+    ][:1]
 
 
 def _rebuild(node: Node, name: str, where: str) -> Call | None:
@@ -259,10 +264,13 @@ def _keeps_numbers(kind: Node) -> bool:
 
 
 def _is_lazy(call: Call) -> bool:
-    """Whether the numbers in the storage are not yet the tensor's: `conj()`, or its `imag`."""
+    """Whether the numbers in the storage are not yet the tensor's: `conj()`, or its `imag`.
+
+    PyTorch goes by the keys of the metadata alone, and writes none where there is nothing to say.
+    """
     place = _METADATA_PLACE[call.function.name]
     metadata = _untagged(call.args[place]) if len(call.args) > place else None
-    return any(value is not False for _, value in entries_of(metadata) or [])
+    return metadata is not None and entries_of(metadata) != []
 
 
 def _brief_call(call: Call) -> str:

@@ -34,13 +34,18 @@ def read_torch_zip(source: Source) -> Checkpoint:
     archive.refuse_big_endian()
     pickle = archive.read("data.pkl")
     pickled = read_pickle(pickle, f"{source.where}: data.pkl")
-    tree, state_dicts, entries, refused = read_tree(
-        pickled, len(pickle), archive.locate, source.where
-    )
+    found = read_tree(pickled, len(pickle), archive.locate, source.where)
     return Checkpoint(
-        source.path, "torch", source.nbytes, state_dicts, entries, None, tree, refused,
-        find_calls([pickled], tree, entries), notes=archive.notes(),
-    )  # fmt: skip
+        source.path,
+        "torch",
+        source.nbytes,
+        found.state_dicts,
+        found.entries,
+        tree=found.tree,
+        refused_names=found.refused_names,
+        would_run=find_calls([pickled], found.tree, found.entries),
+        notes=archive.notes() + found.notes,
+    )
 
 
 def _refuse_lookalikes(archive: TorchArchive) -> None:

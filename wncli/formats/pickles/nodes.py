@@ -7,6 +7,7 @@ shared: one node met twice is one object after loading.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,6 +126,8 @@ _MAPPINGS = {
     ("builtins", "dict"): 0,
     ("__builtin__", "dict"): 0,
 }
+#: Packages of which all classes are known: there are no other mappings in them.
+_KNOWN_PACKAGES = sys.stdlib_module_names | {"__builtin__", "copy_reg", "numpy", "torch"}
 
 
 def _is_made_empty(node: Call) -> bool:
@@ -133,10 +136,12 @@ def _is_made_empty(node: Call) -> bool:
     `cls.__new__` takes no items. State becomes attributes, of which some are what gives the items.
     """
     function = node.function
-    name = (function.module, function.name) if isinstance(function, Global) else ("", "")
-    if name not in _MAPPINGS:
-        return True
-    if node.opcode == "REDUCE" and len(node.args) > _MAPPINGS[name]:
+    if not isinstance(function, Global):
+        return False
+    most = _MAPPINGS.get((function.module, function.name))
+    if most is None:
+        return function.module.partition(".")[0] not in _KNOWN_PACKAGES
+    if node.opcode == "REDUCE" and len(node.args) > most:
         return False
     states = [effect.state for effect in node.effects if isinstance(effect, Built)]
     return all(
