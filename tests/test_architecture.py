@@ -43,7 +43,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         output_folder outputs report comparison comparing checking verifying""",
         "api",
         """cli cli.edge cli.commands cli.writing cli.reports cli.differences cli.results
-        cli.progress cli.terminal cli.page""",
+        cli.progress cli.terminal cli.page cli.version""",
     )
 )
 #: The package's own face, and what makes `python -m wncli` run.

@@ -187,22 +187,30 @@ def app_for(command: str) -> typer.Typer:
     return narrowed
 
 
-def _show_version(value: bool) -> None:  # noqa: FBT001 - typer hands the flag over so
-    if value:
-        print(f"wn {wncli.__version__}")
-        raise typer.Exit
-
-
 @app.callback(invoke_without_command=True)
 def wn(
     context: typer.Context,
     *,
-    version: Annotated[  # noqa: ARG001 - acted on by its callback
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    verbose: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "-v",
+            "--verbose",
+            help="With --version: Python, NumPy, and which loops and checksums run.",
+        ),
     ] = False,
 ) -> None:
     """Apply, remove, list and convert weight normalization in saved checkpoints."""
+    if version:
+        from wncli.cli.version import print_version
+
+        print_version(verbose=verbose)
+        raise typer.Exit
+    if verbose:
+        from wncli.errors import UsageError
+
+        raise UsageError("-v", "goes with --version alone", hint="wn --version -v")
     if context.invoked_subcommand is None:
         print(context.get_help())
 

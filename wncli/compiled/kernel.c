@@ -13,6 +13,7 @@
 #error "only for x86-64 with GCC or Clang: elsewhere wn computes with NumPy"
 #endif
 
+#include <cpuid.h>
 #include <immintrin.h>
 #include <math.h>
 #include <stdbool.h>
@@ -194,11 +195,18 @@ static PyMethodDef methods[] = {
     {0},
 };
 
+/* Asked of the processor itself: not every compiler's __builtin_cpu_supports knows "f16c". */
+static bool has_f16c(void)
+{
+    unsigned int eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+
 static int begin(PyObject *Py_UNUSED(module))
 {
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !__builtin_cpu_supports("f16c") || !__builtin_cpu_supports("pclmul")) {
+        !has_f16c() || !__builtin_cpu_supports("pclmul")) {
         PyErr_SetString(PyExc_ImportError, "this processor has not the instructions for it");
         return -1;
     }

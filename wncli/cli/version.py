@@ -1,0 +1,43 @@
+"""What `wn --version` prints, and with `--verbose` what the program runs with, one fact a line."""
+
+from __future__ import annotations
+
+import platform
+from importlib import import_module
+
+import wncli
+
+
+def print_version(*, verbose: bool) -> None:
+    """Print the version; `verbose` adds Python's, NumPy's, and which loops and checksums run."""
+    print(f"wn {wncli.__version__}")
+    if verbose:
+        print(f"Python: {platform.python_version()}")
+        print(f"NumPy: {_numpy()}")
+        print(f"loops: {_loops()}")
+        print(f"checksums: {_checksums()}")
+
+
+def _numpy() -> str:
+    try:
+        return str(import_module("numpy").__version__)
+    except ImportError as error:
+        return f"cannot be imported ({str(error).strip().partition(chr(10))[0]})"
+
+
+def _loops() -> str:
+    try:
+        import_module("wncli.compiled.kernel")
+    except ModuleNotFoundError:
+        return "NumPy (the compiled ones were not built)"
+    except ImportError as error:
+        return f"NumPy (the compiled ones do not run here: {error})"
+    return "compiled"
+
+
+def _checksums() -> str:
+    import zlib
+
+    from wncli.crc32 import crc32
+
+    return f"zlib {zlib.ZLIB_RUNTIME_VERSION}" if crc32 is zlib.crc32 else "compiled"
