@@ -25,7 +25,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(f"wncli.{name}" for name in names.split())
     for names in (
         """errors hints notes naming keys crc32 dims tensors boxes compiled compiled.kernel
-        double_double norms addresses weight_norm difference partial_output interruption crew""",
+        double_double norms addresses weight_norm difference partial_output interruption crew
+        permissions""",
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.reader formats.pickles.writer
         formats.weights_only formats.torch_tensor formats.torch_keys

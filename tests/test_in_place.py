@@ -257,7 +257,7 @@ def test_who_may_not_give_files_away_writes_one_that_is_his_own(home: Path) -> N
     ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
     assert ran.stderr == ""
     hold_done("remove", before, load(home / "model.pt"))
-    assert owner(home / "model.pt") == (0, os.getegid(), 0o640)
+    assert owner(home / "model.pt") == (0, os.getegid(), 0o600)
     hold_only(home, "model.pt", "there")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from wncli.errors import FileError
 from wncli.hints import path_word
 from wncli.partial_output import clear_leftovers, create_partial, uninterrupted
+from wncli.permissions import take_over
 
 
 def check_output(output: Path, *, force: bool, takes_files: bool = True) -> None:
@@ -74,7 +75,8 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
     """A new file of `nbytes` that takes `output`'s place when the block ends well.
 
     It is given as its path so far and a descriptor. An existing file keeps its permissions and,
-    where possible, its owner; it is replaced only with `force`, and once the new one is on disk.
+    where possible, its owner, and nobody else may read the new one at any moment; it is replaced
+    only with `force`, and once the new one is on disk.
 
     Raises:
         FileError: no room, no permission, or `output` is there by now; nothing is left behind.
@@ -86,10 +88,12 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
         with uninterrupted():
             partial, descriptor = create_partial(target)
         try:
+            if target.exists():
+                take_over(descriptor, target, is_complete=False)
             allocate(descriptor, nbytes)
             yield partial, descriptor
             if target.exists():
-                take_over(descriptor, target.stat())
+                take_over(descriptor, target, is_complete=True)
                 os.fsync(descriptor)
             os.close(os.dup(descriptor))  # some file systems tell only now; the lock is still held
             if force:
@@ -106,18 +110,6 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
         if isinstance(error, OSError):
             raise unwritable(output, error, f"room for {nbytes:,} bytes, and permission") from None
         raise
-
-
-def take_over(descriptor: int, old: os.stat_result) -> None:
-    """Give a new file the permissions of the `old` one, and its owner where the system lets us."""
-    new = os.fstat(descriptor)
-    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-        try:
-            os.fchown(descriptor, old.st_uid, old.st_gid)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.fchown(descriptor, -1, old.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))  # behind the owner: that clears bits of it
 
 
 def _rename_onto_nothing(partial: Path, target: Path) -> None:

@@ -14,10 +14,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from wncli.errors import FileError
 from wncli.formats.shard_index import index_kind
-from wncli.output import check_parent, take_over, target_of, unwritable
+from wncli.output import check_parent, target_of, unwritable
 from wncli.partial_output import (
     REPLACED,
     clear_leftovers,
@@ -26,6 +27,7 @@ from wncli.partial_output import (
     note_added,
     uninterrupted,
 )
+from wncli.permissions import take_over
 
 
 def check_folder(output: Path, *, force: bool) -> None:
@@ -52,14 +54,82 @@ def check_folder(output: Path, *, force: bool) -> None:
         raise FileError(where, f"OUTPUT cannot be written ({reason})") from None
 
 
+class NewFiles:
+    """The files that are being written in the folder `path`, for their places in `target`.
+
+    Each has the permissions of the file that it replaces: the one of its name, or else that one of
+    the old checkpoint's files which fewest people may read.
+    """
+
+    def __init__(self, path: Path, target: Path, old: Sequence[str]) -> None:
+        self.path = path
+        self.target = target
+        there = [target / name for name in old if (target / name).is_file()]
+        self.old = min(
+            there, key=lambda one: (one.stat().st_mode & 0o077).bit_count(), default=None
+        )
+        self.sources: dict[str, Path] = {}
+
+    def create(self, name: str) -> IO[bytes]:
+        """A new file, for its owner alone where it is to have the permissions of another.
+
+        Raises:
+            OSError: the system does not let it be made.
+        """
+        mode = 0o600 if self.model_of(name) else 0o666
+        return open(self.path / name, "xb", opener=lambda path, how: os.open(path, how, mode))
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file that has been created, with its permissions from now on.
+
+        Raises:
+            OSError: the system does not let it be opened, or given its permissions.
+        """
+        file = (self.path / name).open("r+b")
+        try:
+            self.permit(name, file.fileno(), is_complete=False)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def write(self, name: str, content: bytes, source: Path | None = None) -> None:
+        """Write a whole file; `source` is the one that it is a copy of.
+
+        Raises:
+            OSError: the system does not let it.
+        """
+        if source:
+            self.sources[name] = source
+        self.create(name).close()
+        (self.path / name).write_bytes(content)
+        self.open(name).close()
+
+    def permit(self, name: str, descriptor: int, *, is_complete: bool) -> None:
+        """Give a file its permissions.
+
+        Raises:
+            OSError: the system does not let it.
+        """
+        if model := self.model_of(name):
+            is_copy = model == self.sources.get(name)
+            take_over(descriptor, model, is_complete=is_complete, owner=not is_copy)
+
+    def model_of(self, name: str) -> Path | None:
+        """The file whose permissions a new one gets."""
+        place = self.target / name
+        return place if place.is_file() else self.sources.get(name, self.old)
+
+
 @contextmanager
 def replacing_folder(
     output: Path, names: Sequence[str], find_old: Callable[[], Sequence[str]], *, force: bool
-) -> Iterator[Path]:
-    """A folder to write the files `names` in, which take their places when the block ends well.
+) -> Iterator[NewFiles]:
+    """The new files `names` of a folder, which take their places when the block ends well.
 
     `find_old` tells the files of the checkpoint that `output` holds so far, and that go; it is
-    asked once what a killed run left half-way has been put back. The last of `names` is moved last.
+    asked when what a killed run left half-way has been put back, before the files are written and
+    before they are moved. The last of `names` is moved last.
 
     Raises:
         FileError: no room, or no permission; nothing is left behind.
@@ -76,15 +146,16 @@ def replacing_folder(
         if not is_new:
             _refuse_clashes(output, target, names)
         with uninterrupted():
-            partial, lock = create_partial_folder(parent, target.name)
+            partial, lock = create_partial_folder(parent, target.name, 0o777 if is_new else 0o700)
         try:
-            yield partial
+            files = NewFiles(partial, target, () if is_new else find_old())
+            yield files
             if is_new:
                 partial.rename(target)
             else:
                 with _locked(target), uninterrupted():
                     check_folder(output, force=force)
-                    _move_in(partial, target, names, find_old())
+                    _move_in(files, names, find_old())
                     with contextlib.suppress(OSError):  # the next run clears up the rest
                         shutil.rmtree(partial)
         finally:
@@ -136,16 +207,16 @@ def _is_file(path: Path) -> bool:
     return os.path.lexists(path) and (path.is_symlink() or not path.is_dir())
 
 
-def _move_in(partial: Path, target: Path, names: Sequence[str], old: Sequence[str]) -> None:
+def _move_in(files: NewFiles, names: Sequence[str], old: Sequence[str]) -> None:
     """Put the new files in the place of the old ones, or everything back where that fails."""
+    partial, target = files.path, files.target
     replaced = partial / REPLACED
     replaced.mkdir()
     there = [name for name in dict.fromkeys((*old, *names)) if _is_file(target / name)]
     there.sort(key=lambda name: index_kind(name) is None)
     for name in names:
         with (partial / name).open("rb") as file:
-            if name in there and (target / name).exists():
-                take_over(file.fileno(), (target / name).stat())
+            files.permit(name, file.fileno(), is_complete=True)
             os.fsync(file.fileno())
     note_added(partial, [name for name in names if name not in there])
     moves = [(target / name, replaced / name) for name in there]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +38,7 @@ from wncli.tensors import Storage
 if TYPE_CHECKING:
     from wncli.checkpoint import Checkpoint
     from wncli.formats.files import Sources
+    from wncli.output_folder import NewFiles
     from wncli.plan import Plan
     from wncli.target import Target
 
@@ -254,19 +254,19 @@ def write(
         unfinished,
         replacing_folder(
             target.path, names, partial(_checkpoint_in, target), force=force
-        ) as folder,
+        ) as new_files,
     ):
         for name, layout in outputs.files:
-            with (folder / name).open("xb") as new:
+            with new_files.create(name) as new:
                 allocate(new.fileno(), layout.nbytes)
         for name, layout in outputs.files:
-            with (folder / name).open("r+b") as laid_out:
+            with new_files.open(name) as laid_out:
                 notes += fill(layout, sources, laid_out.fileno(), report)
         for path in companions:
-            _copy_companion(path, folder)
+            _copy_companion(path, new_files)
         for name, content in index:
-            (folder / name).write_bytes(content)
-        read_back(folder, notes)
+            new_files.write(name, content)
+        read_back(new_files.path, notes)
     return notes
 
 
@@ -279,13 +279,12 @@ def _is_in(path: Path, folder: Path) -> bool:
     return folder.is_dir() and path.parent.samefile(folder)
 
 
-def _copy_companion(path: Path, folder: Path) -> None:
+def _copy_companion(path: Path, new_files: NewFiles) -> None:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise unreadable(str(path), error) from None
-    (folder / path.name).write_bytes(content)
-    shutil.copymode(path, folder / path.name)
+    new_files.write(path.name, content, path)
 
 
 def _lay_out_file(

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from wncli.permissions import first_mode
+
 #: What the name of a temporary sibling ends with; no checkpoint's name does.
 PARTIAL_SUFFIX = ".wn-partial"
 #: Where, in a temporary folder, the files stand that are being replaced.
@@ -31,18 +33,21 @@ _LONGEST_NAME = 200
 def create_partial(target: Path) -> tuple[Path, int]:
     """A new temporary sibling of `target`, as a path and a descriptor that holds its lock.
 
+    Where there is a target, only its owner may read and write the sibling until it is told who.
+
     Raises:
         OSError: the system does not let it be made.
     """
     while True:
         path = target.parent / _name_beside(target.name)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(path, flags, first_mode(target))
         if _claim(descriptor):
             return path, descriptor
         os.close(descriptor)
 
 
-def create_partial_folder(parent: Path, name: str) -> tuple[Path, int]:
+def create_partial_folder(parent: Path, name: str, mode: int) -> tuple[Path, int]:
     """A new temporary folder in `parent` for a target of this name, with its lock.
 
     Raises:
@@ -50,7 +55,7 @@ def create_partial_folder(parent: Path, name: str) -> tuple[Path, int]:
     """
     while True:
         path = parent / _name_beside(name)
-        path.mkdir()
+        path.mkdir(mode)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # another run took it for a leftover, before it had its lock
