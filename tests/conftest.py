@@ -158,7 +158,7 @@ def wn_here(
     """`wn` in this process, for the many cases that need no process of their own."""
     ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     usual = {number: signal.getsignal(number) for number in ending}
-    hook = sys.unraisablehook
+    hook, excepthook, finders = sys.unraisablehook, sys.excepthook, list(sys.meta_path)
 
     def run(*arguments: str | Path) -> Ran:
         monkeypatch.setattr(sys, "argv", ["wn", *map(str, arguments)])
@@ -174,7 +174,7 @@ def wn_here(
     yield run
     for number, handler in usual.items():
         signal.signal(number, handler)
-    sys.unraisablehook = hook
+    sys.unraisablehook, sys.excepthook, sys.meta_path[:] = hook, excepthook, finders
 
 
 @pytest.fixture(autouse=True)

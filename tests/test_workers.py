@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from shards import save
 from torch import Tensor
 
 import wncli
+import wncli.workers
+from wncli.workers import map_shared
 
 #: Runs `wn` with two forks beside it, whatever the machine; `{fault}` comes before each write.
 PROGRAM = """
@@ -393,3 +396,38 @@ def test_what_comes_after_a_progress_bar_is_shared_out_as_well(saved: Path, outp
     assert "━" in shown
     assert shown.count("fork ") == 4
     assert shown.rindex("fork ") > shown.index("━")
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+@pytest.mark.parametrize("failing", [None, 0, 5, 39])
+def test_where_fewer_threads_can_be_started_or_none_every_task_is_done_all_the_same(
+    allowed: int, failing: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(started) == allowed:
+            message = "can't start new thread"
+            raise RuntimeError(message)
+        started.append(thread)
+        start(thread)
+
+    done: list[int] = []
+
+    def work(item: int, _advance: object) -> int:
+        time.sleep(0.001)
+        if item == failing:
+            raise ZeroDivisionError
+        done.append(item)
+        return item * item
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    monkeypatch.setattr(wncli.workers, "worker_count", lambda: 4)
+    monkeypatch.setattr(wncli.workers, "_may_fork", False)
+    if failing is not None:
+        with pytest.raises(ZeroDivisionError):
+            map_shared(work, range(40), 1 << 30, lambda _: None)
+        return
+    assert map_shared(work, range(40), 1 << 30, lambda _: None) == [n * n for n in range(40)]
+    assert sorted(done) == list(range(40))

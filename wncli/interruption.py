@@ -1,15 +1,19 @@
 """How Ctrl-C, SIGTERM and SIGHUP end the program: at once, or when what it began is cleared away.
 
-`wn` imports this before anything else, because until then Ctrl-C shows a traceback. So it imports
-next to nothing itself. A library takes no signals: nothing here does anything before
-`end_when_interrupted` is called.
+Lack of memory ends it too, wherever it comes up. `wn` imports this before anything else, because
+until then both show a traceback. So it imports next to nothing itself. A library takes no signals:
+nothing here does anything before `end_when_interrupted` is called.
 """
 
 import _signal  # type: ignore[import-not-found]  # `signal` makes enums, for longer than all of this
+import errno
 import os
 import sys
 
 INTERRUPTED = 130
+#: The exit code of what is refused, or fails.
+REFUSED = 2
+_OUT_OF_MEMORY = b"error: out of memory: the system, or a limit (ulimit -v), gives no more\n"
 _WRITING = ("apply", "remove", "convert")
 
 
@@ -54,6 +58,7 @@ def end_when_interrupted() -> None:
             _signal.signal(number, _end)
     if sys.unraisablehook is not _show_dropped:
         _other_hook, sys.unraisablehook = sys.unraisablehook, _show_dropped
+    sys.excepthook = _end_at_failure
 
 
 def report_interruption() -> None:
@@ -71,6 +76,52 @@ def report_interruption() -> None:
         pass  # nobody is there to read it
 
 
+def is_out_of_memory(error: "BaseException | None") -> bool:
+    """Whether an exception, or one that it comes of, is for lack of memory.
+
+    What loads a library tells that in words only (dlopen(3)), and Python at times in none: a
+    SystemError says that an exception was lost, and its parser finds errors in sound files.
+    """
+    while error:
+        if isinstance(error, MemoryError | SystemError | SyntaxError):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if isinstance(error, ImportError):
+            words = str(error)
+            if "failed to map segment" in words or "annot allocate memory" in words:
+                return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def report_out_of_memory() -> None:
+    """Print the message, past all buffers and with nothing that would take memory."""
+    try:
+        if sys.stderr:  # else its number may be that of another file
+            os.write(2, _OUT_OF_MEMORY)
+    except OSError:
+        pass  # nobody is there to read it
+
+
+def _end_at_failure(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """End at what nothing has caught, as in the imports that come first."""
+    if not issubclass(kind, Exception) or os.environ.get("WN_TRACEBACK"):
+        sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
+        return
+    code = REFUSED
+    try:
+        if is_out_of_memory(error):
+            report_out_of_memory()
+        else:
+            problem = f"error: wn cannot start ({kind.__name__}: {error})"
+            os.write(2, f"{problem.splitlines()[0]}\n".encode(errors="backslashreplace"))
+    except MemoryError:
+        report_out_of_memory()
+    finally:
+        os._exit(code)
+
+
 def _end(_number: int, _frame: object) -> None:
     if _is_reported:
         return  # it is about to end
@@ -82,6 +133,9 @@ def _end(_number: int, _frame: object) -> None:
 
 
 def _show_dropped(dropped: "sys.UnraisableHookArgs") -> None:
-    """Show what Python has to drop, except an interruption, which `unfinished` remembers."""
-    if dropped.exc_type is not KeyboardInterrupt:
+    """Show what Python has to drop, except an interruption, which `unfinished` remembers.
+
+    Lack of memory in a finalizer is no message of its own either.
+    """
+    if dropped.exc_type not in (KeyboardInterrupt, MemoryError):
         _other_hook(dropped)

@@ -122,7 +122,7 @@ def _forks(count: int, crew: Crew, workers: int) -> Forks | None:
 
 
 def _in_threads(count: int, crew: Crew, workers: int) -> None:
-    from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+    from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
     left = deque(range(count))
 
@@ -132,11 +132,17 @@ def _in_threads(count: int, crew: Crew, workers: int) -> None:
                 task = left.popleft()
             except IndexError:
                 return
-            crew.work(task)
+            try:
+                crew.work(task)
+            except BaseException:
+                left.append(task)
+                raise
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            running = [pool.submit(work) for _ in range(workers)]
+            running: list[Future[None]] = []
+            with contextlib.suppress(RuntimeError):  # the system lets fewer threads be, or none
+                running.extend(pool.submit(work) for _ in range(workers))
             wait(running, return_when=FIRST_EXCEPTION)
         finally:
             crew.stopping = True  # those that go on though another has failed, or is interrupted
@@ -144,3 +150,4 @@ def _in_threads(count: int, crew: Crew, workers: int) -> None:
     for failure in (future.exception() for future in running):
         if failure and not isinstance(failure, Stopped):
             raise failure
+    work()  # what is left: by no thread, or by one of which the pool kept no record

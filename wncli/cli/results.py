@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 DONE = 0
 #: Nothing to do, or a difference found.
 NEGATIVE = 1
-REFUSED = 2
 
 
 def print_report(report: Report, *, json: bool, quiet: bool) -> int:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from wncli.api import Progress
 from wncli.cli.progress import progress_bar
 from wncli.cli.reports import show_line
-from wncli.cli.results import DONE, NEGATIVE, REFUSED, print_json, print_report
+from wncli.cli.results import DONE, NEGATIVE, print_json, print_report
 from wncli.cli.terminal import show_refusal
 from wncli.errors import FileError, UsageError, WnError
+from wncli.interruption import REFUSED
 from wncli.report import SCHEMA, NothingToDo, Report
 from wncli.sharding import OutputFormat
 from wncli.target import beside
