@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -32,9 +33,11 @@ def open_checkpoint(
             than all that is made of it, is forgotten.
 
     Raises:
-        FileError: there is no readable file, or a directory in which none or several can be meant.
+        FileError: there is no readable file, or a directory in which none or several can be meant;
+            or this machine is big-endian.
         FormatError: it is no checkpoint, or a damaged one.
     """
+    _refuse_big_endian_machine(path)
     file = path
     notes: tuple[Note, ...] = ()
     with _reading(path):
@@ -47,6 +50,18 @@ def open_checkpoint(
         source = Source(file, stack.enter_context(_open(file)))
         # No name here keeps the checkpoint: who has it may want to forget what is no more needed.
         yield _opened(*_read_all(path, source, stack), notes, for_weights=for_weights)
+
+
+def _refuse_big_endian_machine(path: Path) -> None:
+    """Files have their elements little-endian, and the arithmetic takes them as they are."""
+    if sys.byteorder != "little":
+        raise FileError(
+            str(path),
+            "this machine is big-endian, and checkpoints are little-endian",
+            expected="a little-endian machine",
+            found=f"byte order {sys.byteorder}",
+            hint="run wn where the byte order is little: on x86-64 or arm64",
+        )
 
 
 def _opened(
