@@ -186,7 +186,7 @@ def test_a_tensor_to_which_the_index_ties_another_name_keeps_its_own(tmp_path: P
     """huggingface_hub notes ties in the index; here the tied name sorts before its tensor's."""
     index = sharded(tmp_path / "in", shards=three())
     content = json.loads(index.read_text())
-    content["metadata"]["a.copy"] = "c.table"
+    content["metadata"]["a.table"] = "c.table"
     index.write_text(json.dumps(content))
     for path in index.parent.glob("*.safetensors"):
         path.write_bytes(safetensors_bytes(load(path)))  # no metadata of their own

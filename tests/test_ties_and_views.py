@@ -349,4 +349,85 @@ def test_views_that_overlap_without_being_equal_are_each_stored(tmp_path: Path) 
     }
     found = run(state, tmp_path, "convert", ".safetensors")
     hold_bits(found, {name: t.contiguous() for name, t in state.items() if name != "all"})
-    assert metadata_of(tmp_path / "out.safetensors") == {"format": "pt", "all": "again"}
+    assert metadata_of(tmp_path / "out.safetensors") == {
+        "format": "pt", "all": "again", "wn.tie:all": "again",
+    }  # fmt: skip
+
+
+# -- what only reads like a tie ----------------------------------------------------------------
+
+#: Metadata whose text is a tensor's name, and that records no tie.
+COINCIDENCES = {
+    "a note": {"note": "conv.weight"},
+    "a note with dots": {"modelspec.main_layer": "conv.weight"},
+    "a module": {"conv": "conv.weight"},
+    "a name below it": {"conv.weight.source": "conv.weight"},
+    "another of its module": {"conv.main": "conv.weight"},
+    "a bare name": {"weight": "conv.weight"},
+    "the format": {"format": "conv.weight"},
+    "nothing": {"": "conv.weight"},
+    "a name of another kind": {"other.bias": "conv.weight"},
+}
+
+
+@pytest.mark.parametrize("metadata", COINCIDENCES.values(), ids=COINCIDENCES)
+@pytest.mark.parametrize("command", ["convert", "remove"])
+def test_metadata_that_happens_to_name_a_tensor_stays_metadata(
+    command: str, metadata: dict[str, str], tmp_path: Path
+) -> None:
+    state = {"conv.weight": torch.randn(2, 3), "conv.bias": torch.randn(2)}
+    state |= {"n.weight_g": torch.ones(2, 1), "n.weight_v": torch.randn(2, 5)}
+    source = tmp_path / "in.safetensors"
+    safetensors.torch.save_file(state, source, metadata)
+    assert wncli.inspect(source).parameters.before == sum(t.numel() for t in state.values())
+    getattr(wncli, command)(source, tmp_path / "out.safetensors")
+    getattr(wncli, command)(source, tmp_path / "out.pt")
+    assert metadata_of(tmp_path / "out.safetensors") == metadata
+    expected = state.keys() if command == "convert" else {"conv.weight", "conv.bias", "n.weight"}
+    for name in ("out.pt", "out.safetensors"):
+        read = load if name == "out.pt" else safetensors.torch.load_file
+        assert read(tmp_path / name).keys() == expected
+
+
+@pytest.mark.parametrize("metadata", [{"note": "weight"}, {"a": "b"}, {"x": "weight", "y": "b"}])
+def test_where_no_tensor_has_a_module_a_text_is_no_tie(
+    metadata: dict[str, str], tmp_path: Path
+) -> None:
+    state = {"weight": torch.randn(2, 3), "b": torch.randn(2)}
+    safetensors.torch.save_file(state, tmp_path / "in.safetensors", metadata)
+    wncli.convert(tmp_path / "in.safetensors", tmp_path / "out.pt")
+    assert load(tmp_path / "out.pt").keys() == state.keys()
+
+
+#: Tied names that no reader could tell from a text, and one that it can.
+ODD_TIES = [("a", "d"), ("again", "all"), ("conv.weight", "proj"), ("emb", "head.weight"),
+            ("x.weight_v", "y.weight"), ("wte.weight", "lm_head.weight")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), ODD_TIES)
+@pytest.mark.parametrize("shards", [None, 1])
+def test_a_tie_under_any_names_comes_back_through_safetensors(
+    one: str, other: str, shards: int | None, tmp_path: Path
+) -> None:
+    shared = torch.randn(3, 4)
+    state = {one: shared, other: shared, "c.bias": torch.randn(3)}
+    torch.save(state, tmp_path / "in.pt")
+    middle = tmp_path / ("middle" if shards else "middle.safetensors")
+    wncli.convert(tmp_path / "in.pt", middle, max_shard_size=shards, format="safetensors")
+    wncli.convert(middle, tmp_path / "back.pt")
+    back = load(tmp_path / "back.pt")
+    hold_bits(back, state)
+    assert are_tied(back[one], back[other])
+
+
+def test_a_text_that_stands_under_a_tied_name_is_not_overwritten(tmp_path: Path) -> None:
+    """`save_model` does not override user data either."""
+    state = {"a.weight": torch.ones(2, 2)}
+    source, middle = tmp_path / "in.safetensors", tmp_path / "middle.safetensors"
+    metadata = {"b.weight": "what I say of it", "wn.tie:b.weight": "a.weight"}
+    safetensors.torch.save_file(state, source, metadata)
+    wncli.convert(source, middle)
+    assert metadata_of(middle) == metadata
+    wncli.convert(middle, tmp_path / "back.pt")
+    back = load(tmp_path / "back.pt")
+    assert are_tied(back["a.weight"], back["b.weight"])

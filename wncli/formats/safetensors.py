@@ -22,6 +22,8 @@ _LONGEST_HEADER = 100_000_000
 #: Twice what the largest models have in all their shards; each takes about a kilobyte of memory.
 _MOST_TENSORS = 200_000
 _METADATA = "__metadata__"
+#: Begins the keys of ties that `wn` records once more, as they read like any other text.
+TIE_MARK = "wn.tie:"
 _MEMBERS = {"dtype", "shape", "data_offsets"}
 _CODES = {dtype.safetensors: dtype for dtype in DType if dtype.safetensors}
 
@@ -126,16 +128,37 @@ def _are_counts(values: Any) -> bool:  # noqa: ANN401
 
 
 def tied(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> list[TensorSpec]:
-    """The tensors that the metadata says are others by another name.
+    """The tensors that the metadata records as others by another name.
 
-    Source: safetensors `save_model` (`bindings/python/py_src/safetensors/torch.py`).
+    Source: safetensors `save_model` (`bindings/python/py_src/safetensors/torch.py`) writes
+    `{removed: kept}` among what else the metadata says, and huggingface_hub does so in an index;
+    nothing reads it. An entry is such a record only where its key reads as the name of a tensor
+    (`is_tie`), or where it is marked as one.
     """
     known = {spec.name: spec for spec in tensors}
-    return [
-        known[kept]._replace(name=name)
+    has_bare = any("." not in name for name in known)
+    records = {
+        name: kept
         for name, kept in metadata.items()
-        if kept in known and name not in known and name != "format"
-    ]
+        if kept in known and is_tie(name, kept, has_bare=has_bare)
+    }
+    marked = {
+        name.removeprefix(TIE_MARK): kept
+        for name, kept in metadata.items()
+        if kept in known and name.startswith(TIE_MARK)
+    }
+    ties = records | marked
+    return [known[kept]._replace(name=name) for name, kept in ties.items() if name not in known]
+
+
+def is_tie(name: str, kept: str, *, has_bare: bool) -> bool:
+    """Whether `{name: kept}` can only mean a tie: a parameter of the same name in another module.
+
+    As `lm_head.weight` and `wte.weight`. Without a module it is the name of a tensor only where
+    others have none either (`has_bare`). Every other text may stand there for its own sake.
+    """
+    module, _, own = name.rpartition(".")
+    return own == kept.rpartition(".")[2] and name != "format" and (bool(module) or has_bare)
 
 
 def _check_cover(source: Source, tensors: list[TensorSpec], data: int) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from wncli.checkpoint import aliases, refuse_expansion
 from wncli.errors import FormatError, UsageError
+from wncli.formats.safetensors import TIE_MARK, is_tie
 from wncli.hints import option
 from wncli.layout import Content, Elements, Layout, Magnitude, Product, Slot
 from wncli.naming import join
@@ -76,9 +77,34 @@ def lay_out_safetensors(plan: Plan) -> tuple[Layout, tuple[Note, ...]]:
                 hint="--format torch keeps it",
             )
     tensors = sorted(kept.values(), key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
-    metadata = {k: v for k, v in metadata.items() if k not in recorded or tied.get(k) == v}
-    layout = _lay_out(tensors, metadata | tied or None)
+    origins = {
+        spec.name: spec.storage.key for spec in part.state_dict.tensors if spec.name in recorded
+    }
+    metadata = {
+        name: text
+        for name, text in metadata.items()
+        if not name.startswith(TIE_MARK) and (text != origins.get(name) or tied.get(name) == text)
+    }
+    layout = _lay_out(tensors, metadata | _records(tied, tensors, metadata) or None)
     return layout, tuple(_losses(plan, tied))
+
+
+def _records(
+    tied: Mapping[str, str], tensors: Sequence[_Tensor], metadata: Mapping[str, str]
+) -> dict[str, str]:
+    """The entries of ties, as `save_model` writes them; one that reads like a text is marked too.
+
+    As there, what the metadata says already under such a name stays.
+    """
+    has_bare = any("." not in tensor.name for tensor in tensors)
+    found: dict[str, str] = {}
+    for name, kept in tied.items():
+        is_free = metadata.get(name, kept) == kept
+        if is_free:
+            found[name] = kept
+        if not is_free or not is_tie(name, kept, has_bare=has_bare):
+            found[TIE_MARK + name] = kept
+    return found
 
 
 def _order_of_keeping(tensor: _Tensor) -> tuple[bool, bool, str]:
