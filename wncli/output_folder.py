@@ -106,14 +106,15 @@ class NewFiles:
         self.open(name).close()
 
     def permit(self, name: str, descriptor: int, *, is_complete: bool) -> None:
-        """Give a file its permissions.
+        """Give a file its permissions; it keeps what it has where another run moves its model.
 
         Raises:
             OSError: the system does not let it.
         """
         if model := self.model_of(name):
             is_copy = model == self.sources.get(name)
-            take_over(descriptor, model, is_complete=is_complete, owner=not is_copy)
+            with contextlib.suppress(FileNotFoundError):
+                take_over(descriptor, model, is_complete=is_complete, owner=not is_copy)
 
     def model_of(self, name: str) -> Path | None:
         """The file whose permissions a new one gets."""
@@ -148,7 +149,8 @@ def replacing_folder(
         with uninterrupted():
             partial, lock = create_partial_folder(parent, target.name, 0o777 if is_new else 0o700)
         try:
-            files = NewFiles(partial, target, () if is_new else find_old())
+            with contextlib.nullcontext() if is_new else _locked(target):
+                files = NewFiles(partial, target, () if is_new else find_old())
             yield files
             if is_new:
                 partial.rename(target)
