@@ -123,7 +123,7 @@ def _pair(sources: Sources, odd: set[tuple[str, str]], root: str, pair: Pair) ->
 
 def _overflowing(norms: Norms, pair: Pair, finding: Callable[[str, str], Note]) -> Iterator[Note]:
     """PyTorch keeps the norm of v in v's dtype, but for some devices and dtypes."""
-    beyond = np.flatnonzero(unwarned(norms.overflowing)(numpy_dtype(pair.v.dtype)))
+    beyond = np.flatnonzero(norms.overflowing(unwarned(norms.rounded)(numpy_dtype(pair.v.dtype))))
     if beyond.size:
         norm = f"the norm of {slices_named(beyond, len(norms.high))} of {pair.v.name}"
         message = f"{norm} is beyond {pair.v.dtype.label}: PyTorch may compute 0"

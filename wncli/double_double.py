@@ -6,6 +6,9 @@ Knuth, The Art of Computer Programming 2, 4.2.2).
 
 from __future__ import annotations
 
+import math
+from itertools import combinations_with_replacement
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +22,11 @@ PAIRS = 16 * 1024
 #: that of 2**-43 nearest to what is left of it.
 _COARSE, _FINE = 1.5 * 2.0**31, 1.5 * 2.0**9
 #: As many products of such parts add up to at most 2**53 of their units: exactly.
-_LONGEST_EXACT = 2048
+LONGEST_EXACT = 2048
+_DIGIT_BITS = 21
+
+#: Of the smallest number above 0.
+SMALLEST_EXPONENT = -1074
 
 #: Leave as many bits of a significand; products of 27 and 26 bits are exact.
 _FIRST_27_BITS = np.int64(-(1 << 26))
@@ -60,7 +67,7 @@ def sum_of_squares(rows: Float64, exponents: Int64) -> tuple[Float64, Float64]:
     squared (Ozaki et al. 2012, Numer. Algorithms 59:95).
     """
     count, columns = rows.shape
-    run = min(columns, _LONGEST_EXACT)
+    run = min(columns, LONGEST_EXACT)
     together = max(1, PAIRS // run)
     half = exponents // 2
     scales = np.ldexp(1.0, -half)[:, None], np.ldexp(1.0, half - exponents)[:, None]
@@ -76,11 +83,54 @@ def sum_of_squares(rows: Float64, exponents: Int64) -> tuple[Float64, Float64]:
             fine = rest + _FINE
             fine -= _FINE
             rest -= fine
-            total, error = two_sum(high[part], np.vecdot(coarse, coarse))
-            high[part], another = two_sum(total, 2 * np.vecdot(coarse, fine))
-            small = np.vecdot(fine, fine) + 2 * np.vecdot(rest, values)
-            low[part] += error + another + small
+            low[part] += 2 * np.vecdot(rest, values)
+            for exact in (np.vecdot(coarse, coarse), 2 * np.vecdot(coarse, fine),
+                          np.vecdot(fine, fine)):  # fmt: skip
+                high[part], error = two_sum(high[part], exact)
+                low[part] += error
     return high, low
+
+
+def exact_sums_of_squares(rows: Float64) -> list[int]:
+    """The sums of squares of the rows of a `(rows, columns)` array, in units of 2**-2148.
+
+    Args:
+        rows: finite values, in at most `LONGEST_EXACT` columns.
+
+    Each value is cut into whole numbers of 21 bits, as many as it takes, so that no sum of products
+    of them has more than 53.
+    """
+    rest = np.abs(rows)
+    digits: list[tuple[int, Float64]] = []
+    while largest := float(rest.max(initial=0)):
+        unit = max(math.frexp(largest)[1] - _DIGIT_BITS, SMALLEST_EXPONENT)
+        digit = np.floor(np.ldexp(rest, -unit))
+        rest -= np.ldexp(digit, unit)
+        digits.append((unit - SMALLEST_EXPONENT, digit))
+    sums = [0] * len(rows)
+    for (place, digit), (other_place, other) in combinations_with_replacement(digits, 2):
+        shift = place + other_place + (digit is not other)
+        products = map(int, np.vecdot(digit, other).tolist())
+        sums = [total + (found << shift) for total, found in zip(sums, products, strict=True)]
+    return sums
+
+
+def rounded_root(square: int, digits: int, lowest: int) -> float:
+    """The square root of what is in units of 2**-2148, rounded once, a tie to even.
+
+    Args:
+        square: such a sum of squares.
+        digits: bits of a significand.
+        lowest: exponent of the smallest normal number.
+    """
+    place = (square.bit_length() - 1) // 2 + SMALLEST_EXPONENT
+    unit = max(place, lowest) - digits + 1
+    shift = 2 * (unit - SMALLEST_EXPONENT)
+    halves = math.isqrt(4 * square >> shift)
+    is_tie = halves**2 << shift == 4 * square
+    number, is_odd = divmod(halves, 2)
+    number += is_odd and not (is_tie and number % 2 == 0)
+    return float(np.ldexp(float(number), unit))
 
 
 def square_root(high: Float64, low: Float64) -> tuple[Float64, Float64]:

@@ -3,10 +3,13 @@
 A tensor is seen as `(outer, channels, inner)`, one slice per channel. A square of a float32,
 float16 or bfloat16 is exact in float64, and a sum of them is good to far more digits than are
 stored. For float64 all is carried in pairs (`double_double`), over values scaled by a power of two.
+Where a norm is so near to halfway between two stored numbers that this does not tell which it is
+rounded to, whole numbers do: the same g comes of any order of summation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +18,14 @@ import numpy.typing as npt
 from wncli.boxes import STEP, boxes, memory
 from wncli.compiled import kernel
 from wncli.double_double import (
+    LONGEST_EXACT,
     PAIRS,
+    SMALLEST_EXPONENT,
     Float64,
     Int64,
+    exact_sums_of_squares,
     quotient,
+    rounded_root,
     square_root,
     sum_of_squares,
     times,
@@ -28,15 +35,26 @@ from wncli.double_double import (
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
+#: Blocks of a tensor that have all of the channels of a mask, each with the number of its first.
+Reading = Callable[[Mask], Iterable[tuple[Array, int]]]
 
-#: How far, relatively, two orders of summation in float64 can part; far below half a float32 ulp.
-_SUMMATION_SLACK = 2.0**-38
-
-#: The same where it is carried in pairs.
+#: A block's squares are summed in float64 by fewer additions; the sums of blocks lose nothing.
+_MOST_ADDITIONS = 2**15
+#: More than a norm is off by, relatively, where all is carried in pairs.
 _PAIR_SLACK = 2.0**-70
+
+#: Bits of a significand, and the exponent of the smallest normal number.
+PRECISION = {
+    "float64": (53, -1022),
+    "float32": (24, -126),
+    "float16": (11, -14),
+    "bfloat16": (8, -126),
+}
 
 #: Shorter rows are summed together: a call per row would cost more than it saves.
 _SHORT_ROW = 8
+#: More of them are added up in parts, so that each sum has few rounding errors.
+_MANY_ROWS = 1024
 
 #: Longer dot products make OpenBLAS start threads of its own, which then wait by spinning.
 _LONGEST_DOT = 8192
@@ -49,8 +67,9 @@ _NO_BUFFER = 16
 #: What the compiled loops call the dtypes that they are for.
 _COMPILED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
-_SMALLEST_EXPONENT = -1074
 _FLOAT64 = np.dtype(np.float64)
+#: The bits of a float64 that are those of its power of two.
+_EXPONENT = np.int64(0x7FF << 52)
 
 #: What all of this is called under, a block at a time: NaN and Inf are carried as the formula
 #: carries them, and told where they show. Warnings would only be in the way, and switching them
@@ -92,35 +111,78 @@ class Norms(NamedTuple):
     """Norms not yet rounded to a stored dtype: `(high + low) * 2**exponent`, per channel.
 
     Those that were gathered wide, and those of another order than 2, have a low part and an
-    exponent.
+    exponent. They are off by less than `slack`, relatively. `read` reads again what they are the
+    norms of; those of another order have none, and are rounded as they are.
     """
 
     high: Float64
     low: Float64 | None = None
     exponent: Int64 | None = None
+    slack: float = 0.0
+    read: Reading | None = None
 
     def rounded(self, dtype: np.dtype[Any]) -> Array:
         """The norms in `dtype`, shape `(channels,)`; infinite where `dtype` cannot hold them."""
-        if self.exponent is None:
-            return self.high.astype(dtype)
-        return np.ldexp(self.high, self.exponent).astype(dtype)
+        found = self.high if self.exponent is None else np.ldexp(self.high, self.exponent)
+        g = found.astype(dtype)
+        if self.read:
+            same, is_close = self._compared(g)
+            again = (is_close | ~same) & np.isfinite(self.high)
+            if again.any():
+                g[again] = _rounded_exactly(self.read, again, dtype)
+        return g
 
-    def overflowing(self, dtype: np.dtype[Any]) -> Mask:
-        """Where a norm is finite, but beyond what `dtype` can hold."""
-        beyond: Mask = np.isinf(self.rounded(dtype)) & np.isfinite(self.high)
+    def overflowing(self, g: Array) -> Mask:
+        """Where a norm is finite, but not what it was rounded to."""
+        beyond: Mask = np.isinf(g) & np.isfinite(self.high)
         return beyond
 
     def matches(self, g: Array) -> Mask:
-        """Where `g` is what these norms round to, in whichever order they were summed."""
-        if self.low is None or self.exponent is None:
-            below = self.high * (1 - _SUMMATION_SLACK)
-            above = self.high * (1 + _SUMMATION_SLACK)
-        else:
-            slack = self.high * _PAIR_SLACK
-            below = np.ldexp(self.high + (self.low - slack), self.exponent)
-            above = np.ldexp(self.high + (self.low + slack), self.exponent)
-        same: Mask = (g == below.astype(g.dtype)) | (g == above.astype(g.dtype))
-        return same & np.isfinite(g)
+        """Where `g` is what these norms are rounded to."""
+        same, is_close = self._compared(g)
+        if self.read and is_close.any():
+            same[is_close] = g[is_close] == _rounded_exactly(self.read, is_close, g.dtype)
+        return same
+
+    def _compared(self, g: Array) -> tuple[Mask, Mask]:
+        """Where `g` is nearest to these norms, and where they are too close to halfway to tell."""
+        digits, lowest = PRECISION[g.dtype.name]
+        same, is_close = np.empty(g.shape, np.bool_), np.empty(g.shape, np.bool_)
+        for start in range(0, len(g), PAIRS):
+            part = slice(start, start + PAIRS)
+            high, stored = self.high[part], g[part].astype(np.float64)
+            smallest: Float64 | float = 2.0**lowest
+            if self.exponent is not None:
+                stored = np.ldexp(stored, -self.exponent[part])
+                smallest = np.ldexp(1.0, lowest - self.exponent[part])
+            apart = high - stored
+            if self.low is not None:
+                apart += self.low[part]
+            power = (stored.view(np.int64) & _EXPONENT).view(np.float64)
+            half = np.maximum(power, smallest) * 2.0**-digits
+            # Below a power of two, numbers lie half as far apart.
+            half[(stored == power) & (power > smallest) & (apart < 0)] /= 2
+            beyond = np.abs(apart) - half
+            same[part], is_close[part] = beyond <= 0, np.abs(beyond) < high * self.slack
+        return same, is_close
+
+
+def _rounded_exactly(read: Reading, wanted: Mask, dtype: np.dtype[Any]) -> Array:
+    """The norms of a few slices, each rounded once, by whole numbers."""
+    sums = dict.fromkeys(np.flatnonzero(wanted).tolist(), 0)
+    for block, first in read(wanted):
+        for box in boxes(block.shape, PAIRS):
+            start = first + box.channels.start
+            here = np.flatnonzero(wanted[start : first + box.channels.stop])
+            if here.size:
+                part = block[box.outer, box.channels, box.inner][:, here].astype(np.float64)
+                rows = np.moveaxis(part, 1, 0).reshape(here.size, -1)
+                for column in range(0, rows.shape[1], LONGEST_EXACT):
+                    found = exact_sums_of_squares(rows[:, column : column + LONGEST_EXACT])
+                    for channel, square in zip((start + here).tolist(), found, strict=True):
+                        sums[channel] += square
+    roots = [rounded_root(square, *PRECISION[dtype.name]) for square in sums.values()]
+    return np.array(roots).astype(dtype)
 
 
 class NormSum:
@@ -133,16 +195,18 @@ class NormSum:
 
     def __init__(self, channels: int, *, wide: bool) -> None:
         self.wide = wide
-        self._high = np.zeros(channels)
+        self._numel = 0
+        self._sums = np.zeros((channels, 2))
+        self._high, self._low = self._sums.T
         if wide:
-            self._low = np.zeros(channels)
-            self._exponent = np.full(channels, _SMALLEST_EXPONENT, dtype=np.int64)
+            self._exponent = np.full(channels, SMALLEST_EXPONENT, dtype=np.int64)
             self._peak = np.zeros(channels)
 
     def add(self, block: Array, first: int = 0) -> None:
         """Take in a block of shape `(outer, channels, inner)` whose channels begin at `first`."""
         if block.size and not self.wide and is_compiled(block.dtype):
-            sums = self._high[first : first + block.shape[1]]
+            sums = self._sums[first : first + block.shape[1]]
+            self._numel += block.size
             kernel.add_squares(_COMPILED[block.dtype.name], raw(block), sums, block.shape[2])
             return
         for box in boxes(block.shape, STEP):
@@ -152,44 +216,59 @@ class NormSum:
     def add_widened(self, values: Float64, first: int = 0) -> None:
         """Take in a block in float64 that is no larger than a step."""
         where = slice(first, first + values.shape[1])
+        self._numel += values.size
         if self.wide:
             _have_rows_begun(values)
             self._add_wide(values, where)
-        elif values.shape[2] >= _SHORT_ROW:
+            return
+        if values.shape[2] >= _SHORT_ROW:
             sums = np.zeros(values.shape[1])
             for start in range(0, values.shape[2], _LONGEST_DOT):
                 run = values[:, :, start : start + _LONGEST_DOT]
                 squares = np.vecdot(run, run)
                 sums += squares[0] if len(squares) == 1 else squares.sum(axis=0)
-            self._high[where] += sums
         else:
             squares = room("squares", values.size, _FLOAT64).reshape(values.shape)
-            self._high[where] += np.square(values, out=squares).sum(axis=(0, 2))
+            np.square(values, out=squares)
+            if len(squares) > _MANY_ROWS:
+                squares = np.add.reduceat(squares, range(0, len(squares), _MANY_ROWS))
+            sums = squares.sum(axis=(0, 2))
+        self._high[where], error = two_sum(self._high[where], sums)
+        self._low[where] += error
 
     def _add_wide(self, values: Float64, where: slice) -> None:
         rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
         largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
         self._peak[where] = np.maximum(self._peak[where], largest)
         needed = np.frexp(np.where(np.isfinite(largest), largest, 1.0))[1].astype(np.int64)
-        needed[largest == 0] = _SMALLEST_EXPONENT
+        needed[largest == 0] = SMALLEST_EXPONENT
         old = self._exponent[where]
         new = np.maximum(old, needed)
         shrink = 2 * (old - new)
         high, low = sum_of_squares(rows, new)
         total, error = two_sum(np.ldexp(self._high[where], shrink), high)
-        self._low[where] = np.ldexp(self._low[where], shrink) + low + error
-        self._high[where] = total
+        low += np.ldexp(self._low[where], shrink) + error
+        self._high[where], self._low[where] = two_sum(total, low)
         self._exponent[where] = new
 
-    def norms(self) -> Norms:
-        """The square roots of what has been gathered."""
+    def norms(self, read: Reading) -> Norms:
+        """The square roots of what has been gathered.
+
+        Args:
+            read: reads it again, for those of which only the exact sum tells how they are rounded.
+        """
         if not self.wide:
-            return Norms(np.sqrt(self._high))
+            total = self._high + self._low
+            # The error terms of an infinity are NaN.
+            np.copyto(total, self._high, where=np.isnan(total))
+            additions = min(self._numel // max(len(total), 1), _MOST_ADDITIONS)
+            slack = (additions + 8) * 2.0**-53  # twice the bound
+            return Norms(np.sqrt(total, out=total), slack=slack, read=read)
         high, low = square_root(self._high, self._low)
         # The error terms of an infinity are NaN: the norm of a slice with one is inf, or NaN.
         finite = np.isfinite(self._peak)
         high, low = np.where(finite, high, self._peak), np.where(finite, low, 0.0)
-        return Norms(high, low, self._exponent)
+        return Norms(high, low, self._exponent, _PAIR_SLACK, read)
 
 
 class Factors(NamedTuple):
@@ -214,9 +293,10 @@ class Factors(NamedTuple):
         They may be one array; their channels begin at `first`.
         """
         if block.size and self.low is None and block.dtype == out.dtype and is_compiled(out.dtype):
-            high = self.high[first : first + block.shape[1]]
+            pairs = np.zeros((block.shape[1], 2))
+            pairs[:, 0] = self.high[first : first + block.shape[1]]
             name = _COMPILED[block.dtype.name]
-            kernel.scale(name, raw(block), high, raw(out), block.shape[2])
+            kernel.scale(name, raw(block), pairs, raw(out), block.shape[2])
             return
         for box in boxes(block.shape, STEP):
             place = box.outer, box.channels, box.inner

@@ -12,8 +12,10 @@ from wncli.errors import WeightNormError
 from wncli.formats.files import BLOCK
 from wncli.hints import glob_of, option
 from wncli.norms import (
+    PRECISION,
     Array,
     Factors,
+    Mask,
     Norms,
     NormSum,
     factors,
@@ -62,7 +64,7 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split
     blocks = TensorBlocks(source, weight, dim)
     norms = norms_of(blocks, wide=weight.dtype is DType.F64)
     g = norms.rounded(dtype)
-    overflow = np.flatnonzero(norms.overflowing(dtype))
+    overflow = np.flatnonzero(norms.overflowing(g))
     if overflow.size:
         raise WeightNormError(
             where,
@@ -144,7 +146,7 @@ class Folding:
                 total.add(v)
             else:
                 total.add_widened(values)
-            norms = total.norms()
+            norms = total.norms(lambda _: [(v, 0)])
             factor, base = _scaling(self.where, self.pair, self.g[first:last], norms, first), first
         span = slice(first - base, last - base)
         if w is not v or not factor.unchanged[span].all():
@@ -168,11 +170,17 @@ class Folding:
 @unwarned
 def norms_of(blocks: TensorBlocks, *, wide: bool) -> Norms:
     """The norms of a tensor's slices; `wide` where float64 is involved."""
-    total = NormSum(blocks.slices[1], wide=wide)
-    dtype = numpy_dtype(blocks.spec.dtype)
-    for block in blocks:
-        total.add(blocks.read(block, dtype), block.channel)
-    return total.norms()
+    channels, dtype = blocks.slices[1], numpy_dtype(blocks.spec.dtype)
+
+    def read(wanted: Mask) -> Iterator[tuple[Array, int]]:
+        for block in blocks:
+            if wanted[block.channel : block.channel + block.shape[1]].any():
+                yield blocks.read(block, dtype), block.channel
+
+    total = NormSum(channels, wide=wide)
+    for part, first in read(np.ones(channels, np.bool_)):
+        total.add(part, first)
+    return total.norms(read)
 
 
 def _scaling(where: str, pair: Pair, g: Array, norms: Norms, first: int) -> Factors:
@@ -214,7 +222,7 @@ class _StaleCheck:
     """Holds the weight that stands beside its g and v against their product."""
 
     def __init__(self, sources: Sources, pair: Pair, blocks: TensorBlocks) -> None:
-        self.pair = pair
+        self.pair, self.dtype = pair, numpy_dtype(pair.dtype)
         self.largest = self.worst = 0.0
         self.old: TensorBlocks | None = None
         stale = pair.stale
@@ -227,14 +235,14 @@ class _StaleCheck:
     def compare(self, block: Block, w: Array) -> None:
         if self.old is None:
             return
-        old = self.old.read(block, numpy_dtype(self.pair.dtype)).astype(np.float64)
+        old = self.old.read(block, self.dtype).astype(np.float64)
         difference = np.abs(old - w.astype(np.float64))
         self.worst = max(self.worst, float(np.nan_to_num(difference, nan=np.inf).max(initial=0)))
         self.largest = max(self.largest, float(np.abs(w.astype(np.float64)).max(initial=0)))
 
     def notes(self, where: str) -> list[Note]:
         name = self.pair.weight
-        tolerance = _STALE_ULPS * 2.0 ** -_PRECISION[self.pair.dtype.name] * self.largest
+        tolerance = _STALE_ULPS * 2.0 ** -PRECISION[self.dtype.name][0] * self.largest
         if self.old is None:
             message = f"{name} stood beside its own g and v, in another shape or layout: replaced"
         elif self.worst > tolerance:
@@ -245,9 +253,6 @@ class _StaleCheck:
         else:
             return []
         return [Note("stale-weight", message, where, is_warning=True)]
-
-
-_PRECISION = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8}
 
 
 def _non_finite_notes(name: str, where: str, odd: Array, count: int) -> list[Note]:

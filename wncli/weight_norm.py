@@ -30,7 +30,7 @@ def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
 
     Returns:
         g in `w`'s dtype, with size 1 on every axis but `dim`, or 0-dimensional for None;
-        for `p=2` within 0.75 ulp of the exact norm.
+        for `p=2` the number nearest to the exact norm.
 
     Raises:
         WeightNormError: no such dim, a dtype that is not floating, an order that is not above 0,
@@ -43,13 +43,14 @@ def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
     view = array.reshape(slices(array.shape, dim))
     wide = array.dtype == np.float64
     norms = _norms_of(view, wide=wide) if p == 2 else _power_norms(view, p)  # noqa: PLR2004
-    overflow = np.flatnonzero(norms.overflowing(array.dtype))
+    g = norms.rounded(array.dtype)
+    overflow = np.flatnonzero(norms.overflowing(g))
     if overflow.size:
         raise WeightNormError(
             "magnitude",
             f"the norm of slice {overflow[0]} is beyond what {array.dtype.name} can hold",
         )
-    return norms.rounded(array.dtype).reshape(magnitude_shape(array.shape, dim))
+    return g.reshape(magnitude_shape(array.shape, dim))
 
 
 @unwarned
@@ -128,7 +129,7 @@ def _product_dtype(g: Array, v: Array) -> np.dtype[Any]:
 def _norms_of(view: Array, *, wide: bool) -> Norms:
     total = NormSum(view.shape[1], wide=wide)
     total.add(view)
-    return total.norms()
+    return total.norms(lambda _: [(view, 0)])
 
 
 def _power_norms(view: Array, p: float) -> Norms:

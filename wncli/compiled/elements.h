@@ -75,10 +75,3 @@ LOOP void store_rest(dtype type, char *to, __m256d values, ptrdiff_t count)
     store(type, rest, values);
     memcpy(to, rest, count * itemsize(type));
 }
-
-LOOP double rounded(dtype type, double value)
-{
-    char stored[LANES * sizeof(float)];
-    store(type, stored, _mm256_set1_pd(value));
-    return _mm256_cvtsd_f64(load(type, stored));
-}

@@ -2,8 +2,9 @@
  *
  * NumPy and zlib do all of this as well, and to the last bits that are stored, where this module
  * was not built or the processor is another: they go over a block once for each operation, where a
- * loop here does everything on the way. What is unusual (NaN, Inf, slices without a direction) is
- * never decided here: the functions say that they have met it, and NumPy's way takes over.
+ * loop here does everything on the way. What is unusual (NaN, Inf, slices without a direction, norms
+ * too near to halfway between two numbers) is never decided here: the functions say that they have
+ * met it, and NumPy's way takes over.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -53,8 +54,7 @@ static bool type_named(const char *name, dtype *type)
 static bool shape_of(dtype type, const Py_buffer *v, const Py_buffer *of_channels,
                      Py_ssize_t inner, shape *found)
 {
-    const Py_ssize_t number = type == F64 ? sizeof(pair) : sizeof(double);
-    const Py_ssize_t channels = of_channels->len / number;
+    const Py_ssize_t channels = of_channels->len / sizeof(pair);
     const Py_ssize_t numel = v->len / itemsize(type);
     Py_ssize_t columns;
     if (channels > 0 && inner > 0 && !__builtin_mul_overflow(channels, inner, &columns) &&
@@ -132,14 +132,15 @@ static PyObject *py_to_factors(PyObject *Py_UNUSED(module), PyObject *args)
 {
     const char *name;
     Py_buffer g, sums;
+    Py_ssize_t terms;
     dtype type;
     shape s;
     PyObject *usual = NULL;
-    if (!PyArg_ParseTuple(args, "sy*w*", &name, &g, &sums))
+    if (!PyArg_ParseTuple(args, "sy*w*n", &name, &g, &sums, &terms))
         return NULL;
     if (type_named(name, &type) && fits_channels(type, &g, &sums, &s))
         usual = PyBool_FromLong(type == F64 ? to_pair_factors(g.buf, sums.buf, s.channels)
-                                            : to_factors(type, g.buf, sums.buf, s.channels));
+                                            : to_factors(type, g.buf, sums.buf, s.channels, terms));
     PyBuffer_Release(&g);
     PyBuffer_Release(&sums);
     return usual;
@@ -149,14 +150,16 @@ static PyObject *py_to_magnitudes(PyObject *Py_UNUSED(module), PyObject *args)
 {
     const char *name;
     Py_buffer sums, g;
+    Py_ssize_t terms;
     dtype type;
     shape s;
     PyObject *usual = NULL;
-    if (!PyArg_ParseTuple(args, "sy*w*", &name, &sums, &g))
+    if (!PyArg_ParseTuple(args, "sy*w*n", &name, &sums, &g, &terms))
         return NULL;
     if (type_named(name, &type) && fits_channels(type, &g, &sums, &s))
-        usual = PyBool_FromLong(type == F64 ? to_pair_magnitudes(sums.buf, g.buf, s.channels)
-                                            : to_magnitudes(type, sums.buf, g.buf, s.channels));
+        usual = PyBool_FromLong(type == F64
+                                    ? to_pair_magnitudes(sums.buf, g.buf, s.channels)
+                                    : to_magnitudes(type, sums.buf, g.buf, s.channels, terms));
     PyBuffer_Release(&sums);
     PyBuffer_Release(&g);
     return usual;
@@ -186,11 +189,11 @@ static PyMethodDef methods[] = {
      "scale(dtype, v, factors, w, inner)\n\n"
      "Write v times its channels' factors into w, which may be v; whether all is usual."},
     {"to_factors", py_to_factors, METH_VARARGS,
-     "to_factors(dtype, g, sums)\n\n"
-     "Put g over the norms in the place of the sums; whether all is usual."},
+     "to_factors(dtype, g, sums, terms)\n\n"
+     "Put g over the norms in the place of the sums, of so many squares; whether all is usual."},
     {"to_magnitudes", py_to_magnitudes, METH_VARARGS,
-     "to_magnitudes(dtype, sums, g)\n\n"
-     "Write the norms into g; whether all is usual."},
+     "to_magnitudes(dtype, sums, g, terms)\n\n"
+     "Write the norms into g, of sums of so many squares; whether all is usual."},
     {"crc32", py_crc32, METH_VARARGS, "crc32(data, value=0)\n\nAs zlib.crc32."},
     {0},
 };
@@ -221,7 +224,7 @@ static PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "kernel",
     .m_doc = "The loops that every byte of a large checkpoint goes through.\n\n"
-             "Sums and factors are a float64 for each channel, or for F64 two, whose sum is meant.\n"
+             "Sums and factors are two float64 for each channel, whose sum is meant.\n"
              "Dtypes that there are no loops for, and sizes that do not fit, raise ValueError.",
     .m_methods = methods,
     .m_slots = slots,

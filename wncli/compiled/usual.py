@@ -1,7 +1,8 @@
 """Weight norm of what is usual in a file, by the compiled loops and without NumPy.
 
-Usual is one dtype that they are for, elements that lie together in memory, and norms and factors
-that are finite numbers. Of anything else nothing is said here, but that it is not usual.
+Usual is one dtype that they are for, elements that lie together in memory, norms and factors that
+are finite numbers, and norms that are not so near to halfway between two numbers that only an exact
+sum tells how they are rounded. Of anything else nothing is said here, but that it is not usual.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from typing import TYPE_CHECKING
 from wncli.blocks import Block, TensorBlocks
 from wncli.compiled import kernel
 from wncli.formats.files import BLOCK
-from wncli.tensors import DType
+from wncli.tensors import NORMALIZABLE
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
     from wncli.survey import Pair
     from wncli.tensors import TensorSpec
 
-#: Bytes of a sum, and of a factor: a float64, or a pair of them.
-_NUMBER = {DType.F32: 8, DType.F16: 8, DType.BF16: 8, DType.F64: 16}
+#: Bytes of a sum, and of a factor: a pair of float64.
+_NUMBER = 16
 
 
 class UsualFolding:
@@ -37,7 +38,6 @@ class UsualFolding:
     ) -> None:
         self.dtype = pair.dtype.name
         self.itemsize = pair.dtype.itemsize
-        self.number = _NUMBER[pair.dtype]
         self.blocks = blocks
         self.g = g
         self.factors = factors
@@ -45,13 +45,15 @@ class UsualFolding:
     @classmethod
     def of(cls, sources: Sources, pair: Pair, blocks: TensorBlocks) -> UsualFolding | None:
         """That of a pair, v being read in `blocks`; None if it is not usual."""
-        if not kernel or pair.stale or pair.dtype not in _NUMBER:
+        if not kernel or pair.stale or pair.dtype not in NORMALIZABLE:
             return None
         if not (pair.dtype is pair.g.dtype is pair.v.dtype and blocks.dense and pair.v.numel):
             return None
         g = _all_of(sources, pair.g)
         factors = None if blocks.hold_whole_slices else sums_of_squares(blocks)
-        if not g or (factors and not kernel.to_factors(pair.dtype.name, g, factors)):
+        if not g:
+            return None
+        if factors and not kernel.to_factors(pair.dtype.name, g, factors, _terms(blocks)):
             return None
         return cls(pair, blocks, g, factors)
 
@@ -60,38 +62,43 @@ class UsualFolding:
         v = self.blocks.read_bytes(block)
         first, last = block.channel, block.channel + block.shape[1]
         if self.factors is None:
-            factors = memoryview(bytearray((last - first) * self.number))
+            factors = memoryview(bytearray((last - first) * _NUMBER))
             kernel.add_squares(self.dtype, v, factors, block.shape[2])
             g = self.g[first * self.itemsize : last * self.itemsize]
-            if not kernel.to_factors(self.dtype, g, factors):
+            if not kernel.to_factors(self.dtype, g, factors, _terms(self.blocks)):
                 return None
         else:
-            factors = self.factors[first * self.number : last * self.number]
+            factors = self.factors[first * _NUMBER : last * _NUMBER]
         usual = kernel.scale(self.dtype, v, factors, v, block.shape[2])
         return v if usual else None
 
 
 def usual_magnitude(sources: Sources, weight: TensorSpec, dim: int | None) -> bytes | None:
     """The magnitude of a weight along `dim`, shape `(channels,)`; None if it is not usual."""
-    if not kernel or weight.dtype not in _NUMBER or not weight.numel:
+    if not kernel or weight.dtype not in NORMALIZABLE or not weight.numel:
         return None
     blocks = TensorBlocks(sources[weight.storage.file], weight, dim)
     if not blocks.dense:
         return None
     g = bytearray(blocks.slices[1] * weight.dtype.itemsize)
-    usual = kernel.to_magnitudes(weight.dtype.name, sums_of_squares(blocks), g)
+    usual = kernel.to_magnitudes(weight.dtype.name, sums_of_squares(blocks), g, _terms(blocks))
     return bytes(g) if usual else None
 
 
 def sums_of_squares(blocks: TensorBlocks) -> memoryview:
     """Those of a tensor's slices, `(channels,)`."""
-    number = _NUMBER[blocks.spec.dtype]
-    sums = memoryview(bytearray(blocks.slices[1] * number))
+    sums = memoryview(bytearray(blocks.slices[1] * _NUMBER))
     for block in blocks:
         v = blocks.read_bytes(block)
-        here = sums[block.channel * number : (block.channel + block.shape[1]) * number]
+        here = sums[block.channel * _NUMBER : (block.channel + block.shape[1]) * _NUMBER]
         kernel.add_squares(blocks.spec.dtype.name, v, here, block.shape[2])
     return sums
+
+
+def _terms(blocks: TensorBlocks) -> int:
+    """Elements of each slice."""
+    outer, _, inner = blocks.slices
+    return outer * inner
 
 
 def _all_of(sources: Sources, spec: TensorSpec) -> bytes | None:

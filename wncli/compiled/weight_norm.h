@@ -14,6 +14,18 @@ typedef struct {
     ptrdiff_t outer, channels, inner;
 } shape;
 
+/* high + low, not evaluated. */
+typedef struct {
+    double high, low;
+} pair;
+
+/* Adds x, and what that loses to the low part: many additions lose no more than one. */
+static inline pair plus(pair sum, double x)
+{
+    const double total = sum.high + x, added = total - sum.high;
+    return (pair){total, sum.low + ((sum.high - (total - added)) + (x - added))};
+}
+
 LOOP double row_squares(dtype type, const char *row, ptrdiff_t count)
 {
     const ptrdiff_t step = LANES * itemsize(type);
@@ -73,21 +85,19 @@ LOOP void scale_columns(dtype type, const char *row, const double *factors, char
 
 /* Rows shorter than this go by columns, as many as their float64 fit in the fastest cache: what
  * begins and ends a row takes longer than the row. Longer sums, of so many elements of a row or rows
- * of columns, are made of sums, whose rounding errors grow with their number. */
+ * of columns, are made of sums, which lose nothing when they are added. */
 enum { SHORT_ROW = 24, COLUMNS = 1024, LONGEST_SUM = 8192, MOST_ROWS = 512 };
 
-LOOP void add_squares(dtype type, const char *v, double *sums, shape s)
+LOOP void add_squares(dtype type, const char *v, pair *sums, shape s)
 {
     const ptrdiff_t size = itemsize(type), whole = s.channels * s.inner * size;
     if (s.inner >= SHORT_ROW) {
         for (ptrdiff_t o = 0; o < s.outer; o++) {
             for (ptrdiff_t c = 0; c < s.channels; c++) {
-                double sum = 0;
                 for (ptrdiff_t left = s.inner, step; left > 0; left -= step, v += step * size) {
                     step = left < LONGEST_SUM ? left : LONGEST_SUM;
-                    sum += row_squares(type, v, step);
+                    sums[c] = plus(sums[c], row_squares(type, v, step));
                 }
-                sums[c] += sum;
             }
         }
         return;
@@ -100,20 +110,23 @@ LOOP void add_squares(dtype type, const char *v, double *sums, shape s)
             double columns[COLUMNS] = {0}, *column = columns;
             for (ptrdiff_t o = row; o < end; o++)
                 column_squares(type, v + o * whole, columns, here * s.inner);
-            for (ptrdiff_t c = first; c < first + here; c++)
+            for (ptrdiff_t c = first; c < first + here; c++) {
+                double sum = 0;
                 for (ptrdiff_t i = 0; i < s.inner; i++)
-                    sums[c] += *column++;
+                    sum += *column++;
+                sums[c] = plus(sums[c], sum);
+            }
         }
     }
 }
 
-LOOP void scale(dtype type, const char *v, const double *factors, char *w, shape s)
+LOOP void scale(dtype type, const char *v, const pair *factors, char *w, shape s)
 {
     const ptrdiff_t size = itemsize(type), whole = s.channels * s.inner * size;
     if (s.inner >= SHORT_ROW) {
         for (ptrdiff_t o = 0; o < s.outer; o++)
             for (ptrdiff_t c = 0; c < s.channels; c++, v += s.inner * size, w += s.inner * size)
-                scale_row(type, v, factors[c], w, s.inner);
+                scale_row(type, v, factors[c].high, w, s.inner);
         return;
     }
     const ptrdiff_t most = COLUMNS / s.inner, step = most * s.inner * size;
@@ -122,39 +135,77 @@ LOOP void scale(dtype type, const char *v, const double *factors, char *w, shape
         double columns[COLUMNS], *column = columns;
         for (ptrdiff_t c = first; c < first + here; c++)
             for (ptrdiff_t i = 0; i < s.inner; i++)
-                *column++ = factors[c];
+                *column++ = factors[c].high;
         for (ptrdiff_t o = 0; o < s.outer; o++)
             scale_columns(type, v + o * whole, columns, w + o * whole, here * s.inner);
     }
 }
 
-/* How far, relatively, two orders of summation in float64 can part. */
-#define SLACK 0x1p-38
+/* Whether g is what the norm rounds to; clears `usual` where the norm, off by `slack` relatively,
+ * may lie on either side of what is halfway between two numbers. */
+static inline bool is_rounded(dtype type, double g, pair norm, double slack, bool *usual)
+{
+    static const double half_unit[] = {[F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8,
+                                       [F64] = 0x1p-53};
+    static const double smallest[] = {[F32] = 0x1p-126, [F16] = 0x1p-14, [BF16] = 0x1p-126,
+                                      [F64] = 0x1p-1022};
+    const int64_t exponent_bits = INT64_C(0x7ff) << 52;
+    int64_t bits;
+    double power;
+    memcpy(&bits, &g, sizeof bits);
+    bits &= exponent_bits;
+    memcpy(&power, &bits, sizeof power);
+    const double apart = (norm.high - g) + norm.low;
+    double half = (power > smallest[type] ? power : smallest[type]) * half_unit[type];
+    if (g == power && g > smallest[type] && apart < 0)
+        half /= 2;
+    const double beyond = fabs(apart) - half;
+    *usual &= !(fabs(beyond) < norm.high * slack);
+    return beyond <= 0;
+}
+
+static inline pair norm_of(pair sum)
+{
+    return (pair){sqrt(sum.high + sum.low), 0};
+}
+
+/* Twice what a norm is off by at most, relatively: not more squares than MOST_ROWS, and some others
+ * that end a row, are added up without a low part. */
+static double slack_of(ptrdiff_t terms)
+{
+    return ((terms < MOST_ROWS ? terms : MOST_ROWS) + 2 * SHORT_ROW) * 0x1p-53;
+}
 
 /* From sums of squares to what v is multiplied by, in their place; false where that is no finite
- * number, or 0/0 but for g = 0 in any direction. Exactly 1 where g is the norm of v already. */
-static bool to_factors(dtype type, const char *g, double *sums, ptrdiff_t channels)
+ * number, or 0/0 but for g = 0 in any direction, or where only the exact sum tells whether it is 1:
+ * that is where g is the norm of v already. */
+static bool to_factors(dtype type, const char *g, pair *sums, ptrdiff_t channels, ptrdiff_t terms)
 {
+    const double slack = slack_of(terms);
     bool usual = true;
     for (ptrdiff_t channel = 0; channel < channels; channel++) {
-        const double norm = sqrt(sums[channel]);
+        const pair norm = norm_of(sums[channel]);
         const double stored = load_rest(type, g + channel * itemsize(type), 1)[0];
-        const bool matches = stored == rounded(type, norm * (1 - SLACK)) ||
-                             stored == rounded(type, norm * (1 + SLACK));
-        usual &= isfinite(norm) && isfinite(stored) && (norm > 0 || stored == 0);
-        sums[channel] = matches ? 1 : stored / norm;
+        usual &= isfinite(norm.high) && isfinite(stored) && (norm.high > 0 || stored == 0);
+        const bool matches = is_rounded(type, stored, norm, slack, &usual);
+        sums[channel] = (pair){matches ? 1 : stored / norm.high, 0};
     }
     return usual;
 }
 
-/* False where a norm is 0, or nothing that the dtype can hold. */
-static bool to_magnitudes(dtype type, const double *sums, char *g, ptrdiff_t channels)
+/* False where a norm is 0, or nothing that the dtype can hold, or too near to halfway. */
+static bool to_magnitudes(dtype type, const pair *sums, char *g, ptrdiff_t channels,
+                          ptrdiff_t terms)
 {
+    const double slack = slack_of(terms);
     bool usual = true;
-    for (ptrdiff_t channel = 0; channel < channels; channel++) {
-        const double norm = sqrt(sums[channel]);
-        store_rest(type, g + channel * itemsize(type), _mm256_set1_pd(norm), 1);
-        usual &= norm > 0 && isfinite(rounded(type, norm));
+    for (ptrdiff_t channel = 0; channel < channels; channel++, g += itemsize(type)) {
+        const pair norm = norm_of(sums[channel]);
+        const __m256d value = _mm256_set1_pd(norm.high);
+        store_rest(type, g, type == BF16 ? _mm256_cvtps_pd(to_odd(value)) : value, 1);
+        const double stored = load_rest(type, g, 1)[0];
+        const bool matches = is_rounded(type, stored, norm, slack, &usual);
+        usual &= matches && norm.high > 0;
     }
     return usual;
 }
@@ -167,14 +218,14 @@ static bool to_magnitudes(dtype type, const double *sums, char *g, ptrdiff_t cha
     default: call(BF16); \
     }
 
-static void add_squares_of(dtype type, const char *v, double *sums, shape s)
+static void add_squares_of(dtype type, const char *v, pair *sums, shape s)
 {
 #define CALL(known) add_squares(known, v, sums, s)
     OF_EACH_TYPE(type, CALL)
 #undef CALL
 }
 
-static void scale_by(dtype type, const char *v, const double *factors, char *w, shape s)
+static void scale_by(dtype type, const char *v, const pair *factors, char *w, shape s)
 {
 #define CALL(known) scale(known, v, factors, w, s)
     OF_EACH_TYPE(type, CALL)

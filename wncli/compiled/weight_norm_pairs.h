@@ -14,11 +14,6 @@
 #include "elements.h"
 #include "weight_norm.h"
 
-/* high + low, not evaluated. */
-typedef struct {
-    double high, low;
-} pair;
-
 /* Sums of squares, and products, between which errors are normal numbers or much too small to be
  * seen; factors that leave room for that. */
 #define SMALLEST 0x1p-900
@@ -38,10 +33,9 @@ LOOP void add_four_squares(__m256d x, __m256d *high, __m256d *low)
 
 static inline pair sum_of(pair a, pair b)
 {
-    const double total = a.high + b.high, added = total - a.high;
-    const double lost = (a.high - (total - added)) + (b.high - added) + a.low + b.low;
-    const double high = total + lost;
-    return (pair){high, lost - (high - total)};
+    const pair sum = plus(a, b.high);
+    const double lost = sum.low + b.low, high = sum.high + lost;
+    return (pair){high, lost - (high - sum.high)};
 }
 
 static inline pair square_of(double x)
@@ -68,11 +62,27 @@ static pair row_pair_squares(const double *row, ptrdiff_t count)
     return sum;
 }
 
+/* Sums of sums, too, so that there are not many additions after each other. */
 static void add_pair_squares(const double *v, pair *sums, shape s)
 {
-    for (ptrdiff_t o = 0; o < s.outer; o++)
-        for (ptrdiff_t c = 0; c < s.channels; c++, v += s.inner)
-            sums[c] = sum_of(sums[c], row_pair_squares(v, s.inner));
+    for (ptrdiff_t first = 0; first < s.channels; first += COLUMNS) {
+        const ptrdiff_t end = first + COLUMNS < s.channels ? first + COLUMNS : s.channels;
+        for (ptrdiff_t start = 0; start < s.outer; start += MOST_ROWS) {
+            const ptrdiff_t stop = start + MOST_ROWS < s.outer ? start + MOST_ROWS : s.outer;
+            pair columns[COLUMNS] = {{0}};
+            for (ptrdiff_t o = start; o < stop; o++) {
+                const double *row = v + (o * s.channels + first) * s.inner;
+                for (ptrdiff_t c = 0; c < end - first; c++) {
+                    for (ptrdiff_t left = s.inner, step; left > 0; left -= step, row += step) {
+                        step = left < LONGEST_SUM ? left : LONGEST_SUM;
+                        columns[c] = sum_of(columns[c], row_pair_squares(row, step));
+                    }
+                }
+            }
+            for (ptrdiff_t c = first; c < end; c++)
+                sums[c] = sum_of(sums[c], columns[c - first]);
+        }
+    }
 }
 
 /* x times high + low, rounded once; clears `usual` where that may have gone wrong. */
@@ -120,8 +130,9 @@ static pair root_of(pair sum)
     return sum_of((pair){root, 0}, (pair){residue / (2 * root), 0});
 }
 
-/* How far, relatively, two orders of summation in pairs can part. */
-#define PAIR_SLACK 0x1p-70
+/* More than what a norm is off by, relatively: a pair takes in at most 512 squares, each of which
+ * costs it less than 2**-94, and up to 2**24 other pairs, each of which costs it 2**-105. */
+#define PAIR_SLACK 0x1p-80
 
 /* As `to_factors`, and `to_magnitudes`, for pairs. */
 static bool to_pair_factors(const double *g, pair *sums, ptrdiff_t channels)
@@ -131,9 +142,7 @@ static bool to_pair_factors(const double *g, pair *sums, ptrdiff_t channels)
         const pair norm = root_of(sums[c]);
         const double quotient = g[c] / norm.high;
         const double residue = __builtin_fma(-quotient, norm.high, g[c]) - quotient * norm.low;
-        const double slack = norm.high * PAIR_SLACK;
-        const bool matches = g[c] == norm.high + (norm.low - slack) ||
-                             g[c] == norm.high + (norm.low + slack);
+        const bool matches = is_rounded(F64, g[c], norm, PAIR_SLACK, &usual);
         usual &= is_usual(sums[c].high) && fabs(quotient) < LARGEST_FACTOR &&
                  fabs(quotient) > 1 / LARGEST_FACTOR;
         sums[c] = matches ? (pair){1, 0} : (pair){quotient, residue / norm.high};
@@ -145,8 +154,10 @@ static bool to_pair_magnitudes(const pair *sums, double *g, ptrdiff_t channels)
 {
     bool usual = true;
     for (ptrdiff_t c = 0; c < channels; c++) {
-        usual &= is_usual(sums[c].high);
-        g[c] = root_of(sums[c]).high;
+        const pair norm = root_of(sums[c]);
+        g[c] = norm.high;
+        const bool matches = is_rounded(F64, g[c], norm, PAIR_SLACK, &usual);
+        usual &= matches && is_usual(sums[c].high);
     }
     return usual;
 }
