@@ -30,8 +30,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         """checkpoint survey selection formats formats.files formats.pickles formats.pickles.nodes
         formats.pickles.reader formats.pickles.writer
         formats.weights_only formats.torch_tensor formats.torch_keys
-        formats.torch_tree formats.torch_calls formats.harmless formats.torch_roots
-        formats.torch_modules formats.optimizers formats.torch_archive
+        formats.torch_tree formats.torch_calls formats.safe_globals formats.would_run
+        formats.torch_roots formats.torch_modules formats.optimizers formats.torch_archive
         formats.torch_zip formats.torch_legacy formats.torchscript formats.zip_end
         formats.zip_records
         formats.safetensors formats.strict_json formats.archives

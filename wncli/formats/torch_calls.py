@@ -8,29 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from wncli.checkpoint import DangerousCall, Entry
-from wncli.formats.harmless import (
-    handed_to_call,
-    is_dangerous,
-    is_harmless,
-    is_judged_by_arguments,
-)
-from wncli.formats.pickles.nodes import (
-    Added,
-    Appended,
-    Built,
-    ByteText,
-    Call,
-    Dict,
-    Effect,
-    Node,
-    PersistentId,
-    Set,
-    SetItems,
-    entries_of,
-)
+from wncli.formats.pickles.nodes import Call, Node, SetItems, entries_of
 from wncli.formats.pickles.reader import Pickle
 from wncli.formats.torch_keys import items_of, spelled
 from wncli.formats.torch_tree import TorchTree
+from wncli.formats.would_run import PLAIN, find_running, handed_by, parts_of
 from wncli.keys import Keys
 
 #: In as many places one call is looked for, to leave it out.
@@ -47,7 +29,7 @@ def find_calls(
         tree: what is in the first of them.
         entries: those of the tree.
     """
-    nodes = {id(node): node for pickled in pickles for node in _dangerous(pickled)}
+    nodes = {id(node): node for pickled in pickles for node in find_running(pickled)}
     if not nodes:
         return ()
     called = {id(node.function) for node in nodes.values() if isinstance(node, Call)}
@@ -103,23 +85,6 @@ def _entry(keys: Keys, listed: Collection[Keys]) -> Keys:
     return next((keys[:length] for length in lengths if keys[:length] in listed), keys)
 
 
-def _dangerous(pickled: Pickle) -> Iterator[Node]:
-    """The calls that are not harmless, and the names that nobody should be handed."""
-    known: dict[tuple[int, str], bool] = {}
-    for call in pickled.calls:
-        key = id(call.function), call.opcode
-        harmless = known.get(key)
-        if harmless is None:
-            harmless = is_harmless(call)
-            if not is_judged_by_arguments(call.function):
-                known[key] = harmless
-        if not harmless:
-            yield call
-        if call.effects:
-            yield from handed_to_call(call)
-    yield from (name for name in pickled.globals if is_dangerous(name))
-
-
 def _walk(
     tree: TorchTree, roots: Iterable[Node], drop: Collection[Keys], wanted: Collection[int]
 ) -> Iterator[tuple[int, Keys]]:
@@ -131,14 +96,14 @@ def _walk(
     stack: list[tuple[Node, Keys]] = [(root, paths.get(id(root), ())) for root in roots]
     while stack:
         node, path = stack.pop()
-        if isinstance(node, _PLAIN) or id(node) in seen:
+        if isinstance(node, PLAIN) or id(node) in seen:
             continue
         seen.add(id(node))
         if id(node) in wanted:
             yield id(node), path
         own = paths.get(id(node))
         if own is None or isinstance(node, tuple):  # of which no item can be dropped
-            stack += [(part, path) for part in _parts(node)]
+            stack += [(part, path) for part in parts_of(node)]
             continue
         items = node if isinstance(node, list) else entries_of(node) or []
         for item, (key, _) in zip(items, items_of(node), strict=True):
@@ -149,44 +114,9 @@ def _walk(
             stack += [(part, own) for part in _own_parts(node)]
 
 
-_PLAIN = (str, bytes, int, float, type(None), bytearray, ByteText)
-
-
-def _parts(node: Node) -> Iterator[Node]:
-    """The nodes that a node is made of."""
-    match node:
-        case list() | tuple():
-            yield from node
-        case Set(items):
-            yield from items
-        case Dict(entries):
-            for key, value in entries:
-                yield key
-                yield value
-        case PersistentId(pid):
-            yield pid
-        case Call():
-            yield from _own_parts(node)
-            for effect in node.effects:
-                if isinstance(effect, SetItems):
-                    yield from _handed(effect)
-
-
 def _own_parts(call: Call) -> Iterator[Node]:
     """What a call is made of, but for the items that are set on its result."""
     yield from (call.function, call.args, call.keywords)
     for effect in call.effects:
         if not isinstance(effect, SetItems):
-            yield from _handed(effect)
-
-
-def _handed(effect: Effect) -> Iterator[Node]:
-    match effect:
-        case Appended(items) | Added(items):
-            yield from items
-        case SetItems(entries):
-            for key, value in entries:
-                yield key
-                yield value
-        case Built(state):
-            yield state
+            yield from handed_by(effect)

@@ -27,11 +27,13 @@ from wncli.formats.pickles.nodes import (
 from wncli.notes import Note
 from wncli.tensors import DType, Storage, TensorSpec, count_elements, row_major
 
+#: The classes that typed storages have, and the modules that have had them.
+STORAGES = tuple(dtype.torch_storage for dtype in DType if dtype.torch_storage)
 _TYPED = {dtype.torch_storage: dtype for dtype in DType if dtype.torch_storage}
 _NAMED = {dtype.torch: dtype for dtype in DType if dtype.torch}
 #: Their tensors are made by `_rebuild_qtensor`, which has the scale.
 _QUANTIZED = frozenset(dtype for dtype in DType if dtype.name.startswith("Q"))
-_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
+STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 #: How `torch.save` has written tensors (`torch/_utils.py`), with the numbers of their arguments:
 #: `_rebuild_tensor` up to 0.3; v2 from 0.4 on, with metadata (conj, neg) from 1.13 on; v3 from 2.0
 #: on for dtypes without a typed storage.
@@ -80,7 +82,7 @@ def read_storage_id(node: PersistentId, where: str, *, is_legacy: bool = False) 
         case ("storage", Global() as kind, str() as key, str() as location, int() as numel, *rest):
             untyped = kind.name == "UntypedStorage"
             dtype = None if untyped else _TYPED.get(kind.name)
-            is_storage = kind.module in _STORAGE_MODULES and (untyped or dtype is not None)
+            is_storage = kind.module in STORAGE_MODULES and (untyped or dtype is not None)
             if is_storage and _are_counts((numel,)):
                 if rest == ([None] if is_legacy else []):
                     return StorageId(key, dtype, location, numel)

@@ -27,7 +27,8 @@ _SCHEMES = (
 )
 _TENSORS = ("BFloat16", "Byte", "Char", "Double", "Float", "Half", "Int", "Long", "Short")
 
-_ACCEPTED = frozenset(
+#: The full names.
+ACCEPTED = frozenset(
     {
         "_codecs.encode",
         "builtins.bytearray",
@@ -64,4 +65,4 @@ def accepts(name: str) -> bool:
 
     Protocol 2 spells `builtins` as Python 2 did.
     """
-    return name.replace("__builtin__.", "builtins.") in _ACCEPTED
+    return name.replace("__builtin__.", "builtins.") in ACCEPTED
