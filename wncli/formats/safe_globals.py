@@ -50,7 +50,7 @@ _VALUE = Use()
 #: Makes a value that takes its content as a state.
 _STATED = Use(state=Handed.PLAIN)
 #: Attributes are kept, whatever they are; no code of the class looks at them as it is unpickled.
-_ATTRIBUTES = Use(state=Handed.KEPT)
+ATTRIBUTES = Use(state=Handed.KEPT)
 #: Unpickled by its `__setstate__`, which looks at what is in the state and calls its methods.
 _LOOKING = Use(state=Handed.PLAIN, only_new=True)
 #: `torch.nn.Module.__setstate__` keeps all attributes, and the classes that add what they lack.
@@ -145,7 +145,7 @@ _USES: dict[Use, dict[str, str]] = {
     # what keeps what it is handed, without a look at it; pandas makes a block of a data frame so
     Use(Handed.KEPT): {"types": "GenericAlias", "pandas._libs.internals": "_unpickle_block"},
     Use(Handed.KEPT, Handed.PARTIAL): {"functools": "partial"},
-    _ATTRIBUTES: {
+    ATTRIBUTES: {
         "argparse": "Namespace",
         "collections": "ChainMap UserDict UserList",
         "optparse": "Values",

@@ -96,7 +96,7 @@ def _walk(
     stack: list[tuple[Node, Keys]] = [(root, paths.get(id(root), ())) for root in roots]
     while stack:
         node, path = stack.pop()
-        if isinstance(node, PLAIN) or id(node) in seen:
+        if type(node) in PLAIN or id(node) in seen:
             continue
         seen.add(id(node))
         if id(node) in wanted:

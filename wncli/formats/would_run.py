@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 
 from wncli.formats.pickles.nodes import (
     Added,
@@ -29,6 +30,7 @@ from wncli.formats.pickles.nodes import (
 )
 from wncli.formats.pickles.reader import Pickle
 from wncli.formats.safe_globals import (
+    ATTRIBUTES,
     FOREIGN,
     Handed,
     Use,
@@ -57,6 +59,8 @@ _BASES = {
 _LOOKED_UP = frozenset({"__class__", "__setstate__", "register_buffer", "register_parameter"})
 #: The attributes of a module that its `__setstate__` looks into.
 _MODULE_PARTS = frozenset({"_buffers", "_modules", "_parameters"})
+#: Fewer dims have tensors, and arguments their calls; to look through more each time takes long.
+_MOST_SIZES = 16
 _Uses = Mapping[int, Use | None]
 
 
@@ -67,10 +71,12 @@ def find_running(pickled: Pickle) -> Iterator[Node]:
     """
     uses = {id(node): use_of(node) for node in pickled.globals}
     unknown = [node for node in pickled.globals if not is_plain(uses[id(node)])]
-    judge = _Judge(uses, _tainted(pickled.calls, unknown, uses) if unknown else frozenset())
+    code = [node for node in unknown if uses[id(node)] is None]
+    tainted = _tainted(pickled.calls, unknown, uses) if unknown else None
+    judge = _Judge(uses, tainted, has_code=bool(code))
     running = sorted(filter(judge.runs, pickled.calls), key=lambda call: bool(call.effects))
     yield from running  # what is handed to an object after what it is made of
-    yield from (node for node in unknown if uses[id(node)] is None)
+    yield from code
     if unknown:
         yield from judge.functions_in(running)
 
@@ -107,19 +113,23 @@ def handed_by(effect: Effect) -> Iterator[Node]:
             yield state
 
 
-#: What has no parts.
-PLAIN = (str, bytes, int, float, type(None), bytearray, ByteText)
+#: The types of what has no parts.
+PLAIN = frozenset({str, bytes, int, float, bool, type(None), bytearray, ByteText})
 
 
 def _tainted(calls: Iterable[Call], unknown: Iterable[Global], uses: _Uses) -> set[int]:
-    """The ids of the globals that are unknown, and of all that these are somewhere in."""
+    """The ids of the globals that are unknown, and of what these are somewhere in.
+
+    Only of what is handed to a call that looks into it, which the large parts of a file are not.
+    """
     holders: dict[int, list[int]] = {}
-    stack: list[Node] = list(calls)
+    stack: list[Node] = [call for call in calls if _is_looking(call, uses)]
     seen = {id(node) for node in stack}
     while stack:
         node = stack.pop()
-        for part in _telling_parts(node, uses):
-            if isinstance(part, PLAIN):
+        parts = node if type(node) in (tuple, list) else _telling_parts(node, uses)
+        for part in parts:
+            if _is_surely_plain(part, uses):
                 continue
             holders.setdefault(id(part), []).append(id(node))
             if id(part) not in seen:
@@ -133,6 +143,34 @@ def _tainted(calls: Iterable[Call], unknown: Iterable[Global], uses: _Uses) -> s
                 found.add(holder)
                 ids.append(holder)
     return found
+
+
+def _is_surely_plain(node: Node, uses: _Uses) -> bool:
+    """Whether this is what tensors are made of: numbers, names, storages, sizes, and no hooks."""
+    kind = type(node)
+    if kind is tuple:
+        return len(node) <= _MOST_SIZES and PLAIN.issuperset(map(type, node))
+    if kind is Global:
+        return is_plain(uses[id(node)])
+    if kind is Call:
+        is_value = type(node.function) is Global and is_plain(uses[id(node.function)])
+        return is_value and node.args == () and node.keywords is None and not node.effects
+    return kind in PLAIN or (kind is PersistentId and class_of(node) is None)
+
+
+def _is_looking(call: Call, uses: _Uses) -> bool:
+    """Whether it matters what a call, or its result, is handed."""
+    callee = class_of(call.function)
+    use = uses[id(callee)] if callee else None
+    if use is None:
+        return False
+    if use is FOREIGN:
+        return any(not isinstance(effect, (Built, SetItems)) for effect in call.effects)
+    if call.keywords is not None or (call.effects and use.state is Handed.PLAIN):
+        return True
+    return use.args is not Handed.KEPT and not (
+        len(call.args) <= _MOST_SIZES and all(_is_surely_plain(arg, uses) for arg in call.args)
+    )
 
 
 def _telling_parts(node: Node, uses: _Uses) -> Iterator[Node]:
@@ -150,19 +188,28 @@ class _Judge:
     """Looks at the calls of one pickle, each in a time that does not grow with what they share.
 
     `uses` has what may be done with its globals, by their ids; `tainted` the ids of what has
-    something in it that is not plain; `known` what was found in large nodes, by what was asked.
+    something in it that is not plain, of what is looked into (None: all is plain); `has_code`:
+    there is a name that no file should have; `made_of_plain`
+    what is made by functions whatever plain things they are handed, by function and opcode; `known`
+    what was found in large nodes, by what was asked.
     """
 
     uses: _Uses
-    tainted: Collection[int]
+    tainted: Collection[int] | None
+    has_code: bool
+    made_of_plain: dict[tuple[int, str], Use] = field(default_factory=dict)
     known: dict[tuple[object, ...], bool] = field(default_factory=dict)
 
     def runs(self, call: Call) -> bool:
         """Whether a plain `torch.load` would do more than make a value of this call."""
-        use = self.made_by(call)
+        use = self.made_of_plain.get((id(call.function), call.opcode)) or self.made_by(call)
         if use is None:
             return True
         return bool(call.effects) and not self.takes(use, call)
+
+    def is_tainted(self, node: Node) -> bool:
+        """Whether something in a node is not plain."""
+        return self.tainted is not None and id(node) in self.tainted
 
     def made_by(self, call: Call) -> Use | None:
         """What may be done with the result of a call; None where the call would run."""
@@ -172,7 +219,10 @@ class _Judge:
         use = self.uses[id(callee)]
         if use is not None and use.args is Handed.JUDGED:
             return self.judged(full_name(callee), call) if call.keywords is None else None
-        return self.made(callee, call.args, call.keywords, opcode=call.opcode)
+        found = self.made(callee, call.args, call.keywords, opcode=call.opcode)
+        if found and self.tainted is None:
+            self.made_of_plain[id(call.function), call.opcode] = found
+        return found
 
     def made(
         self, callee: Global, args: Node, keywords: Node = None, *, start: int = 0,
@@ -186,11 +236,11 @@ class _Judge:
             is_made = is_class(callee.name, is_new=opcode.startswith("NEWOBJ"))
         elif use.only_new and opcode == "REDUCE":  # `OBJ` makes a class's object in the same way
             is_made = False
-        elif full_name(callee) == "collections.defaultdict" and id(args) in self.tainted:
+        elif full_name(callee) == "collections.defaultdict" and self.is_tainted(args):
             # whoever looks a key up calls the factory
-            is_made = id(args[start]) not in self.tainted and self.fit(use.args, args, start + 1)
+            is_made = not self.is_tainted(args[start]) and self.fit(use.args, args, start + 1)
         else:
-            is_made = id(keywords) not in self.tainted and self.fit(use.args, args, start)
+            is_made = not self.is_tainted(keywords) and self.fit(use.args, args, start)
         return use if is_made and not self.is_handed_code(args) else None
 
     def judged(self, name: str, call: Call) -> Use | None:
@@ -227,7 +277,9 @@ class _Judge:
         is_wrapper = full_name(function) == "torch._utils._rebuild_wrapper_subclass"
         of_kind = is_wrapper and isinstance(args[0] if args else None, Global)
         start = 1 if of_kind and full_name(args[0]) == full_name(kind) else 0
-        fits = self.fit(Handed.PLAIN, args, start) and self.fits_state(Handed.KEPT, state)
+        fits = self.fit(Handed.PLAIN, args, start) and (
+            not self.is_tainted(state) or self.fits_state(ATTRIBUTES, state)
+        )
         return Use() if fits else None
 
     def are_types(self, node: Node) -> bool:
@@ -252,14 +304,14 @@ class _Judge:
 
     def is_handed_code(self, args: tuple[Node, ...]) -> bool:
         """Whether one of these is a name that no file should have."""
-        return id(args) in self.tainted and self.learn(
+        return self.has_code and self.learn(
             ("code", id(args)),
             lambda: any(isinstance(arg, Global) and self.uses[id(arg)] is None for arg in args),
         )
 
     def fit(self, handed: Handed, args: tuple[Node, ...], start: int) -> bool:
         """Whether a call can be handed these, from their number `start` on."""
-        if handed is Handed.KEPT or id(args) not in self.tainted:
+        if handed is Handed.KEPT or not self.is_tainted(args):
             return True
         if handed in (Handed.ITEMS, Handed.PAIRS) and len(args) > start:
             if not self.can_be_iterated(args[start], handed):
@@ -267,19 +319,19 @@ class _Judge:
             start += 1
         return not self.learn(
             ("tainted", id(args), start),
-            lambda: any(id(args[place]) in self.tainted for place in range(start, len(args))),
+            lambda: any(self.is_tainted(args[place]) for place in range(start, len(args))),
         )
 
     def can_be_iterated(self, value: Node, handed: Handed) -> bool:
         """Whether what iterates over this runs Python's own code; of pairs, over each of them."""
-        if id(value) not in self.tainted or isinstance(value, Dict):
+        if not self.is_tainted(value) or isinstance(value, Dict):
             return True
         if handed is Handed.ITEMS:
             return isinstance(value, (list, tuple, Set))
         return isinstance(value, (list, tuple)) and self.learn(
             ("pairs", id(value)),
             lambda: all(
-                id(pair) not in self.tainted or isinstance(pair, (list, tuple)) for pair in value
+                not self.is_tainted(pair) or isinstance(pair, (list, tuple)) for pair in value
             ),
         )
 
@@ -294,26 +346,20 @@ class _Judge:
         for effect in items:
             if isinstance(effect, Built) or not use.takes_items:
                 return False
-            if (
-                use is FOREIGN
-                and not isinstance(effect, SetItems)
-                and id(call.args) in self.tainted
-            ):
+            if use is FOREIGN and not isinstance(effect, SetItems) and self.is_tainted(call.args):
                 return False  # its `append` or `add` can be an attribute that these gave it
         if not isinstance(last, Built):
             return True
         is_looked_up = use is FOREIGN and any(
             _has_key(effect.entries, _LOOKED_UP) for effect in items if isinstance(effect, SetItems)
         )
-        return not is_looked_up and self.fits_state(
-            use.state, last.state, is_foreign=use is FOREIGN
-        )
+        return not is_looked_up and self.fits_state(use, last.state)
 
-    def fits_state(self, handed: Handed, state: Node, *, is_foreign: bool = False) -> bool:
+    def fits_state(self, use: Use, state: Node) -> bool:
         """Whether BUILD may be done with this state."""
-        if handed is Handed.NOTHING or id(state) not in self.tainted:
-            return handed is not Handed.NOTHING
-        match handed, state:
+        match use.state, state:
+            case Handed.PLAIN, _:
+                return not self.is_tainted(state)
             case Handed.PARTIAL, (_, tuple(), Dict() | None, Dict() | None):
                 return True
             case Handed.MODULE, Dict():
@@ -323,10 +369,10 @@ class _Judge:
                 return all(
                     self.are_attributes(part)
                     if isinstance(part, Dict)
-                    else is_foreign or id(part) not in self.tainted
+                    else use is FOREIGN or part is None
                     for part in parts
                 )
-        return is_foreign
+        return use is FOREIGN
 
     def are_attributes(self, state: Dict) -> bool:
         """Whether nothing in here is called once it is an attribute."""
@@ -337,8 +383,7 @@ class _Judge:
         return self.learn(
             ("module", id(state)),
             lambda: all(
-                id(value) not in self.tainted
-                or isinstance(value, Dict)
+                isinstance(value, (Dict, NoneType))
                 or is_called(value, "collections", "OrderedDict")
                 for key, value in state.entries
                 if isinstance(key, str) and key in _MODULE_PARTS
@@ -351,12 +396,14 @@ class _Judge:
         seen: set[int] = set()
         while stack:
             node = stack.pop()
-            if id(node) in seen or id(node) not in self.tainted:
+            if type(node) in PLAIN or id(node) in seen:
                 continue
             seen.add(id(node))
             if not isinstance(node, Global):
                 stack += _telling_parts(node, self.uses)
-            elif self.uses[id(node)] is not FOREIGN or not is_class(node.name, is_new=False):
+                continue
+            use = self.uses[id(node)]
+            if not is_plain(use) and not (use is FOREIGN and is_class(node.name, is_new=False)):
                 yield node
 
 
