@@ -29,9 +29,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402 - the folders have to be known first
 from generate import Made, make  # noqa: E402
-from oracle import IDLE, LOADING, READING, Examiner, Verdict  # noqa: E402
+from oracle import IDLE, LOADING, READING, Examiner, Verdict, load  # noqa: E402
 from reduce import reduced  # noqa: E402
 from sandbox import install  # noqa: E402
+from target import import_everything  # noqa: E402
 
 #: Files that one process examines before another takes its place.
 _BATCH = 500
@@ -40,6 +41,8 @@ _KEPT = 20
 _REDUCED = 2
 #: Files after which young garbage is collected.
 _COLLECTED = 100
+#: Seconds between looks at the processes, and after which one that says nothing is ended.
+_LOOK, _STUCK = 5, 60
 _SHARED = struct.Struct("<qq")
 #: What is counted, in the order in which it is shown.
 OUTCOMES = ("read by both and same", "refused by wn", "refused by its library", "finding")
@@ -85,7 +88,9 @@ class Fuzzer:
         while batches or running:
             while batches and len(running) < self.options.jobs:
                 running.append(self.start(batches.pop()))
-            connection.wait([one.process.sentinel for one in running])
+            connection.wait([one.process.sentinel for one in running], _LOOK)
+            for one in running:
+                self.end_stuck(one)
             for one in [one for one in running if not one.process.is_alive()]:
                 running.remove(one)
                 rest = self.collect(one)
@@ -102,6 +107,12 @@ class Fuzzer:
         )
         process.start()
         return Running(process, batch, folder)
+
+    def end_stuck(self, one: Running) -> None:
+        """End a process that has been at one file for too long, and so cannot end itself."""
+        with suppress(FileNotFoundError):
+            if time.time() - (one.folder / "progress").stat().st_mtime > _STUCK:
+                one.process.kill()
 
     def kept(self) -> frozenset[str]:
         """The kinds of which there are enough examples."""
@@ -159,7 +170,7 @@ class Fuzzer:
         for kind, found in sorted(self.kinds.items()):
             print(f"{self.counts[f'finding: {kind}']:>12,} {kind}")
             for one in found[:3]:
-                print(f"             file {one['number']}: {', '.join(one['moves'])}")
+                print(f"{'':13}file {one['number']}: {one['detail'][:80]!r}")
 
     def keep(self, folder: Path) -> None:
         """Write the files of the findings, and the smaller ones that they come down to."""
@@ -187,11 +198,12 @@ class Fuzzer:
 
 
 def described(number: int, made: Made, verdict: Verdict) -> dict[str, Any]:
-    """A finding, as it is handed on."""
+    """A finding, as it is handed on; its kind names the move, where only one was made."""
+    cause = {0: "no move", 1: "".join(made.moves)}.get(len(made.moves), "several moves")
     return {
         "outcome": verdict.outcome,
         "is_honest": made.is_honest,
-        "kind": f"{made.format}: {verdict.what}",
+        "kind": f"{made.format}: {verdict.what} ({cause})",
         "number": number,
         "nbytes": len(made.content),
         "moves": made.moves,
@@ -228,7 +240,7 @@ def examine_all(seed: int, batch: Batch, folder: Path, enough: frozenset[str]) -
         if verdict.outcome == "finding":
             result = described(number, made, verdict)
             if result["kind"] in enough:
-                result["detail"] = ""
+                result |= {"detail": "", "moves": ()}
         os.write(results, json.dumps(result).encode() + b"\n")
         if number % _COLLECTED == 0:
             gc.collect(0)
@@ -253,6 +265,15 @@ def reduce_one(made: Made, kind: str, path: Path, folder: Path) -> None:
         os.pwrite(descriptor, content, 0)
 
 
+def warm_up() -> None:
+    """Import once, and not in every process, what is imported as it is needed."""
+    import_everything()
+    for path in (ROOT / "fuzz" / "seeds" / "torch-zip" / "pairs.pt",
+                 ROOT / "fuzz" / "seeds" / "torch-legacy" / "pairs.pt"):  # fmt: skip
+        for weights_only in (True, False):
+            load(path, weights_only=weights_only)
+
+
 def main() -> int:
     """Run; the exit code is 1 where anything was found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -265,6 +286,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    warm_up()
     gc.freeze()
     memory = Path("/dev/shm")  # noqa: S108 - no file is worth a disk
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as work:

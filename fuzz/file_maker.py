@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 import tarfile
 import zipfile
@@ -273,31 +274,32 @@ def as_a_zip(made: bytes) -> bytes:
 
 
 def as_a_tar(made: bytes) -> bytes:
-    """A legacy file that is a tar archive as well, of the kind that PyTorch once wrote.
+    """A legacy file that is a tar archive as well, as PyTorch wrote them at the very first.
 
-    The first member's name begins as the file does; the header's checksum is put right.
+    The fields of the first member's header stand in a text that the third pickle throws away.
     """
-    name = made[:100]
-    if len(made) < 100 or b"\0" in name[:1]:  # noqa: PLR2004 - the length of a name in a tar
-        return made
-    size = max(0, len(made) - 512)
-    header = bytearray(made[:512].ljust(512, b"\0"))
-    info = tarfile.TarInfo("x")
-    info.size = size
-    right = info.tobuf(tarfile.USTAR_FORMAT)
-    header[100:148] = right[100:148]
-    header[156:512] = right[156:512]
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    tail = io.BytesIO()
-    with tarfile.open(fileobj=tail, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for inner, content in (
+    start = 0
+    for _ in range(2):
+        *_, (_, _, last) = pickletools.genops(made[start:])
+        start += (last or 0) + 1
+    behind = made[start + 2 :] if made[start : start + 1] == pickle.PROTO else made[start:]
+    before = made[:start] + pickle.PROTO + b"\2" + pickle.BINBYTES
+    before += struct.pack("<I", tarfile.BLOCKSIZE - len(before) - 4)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as writer:
+        for name, content in (
             ("storages", pickle.dumps(0, 2) + pickle.dumps([], 2)),
             ("tensors", pickle.dumps(0, 2)),
             ("pickle", pickle.dumps({}, 2)),
         ):
-            found = tarfile.TarInfo(inner)
+            found = tarfile.TarInfo(name)
             found.size = len(content)
-            archive.addfile(found, io.BytesIO(content))
-    body = made[512:]
-    return bytes(header) + body + bytes(-len(body) % 512) + tail.getvalue()
+            writer.addfile(found, io.BytesIO(content))
+    body = pickle.POP + behind
+    first = tarfile.TarInfo("x")
+    first.size = len(body)
+    fields = first.tobuf(tarfile.USTAR_FORMAT)
+    header = bytearray(before.ljust(100, b"\0")[:100] + fields[100:])
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + body + bytes(-len(body) % tarfile.BLOCKSIZE) + archive.getvalue()

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from bounds import TooLongError, bounded
 from generate import Made
-from sandbox import watched
+from sandbox import timed, watched
 from torch import Tensor, nn
 
 from wncli.blocks import TensorBlocks
@@ -86,14 +85,14 @@ class Examiner:
         os.pwrite(self.descriptor, made.content, 0)
         try:
             self.phase(READING)
-            with bounded():
+            with timed():
                 found = self.read()
         except WnError as error:
             str(error).encode()
             if made.is_honest:
                 return Verdict("finding", "an honest file is refused", str(error))
             return Verdict("refused by wn")
-        except (Exception, TooLongError) as error:  # noqa: BLE001 - whatever it is, it is a finding
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
             frames = traceback.extract_tb(error.__traceback__)
             at = next((f for f in reversed(frames) if "/wncli/" in f.filename), frames[-1])
             where = f"{Path(at.filename).name}:{at.name}"
@@ -135,9 +134,9 @@ class Examiner:
         for name, way in ways:
             try:
                 self.phase(LOADING)
-                with bounded(), watched():
+                with timed(), watched():
                     value = way()
-            except (Exception, TooLongError):  # noqa: BLE001, S112 - the libraries raise many kinds
+            except Exception:  # noqa: BLE001, S112 - the libraries raise many kinds
                 continue
             finally:
                 self.phase(IDLE)
@@ -149,7 +148,7 @@ class Examiner:
                 return Verdict("finding", name + difference.what, difference.detail)
             except NotJudgedError:
                 continue
-            except (Exception, TooLongError) as error:  # noqa: BLE001 - it should not go unseen
+            except Exception as error:  # noqa: BLE001 - it should not go unseen
                 text = "".join(traceback.format_exception(error))
                 return Verdict("finding", f"the comparison fails: {type(error).__name__}", text)
             finally:

@@ -8,15 +8,19 @@ hook of this kind withstands somebody who knows it.
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import sys
 import tempfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from bounds import NBYTES, SECONDS
 
 _FUNCTIONS = frozenset({
     "_codecs.encode", "copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__",
@@ -36,6 +40,9 @@ _ROOMS = ("collections", "torch.nn.modules.", "torch.nn.parameter", "torch.optim
 _TORCH_KINDS = (torch.dtype, torch.layout, torch.qscheme, torch.memory_format)
 _TORCH_CLASSES = frozenset({"Size", "Tensor", "device", "Generator"})
 
+#: Only Linux tells, and bounds, the memory of a process so.
+_STATM = Path("/proc/self/statm")
+
 #: Events that end a load where they concern anything but the folder that is worked in.
 _PLACES = {
     "open": 1, "os.mkdir": 1, "os.rmdir": 1, "os.remove": 1, "os.chmod": 1, "os.utime": 1,
@@ -50,7 +57,7 @@ _REFUSED = (
 
 
 class OutOfBoundsError(Exception):
-    """A file would have done what it may not do here."""
+    """A file would have done, or taken, what it may not here."""
 
 
 class _Watch:
@@ -61,11 +68,30 @@ class _Watch:
 
 
 def install(folder: Path) -> None:
-    """Add the hook, for good; work and keep temporary files in `folder` alone."""
+    """Add the hook and the limits, for good; work and keep temporary files in `folder` alone."""
     os.chdir(folder)
     tempfile.tempdir = str(folder)
     _Watch.folder = f"{folder.resolve()}{os.sep}"
     sys.addaudithook(_hook)
+    signal.signal(signal.SIGALRM, _too_long)
+    if _STATM.exists():
+        most = int(_STATM.read_text().split()[5]) * resource.getpagesize() + NBYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _too_long(_number: int, _frame: FrameType | None) -> None:
+    raise OutOfBoundsError(f"more than {SECONDS} seconds")
+
+
+@contextmanager
+def timed() -> Iterator[None]:
+    """End what takes longer than it may, where it is in Python."""
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager

@@ -26,9 +26,9 @@ def fuzzed(*options: str) -> tuple[int, str, dict[str, int]]:
 
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_a_file_is_the_same_tensors_to_wn_and_to_its_library_or_refused(seed: str) -> None:
-    code, said, counts = fuzzed("--files", "2500", "--seed", seed)
+    code, said, counts = fuzzed("--files", "2000", "--seed", seed)
     assert code == 0, said
     assert counts["finding"] == 0, said
     # Whoever refuses everything is never wrong.
-    assert counts["read by both and same"] > 1000, said
-    assert counts["honest"] == counts["of them the same to both"] > 500, said
+    assert counts["read by both and same"] > 800, said
+    assert counts["honest"] == counts["of them the same to both"] > 400, said
