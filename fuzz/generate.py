@@ -316,6 +316,7 @@ def _real() -> dict[str, list[bytes]]:
 
 def _mutated(random: Random) -> Made:
     kind = random.choice(("zip", "zip", "zip", "legacy", "legacy", "safetensors"))
+    moves: list[str] = []
     roll = random.random()
     if roll < _REAL:  # some are real
         content = random.choice(_real()[kind])
@@ -326,7 +327,7 @@ def _mutated(random: Random) -> Made:
     else:
         maker = PickleMaker(random, random.choice((0.0, 0.5)), is_legacy=kind == "legacy")
         content = legacy(maker) if kind == "legacy" else torch_zip(maker)
-    moves = []
+        moves += maker.moves
     for _ in range(random.choice((1, 1, 2))):
         table = _TABLES[kind]
         names = [name for name in table if name not in BYTES or chance(random, 0.15)]

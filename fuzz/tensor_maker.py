@@ -33,6 +33,11 @@ _V1, _V2, _V3 = (
 _PARAMETER = "torch._utils._rebuild_parameter"
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 ORDERED = "collections.OrderedDict"
+#: What to set on a tensor changes more than an attribute.
+_ATTRIBUTES = (
+    "grad", "requires_grad", "_backward_hooks", "__class__", "shape", "names", "real", "imag",
+    "__dict__", "T",
+)  # fmt: skip
 _SHORT = 256
 _CHANGES = pickle.BUILD, pickle.SETITEM, pickle.APPEND
 
@@ -204,7 +209,7 @@ class TensorMaker(ValueMaker):
 
     def make_args_odd(self, args: list[Op]) -> None:
         """Change what a rebuilding function is called with."""
-        if self.odd("a second dtype", 0.01):
+        if self.odd("a second dtype", 0.03):
             args.insert(self.random.randint(5, 7), self.name("torch.float16"))
         if self.odd("metadata", 0.03):
             said = self.random.choice(("conj", "neg", "other"))
@@ -279,11 +284,8 @@ class TensorMaker(ValueMaker):
         """The attributes of a tensor."""
         if not self.odd("odd attributes of a tensor", 0.1):
             return self.mapping([(self.text("note"), self.value())])
-        key = self.random.choice((
-            "data", "grad", "requires_grad", "_backward_hooks", "__class__", "shape", "names",
-            "real", "__dict__", "T",
-        ))  # fmt: skip
-        inner = self.pick(self.plain_tensor, self.value)
+        key = self.random.choice((*["data"] * 6, *_ATTRIBUTES))
+        inner = self.value() if self.chance(0.2) else self.plain_tensor(is_floating=True)
         found = self.mapping([(self.text(key), inner)])
         if self.chance(0.3):  # with slots
             return self.row([Op(pickle.NONE), found])
