@@ -59,6 +59,8 @@ class TensorMaker(ValueMaker):
         self.is_legacy = is_legacy
         #: The storages by their keys, with the name of their class and their bytes.
         self.storages: dict[str, tuple[str, bytes]] = {}
+        #: The keys of those that have been referred to by a view.
+        self.views: set[str] = set()
         #: What is to be carried out behind the tensor that is being written.
         self.pending = Op()
 
@@ -76,10 +78,17 @@ class TensorMaker(ValueMaker):
             if kind == "BoolStorage":
                 raw = bytes(byte & 1 for byte in raw)
             self.storages[key] = kind, raw
+        if key not in self.views and self.is_legacy and not known and self.chance(0.1):
+            # as the first versions wrote what is a part of a storage
+            count = nbytes // itemsize_of(kind)
+            self.views.add(key)
+            self.storages[key] = kind, bytes(2 * itemsize_of(kind)) + self.storages[key][1]
+            parts = [self.text(f"v{key}"), self.number(2), self.number(count)]
+            return self.reference(kind, key, len(self.storages[key][1]), self.row(parts))
         return self.reference(kind, key, len(self.storages[key][1]))
 
-    def reference(self, kind: str, key: str, nbytes: int) -> Op:
-        """A reference to a storage."""
+    def reference(self, kind: str, key: str, nbytes: int, view: Op | None = None) -> Op:
+        """A reference to a storage, or to a view of it."""
         if self.storages and self.odd("a storage by another's key", 0.02):
             key = self.random.choice(list(self.storages))
         count = nbytes // itemsize_of(kind)
@@ -97,7 +106,7 @@ class TensorMaker(ValueMaker):
         head, named = self.text("storage"), self.name(f"{module}.{kind}")
         parts = [head, named, self.text(key), self.text(location), self.number(count)]
         if self.is_legacy:
-            parts.append(self.view(key, count))
+            parts.append(view or self.view(key, count))
         if self.odd("an odd reference to a storage", 0.03):
             self.make_odd(parts, key)
         made = Op(self.row(parts) + pickle.BINPERSID)
