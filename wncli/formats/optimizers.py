@@ -7,7 +7,7 @@ Source: PyTorch `torch/optim/optimizer.py` (`state_dict`: numbers, `param_names`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from wncli.formats.pickles.nodes import Node, entries_of
@@ -17,7 +17,7 @@ _FLAT = (f"{_STATE}.", f"{_GROUPS}.")
 #: What lists parameters in a group.
 _LISTS = ("params", "param_names")
 
-Entries = list[tuple[Node, Node]]
+Entries = Sequence[tuple[Node, Node]]
 
 
 class Optimizer(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from wncli.errors import FormatError
@@ -27,7 +28,7 @@ class Build:
     #: Storages that other files of the output hold as well: here only what is needed is stored.
     elsewhere: frozenset[tuple[int, str]] = frozenset()
 
-    def state_dict(self, part: Part, entries: Entries) -> Entries:
+    def state_dict(self, part: Part, entries: Sequence[tuple[Node, Node]]) -> Entries:
         """The items of a state dict's mapping after its actions, everything else in place."""
         by_source = {spec.name: action for action in part.actions for spec in action.sources}
         tensors = {spec.name for spec in part.state_dict.tensors}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -417,7 +417,7 @@ def _could_be_a_weight(spec: TensorSpec) -> bool:
     return rank > 1 or (rank == 1 and spec.dtype is not DType.U8)
 
 
-def _items(items: list[tuple[Node, Node]]) -> str:
+def _items(items: Sequence[tuple[Node, Node]]) -> str:
     return f"{len(items)} item{'s' if len(items) != 1 else ''}"
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 #: Any of the plain values above, or one of the classes below.
@@ -36,16 +37,19 @@ class PersistentId:
 
 @dataclass(eq=False, slots=True)
 class Dict:
-    """A plain dict: its items in the order they were set, repeated keys included."""
+    """A plain dict: its items in the order they were set, repeated keys included.
 
-    entries: list[tuple[Node, Node]] = field(default_factory=list)
+    One without items has no list of them: files can have millions of such.
+    """
+
+    entries: Sequence[tuple[Node, Node]] = ()
 
 
 @dataclass(eq=False, slots=True)
 class Set:
     """A set (`frozen=False`) or frozenset, as protocol 4 writes them."""
 
-    items: list[Node]
+    items: Sequence[Node] = ()
     frozen: bool = False
 
 
@@ -99,10 +103,10 @@ class Call:
     function: Node
     args: Node
     keywords: Node = None
-    effects: list[Effect] = field(default_factory=list)
+    effects: Sequence[Effect] = ()
 
 
-def entries_of(node: Node) -> list[tuple[Node, Node]] | None:
+def entries_of(node: Node) -> Sequence[tuple[Node, Node]] | None:
     """The items of a mapping, whether dict, OrderedDict, defaultdict or the like; else None.
 
     Keys that are one to Python are one here, with the last value; those that calls make are each
@@ -151,7 +155,7 @@ def _is_made_empty(node: Call) -> bool:
     )
 
 
-def _merged(entries: list[tuple[Node, Node]]) -> list[tuple[Node, Node]]:
+def _merged(entries: Sequence[tuple[Node, Node]]) -> Sequence[tuple[Node, Node]]:
     """Items with each key once: where it was set first, with the value that was set last."""
     merged: dict[object, tuple[Node, Node]] = {}
     for entry in entries:

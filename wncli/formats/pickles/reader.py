@@ -11,7 +11,7 @@ import codecs
 import pickle
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any, NamedTuple
 
 from wncli.errors import FormatError
@@ -32,6 +32,8 @@ from wncli.formats.pickles.nodes import (
 
 #: Bytes of a file that are read at first; each further read doubles them.
 _WINDOW = 1 << 20
+#: Characters of a global's module and name; each call of it, and each mention, spells them.
+_LONGEST_NAME = 1000
 
 #: Numbers as picklers write them in lines; Python's and C's readers take others, each as its own.
 _INT_LINE = re.compile(rb"0[01]|0|-?[1-9][0-9]*")
@@ -125,6 +127,8 @@ class _Machine:
         self.globals: list[Global] = []
         self.persistent_ids: list[PersistentId] = []
         self.calls: list[Call] = []
+        #: Items of Python 2's OrderedDicts that may still be copied: each takes more than a byte.
+        self.items_left = self.size
 
     def run(self) -> Pickle:
         try:
@@ -288,8 +292,13 @@ class _Machine:
         self.push({b"00": False, b"01": True}[raw] if raw in (b"00", b"01") else int(raw))
 
     def name(self, module: Node, name: Node) -> None:
+        self.stack.append(self.named(module, name))
+
+    def named(self, module: Node, name: Node) -> Global:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise self.broken("a global's name is no text")
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise self.broken("a global's name is too long")
         if "\n" in module or "\n" in name:
             raise self.broken("a global's name has a line break")
         if not (module + name).isascii():
@@ -299,7 +308,7 @@ class _Machine:
                 raise self.broken("a global's name is no text") from None
         node = Global(module, name)
         self.globals.append(node)
-        self.stack.append(node)
+        return node
 
     def name_from_stack(self) -> None:
         name = self.pop()
@@ -318,9 +327,9 @@ class _Machine:
         if isinstance(function, Global):
             pairs = None
             if function.name == "OrderedDict" and function.module == "collections":
-                pairs = _python2_items(args)
+                pairs = self.python2_items(args)
             elif function.name.startswith("_rebuild_") and function.module.startswith("torch."):
-                args = _as_they_are(args, inner=function.name == "_rebuild_from_type_v2")
+                args = self.as_they_are(args, inner=function.name == "_rebuild_from_type_v2")
             if pairs is not None:
                 self.call("REDUCE", function, ())
                 if pairs:
@@ -331,6 +340,41 @@ class _Machine:
     def new_object(self) -> None:
         args = self.pop()
         self.call("NEWOBJ", self.pop(), args)
+
+    def python2_items(self, args: Node) -> list[tuple[Node, Node]] | None:
+        """The items of an OrderedDict that Python 2 pickled: its one argument is a list of pairs.
+
+        They are copied, so that one list for many such calls is no file's that Python wrote.
+        """
+        match args:
+            case ([*pairs],):
+                self.items_left -= len(pairs)
+            case _:
+                return None
+        if self.items_left < 0:
+            raise self.broken("its items would unfold without bound")
+        if all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):  # noqa: PLR2004
+            return [(key, value) for key, value in pairs]
+        return None
+
+    def as_they_are(self, args: Node, *, inner: bool) -> Node:
+        """The arguments of a tensor with copies of their dicts, which may grow behind the call.
+
+        What is set on them then does not reach the tensor. `inner` tells whether one of them are
+        the arguments that another function is called with.
+        """
+        dicts = [part for part in args if type(part) is Dict] if isinstance(args, tuple) else []
+        if not isinstance(args, tuple) or not (inner or dicts):
+            return args
+        self.items_left -= sum(len(part.entries) for part in dicts)
+        if self.items_left < 0:
+            raise self.broken("its items would unfold without bound")
+        return tuple(
+            Dict(list(part.entries)) if type(part) is Dict
+            else self.as_they_are(part, inner=False) if inner
+            else part
+            for part in args
+        )  # fmt: skip
 
     def new_with_keywords(self) -> None:
         keywords = self.pop()
@@ -346,9 +390,7 @@ class _Machine:
     def old_instance(self) -> None:
         module, name = self.line().decode("utf-8"), self.line().decode("utf-8")
         args = tuple(self.since_mark())
-        node = Global(module, name)
-        self.globals.append(node)
-        self.instantiate(node, args)
+        self.instantiate(self.named(module, name), args)
 
     def instantiate(self, function: Node, args: tuple[Node, ...]) -> None:
         """What the two protocol-0 opcodes do: of a class without arguments no `__init__` is called.
@@ -362,9 +404,9 @@ class _Machine:
         if kind is Appended and isinstance(target, list):
             target.extend(items)
         elif kind is SetItems and isinstance(target, Dict):
-            target.entries.extend(items)
+            target.entries = _with(target.entries, items)
         elif kind is Added and isinstance(target, Set) and not target.frozen:
-            target.items.extend(items)
+            target.items = _with(target.items, items)
         elif isinstance(target, Call):
             last = target.effects[-1] if target.effects else None
             if isinstance(last, SetItems) and kind is SetItems:
@@ -372,7 +414,7 @@ class _Machine:
             elif isinstance(last, (Appended, Added)) and type(last) is kind:
                 last.items.extend(items)
             else:
-                target.effects.append(kind(items))
+                target.effects = _with(target.effects, [kind(items)])
         else:
             raise self.broken("items are put into something that takes none")
 
@@ -402,7 +444,7 @@ class _Machine:
         target = self.top()
         if not isinstance(target, Call):
             raise self.broken("state is given to something that takes none")
-        target.effects.append(Built(state))
+        target.effects = _with(target.effects, [Built(state)])
 
     def tuple_of(self, count: int) -> None:
         stack = self.stack
@@ -443,28 +485,13 @@ class _Machine:
         raise self.broken(f"it uses {what}, which means nothing outside the process that wrote it")
 
 
-def _python2_items(args: Node) -> list[tuple[Node, Node]] | None:
-    """The items of an OrderedDict that Python 2 pickled: its one argument is a list of pairs."""
-    match args:
-        case ([*pairs],) if all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):  # noqa: PLR2004
-            return [(key, value) for key, value in pairs]
-    return None
-
-
-def _as_they_are(args: Node, *, inner: bool) -> Node:
-    """The arguments of a tensor with copies of their dicts, which may grow behind the call.
-
-    What is set on them then does not reach the tensor. `inner` tells whether one of them are the
-    arguments that another function is called with.
-    """
-    if not isinstance(args, tuple) or not (inner or any(type(part) is Dict for part in args)):
-        return args
-    return tuple(
-        Dict(list(part.entries)) if type(part) is Dict
-        else _as_they_are(part, inner=False) if inner
-        else part
-        for part in args
-    )  # fmt: skip
+def _with(known: Sequence[Any], items: list[Any]) -> Sequence[Any]:
+    """Both together, in the list that holds one of them."""
+    if not known:
+        return items
+    assert isinstance(known, list)  # noqa: S101 - whatever has items here has a list of them
+    known.extend(items)
+    return known
 
 
 _METHODS: dict[bytes, Callable[[_Machine], None]] = {
@@ -511,7 +538,7 @@ _METHODS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.DICT: _Machine.dict_from_mark,
     pickle.SETITEM: _Machine.set_item,
     pickle.SETITEMS: _Machine.set_items,
-    pickle.EMPTY_SET: lambda m: m.push(Set([])),
+    pickle.EMPTY_SET: lambda m: m.push(Set()),
     pickle.ADDITEMS: lambda m: m.effect(Added, m.since_mark()),
     pickle.FROZENSET: lambda m: m.push(Set(m.since_mark(), frozen=True)),
     pickle.GET: lambda m: m.recall(int(m.number(_PLACE_LINE))),
