@@ -23,10 +23,10 @@ from wncli.tensors import TensorSpec
 _DEEPEST_MODULE = 1000
 
 #: What names may be made up of, in characters: for any file, and for each byte of its pickle.
-_NAMES = 1 << 23
+_NAMES = 1 << 22
 _NAMES_PER_BYTE = 16
-#: What a tensor counts for beside its name: about what it takes in memory.
-_TENSOR = 64
+#: What a tensor counts for beside its name: what it takes in memory, and in time.
+TENSOR = 128
 
 _STATE = frozenset({"_parameters", "_buffers", "_modules"})
 
@@ -118,7 +118,7 @@ class ModuleReader:
                 stack.append((prefix, node, True))
                 for key, value in module.tensors:
                     name = prefix + key
-                    self.allowance.spend(len(name) + _TENSOR)
+                    self.allowance.spend(len(name) + TENSOR)
                     found[name] = read_tensor(value, self.references, name, self.allowance.where)
                     if is_part(value):
                         parts.append(name)

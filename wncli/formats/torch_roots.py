@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from wncli.formats.pickles.nodes import (
 from wncli.formats.pickles.reader import Pickle
 from wncli.formats.torch_keys import find_ambiguous, items_of, spelled
 from wncli.formats.torch_modules import (
+    TENSOR,
     Allowance,
     ModuleReader,
     allowance_for,
@@ -39,7 +40,7 @@ from wncli.formats.torch_tensor import (
 )
 from wncli.formats.torch_tree import References, TorchTree
 from wncli.formats.weights_only import accepts
-from wncli.keys import Key, Keys, shown, shown_key
+from wncli.keys import Key, Keys, Position, shown, shown_key
 from wncli.notes import Note
 from wncli.tensors import DType, Storage, TensorSpec
 
@@ -52,15 +53,23 @@ _MOST_KEPT = 16
 _SECOND = 2
 #: How tensors of a module without submodules are called.
 _USUAL = ("weight", "bias")
+#: What a path, or an entry, counts for beside its characters: about what it takes in memory.
+_PLACE = 64
+#: Values that hold nothing; and as many items are looked at each time, instead of remembered.
+_VALUES = frozenset({str, bytes, int, float, bool, type(None)})
+_FEW = 8
 
 
 class _Place(NamedTuple):
-    """A node that is to be looked into, its path, and the id of what holds it."""
+    """A mapping or list that is looked into: its path, its items that are still to be visited.
+
+    `number` is the id of its node, None for what holds the root.
+    """
 
     keys: Keys
-    node: Node
-    holder: int | None
+    number: int | None
     is_numbered: bool
+    left: Iterator[tuple[Key, Node]]
 
 
 class Content(NamedTuple):
@@ -104,8 +113,9 @@ def read_tree(
     root = pickled.root
     found = _Finder(references, allowance_for(where, nbytes)).run(root)
     tree = TorchTree(
-        root, pickled.protocol, references, found.mappings, found.containers, found.shown
-    )
+        root, pickled.protocol, references, found.mappings, found.containers, found.shown,
+        found.closed,
+    )  # fmt: skip
     return Content(
         tree,
         tuple(found.state_dicts),
@@ -162,11 +172,17 @@ class _Finder:
         self.modules = ModuleReader(
             partial(read_module, allowance=allowance), references, allowance
         )
-        #: By the ids of the nodes: what was looked into, and the state dicts, without their roots.
+        #: By the ids of the nodes: what may lead on, and the state dicts, without their roots.
         self.held: dict[int, _Held] = {}
         self.found: dict[int, StateDict] = {}
         #: The nodes that are state dicts or lead to one.
         self.leading: set[int] = set()
+        #: The ids of the nodes whose items are no entries: modules and optimizers.
+        self.closed: set[int] = set()
+        #: Whether something may hold state dicts, by the ids of what has many items.
+        self.may: dict[int, bool] = {}
+        #: The kinds and summaries of entries, by the ids of their nodes.
+        self.summaries: dict[int, tuple[str, str]] = {}
         #: How often something was to be shown so.
         self.taken: dict[str, int] = {}
         self.shown: dict[Keys, str] = {}
@@ -185,45 +201,63 @@ class _Finder:
 
     def look_through(self, root: Node) -> None:
         """Look once into every mapping and list, wherever it stands first."""
-        above: dict[int, int] = {}
-        seen: set[int] = set()
-        stack: list[_Place] = [_Place((), root, None, is_numbered=False)]
-        while stack:
-            place = stack.pop()
-            node = place.node
-            if id(node) in seen or len(place.keys) > _DEEPEST_ROOT:
-                continue
-            seen.add(id(node))
-            if place.holder is not None:
-                above[id(node)] = place.holder
-            inner = self.look_into(place)
-            if inner is None:
-                continue
-            self.held[id(node)] = _Held(place.keys, node, inner)
-            stack.extend(
-                _Place(
-                    (*place.keys, key),
-                    value,
-                    id(node),
-                    is_numbered=place.is_numbered or type(key) is int,
-                )
-                for key, value in reversed(inner)
-            )
+        above: dict[int, int | None] = {}
+        stack: list[_Place] = []
+        keys: Keys = ()
+        node, holder, is_numbered = root, None, False
+        while True:
+            if id(node) not in above and len(keys) <= _DEEPEST_ROOT:
+                above[id(node)] = holder
+                inner = self.look_into(node, is_numbered=is_numbered)
+                if inner is None:
+                    self.closed.add(id(node))
+                elif inner or id(node) in self.found or node is root:
+                    self.held[id(node)] = _Held(keys, node, inner)
+                    stack.append(_Place(keys, id(node), is_numbered, iter(inner)))
+            following = next(stack[-1].left, None) if stack else None
+            while stack and following is None:
+                stack.pop()
+                following = next(stack[-1].left, None) if stack else None
+            if following is None:
+                break
+            key, node = following
+            keys, holder = (*stack[-1].keys, key), stack[-1].number
+            is_numbered = stack[-1].is_numbered or type(key) is int
         self.forget_loose(above)
 
-    def look_into(self, place: _Place) -> list[tuple[Key, Node]] | None:
+    def may_hold(self, node: Node) -> bool:
+        """Whether there can be a state dict in it: not in a list of numbers, or of empty dicts."""
+        if isinstance(node, Call):
+            return True
+        if isinstance(node, Dict):
+            values: Iterable[Node] = (value for _, value in node.entries)
+            size = len(node.entries)
+        elif isinstance(node, (list, tuple)):
+            values, size = node, len(node)
+        else:
+            return False
+        if size <= _FEW:
+            return any(not _is_value(value) for value in values)
+        if id(node) not in self.may:  # however often it is shared
+            self.may[id(node)] = any(not _is_value(value) for value in values)
+        return self.may[id(node)]
+
+    def look_into(self, node: Node, *, is_numbered: bool) -> list[tuple[Key, Node]] | None:
         """What could hold state dicts, by its key.
 
         None where nothing can: the node is no container, a module, or an optimizer.
         """
-        node = place.node
         if self.modules.module(node):
             state_dict = self.modules.state_dict(node, holder_of(node))
             if state_dict.tensors:
                 self.found[id(node)] = state_dict
             return None
         if isinstance(node, (list, tuple)):
-            return [(key, item) for key, item in items_of(node) if _may_hold(item)]
+            return [
+                (Position(number, len(node), isinstance(node, tuple)), item)
+                for number, item in enumerate(node)
+                if self.may_hold(item)
+            ]
         entries = entries_of(node)
         if entries is None:
             return None
@@ -231,16 +265,18 @@ class _Finder:
         if is_optimizer(named) or _is_kept_for_a_parameter(named):
             return None
         state_dict = self.state_dict(named)
-        if _is_convincing(state_dict, is_numbered=place.is_numbered):
+        if _is_convincing(state_dict, is_numbered=is_numbered):
             self.found[id(node)] = state_dict
         inner: dict[Key, Node] = {
             name: named[name]
             for name in state_dict.others
-            if _may_hold(named[name]) and not name.endswith("_extra_state")
+            if self.may_hold(named[name]) and not name.endswith("_extra_state")
         }
         if len(named) < len(entries):
             inner |= {
-                key: value for key, value in items_of(node) if type(key) is int and _may_hold(value)
+                key: value
+                for key, value in items_of(node)
+                if type(key) is int and self.may_hold(value)
             }
         return list(inner.items())
 
@@ -258,7 +294,7 @@ class _Finder:
                 parts.append(name)
         return StateDict("", tuple(tensors), tuple(others), parts=tuple(parts))
 
-    def forget_loose(self, above: Mapping[int, int]) -> None:
+    def forget_loose(self, above: Mapping[int, int | None]) -> None:
         """Forget loose tensors beside state dicts, as in `{"model": {…}, "mean": tensor}`."""
         holders: set[int] = set()
         for found in self.found:
@@ -293,6 +329,9 @@ class _Finder:
             path = self.name(keys, shown(keys))
             state_dict = self.found.get(id(node))
             if state_dict:
+                # Every tensor has a full name here, wherever else the mapping stands as well.
+                names = len(state_dict.tensors) + len(state_dict.others)
+                self.allowance.spend((len(path) + TENSOR) * names)
                 self.state_dicts.append(state_dict._replace(root=path, keys=keys))
             held = self.held.get(id(node))
             if not held:
@@ -311,7 +350,7 @@ class _Finder:
 
     def name(self, keys: Keys, path: str) -> str:
         """How a path is shown: marked where another reads the same, as keys can have dots."""
-        self.allowance.spend(len(path) + 1)
+        self.allowance.spend(len(path) + _PLACE)
         name = path
         while name in self.taken:
             self.taken[path] += 1
@@ -353,35 +392,51 @@ class _Finder:
         ]
 
     def entry(self, path: str, value: Node, keys: Keys) -> Entry:
+        found = self.summaries.get(id(value))
+        if found is None:
+            found = self.summaries[id(value)] = self.summary(path, value)
+        return Entry(path, *found, keys)
+
+    def summary(self, path: str, value: Node) -> tuple[str, str]:
+        """The kind of an entry, and what to say of it."""
         spec = read_tensor(value, self.references, path, self.where)
         if spec:
-            return Entry(path, "tensor", f"{spec.dtype.label} tensor {list(spec.shape)}", keys)
+            return "tensor", f"{spec.dtype.label} tensor {list(spec.shape)}"
         optimizers = _optimizers(value)
         if optimizers:
             count = sum(optimizers)
             what = "optimizer" if len(optimizers) == 1 else f"{len(optimizers)} optimizers"
             plural = "s" if count != 1 else ""
-            return Entry(path, "optimizer", f"{what}, state of {count} parameter{plural}", keys)
+            return "optimizer", f"{what}, state of {count} parameter{plural}"
         if isinstance(value, Call):
             if self.modules.module(value):
-                return Entry(path, "object", f"{holder_of(value)} without tensors", keys)
+                return "object", f"{holder_of(value)} without tensors"
             name = called_name(value) or "object"
             built = [e.state for e in value.effects if isinstance(e, Built)]
             items = entries_of(value) or (entries_of(built[0]) if built else None)
-            return Entry(path, "object", f"{name}, {_items(items)}" if items else name, keys)
-        return Entry(path, "value", _summary(value), keys)
+            return "object", f"{name}, {_items(items)}" if items else name
+        return "value", _summary(value)
 
 
 def _optimizers(node: Node, depth: int = 2) -> list[int]:
     """How many parameters each optimizer has that `node` is, or consists of, as a dict or list."""
     if depth == 0:
         return []
-    members = dict(items_of(node))
-    named = {key: value for key, value in members.items() if isinstance(key, str)}
-    if is_optimizer(named):
-        return [count_parameters(named)]
+    members: Iterable[Node]
+    if isinstance(node, (list, tuple)):
+        members = node
+    else:
+        values = dict(items_of(node))
+        named = {key: value for key, value in values.items() if isinstance(key, str)}
+        if is_optimizer(named):
+            return [count_parameters(named)]
+        members = values.values()
     found: list[int] = []
-    for member in {id(member): member for member in members.values()}.values():
+    seen: set[int] = set()
+    for member in members:
+        if id(member) in seen:
+            continue
+        seen.add(id(member))
         counts = _optimizers(member, depth - 1)
         if not counts:
             return []
@@ -389,8 +444,13 @@ def _optimizers(node: Node, depth: int = 2) -> list[int]:
     return found
 
 
-def _may_hold(node: Node) -> bool:
-    return isinstance(node, (Dict, Call, list, tuple))
+def _is_value(node: Node) -> bool:
+    """Whether there is nothing in it: a number, a text, an empty list."""
+    if type(node) in _VALUES:
+        return True
+    if isinstance(node, Dict):
+        return not node.entries
+    return isinstance(node, (list, tuple)) and not node
 
 
 def _is_kept_for_a_parameter(members: Mapping[str, Node]) -> bool:
