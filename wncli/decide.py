@@ -9,6 +9,7 @@ from wncli.checkpoint import Checkpoint, DangerousCall, refuse_expansion
 from wncli.dims import resolve_dim
 from wncli.errors import FormatError, UsageError, WeightNormError, WnError, few
 from wncli.hints import glob_of, option
+from wncli.keys import Keys
 from wncli.naming import Naming, split
 from wncli.notes import Note
 from wncli.plan import Action, Command, Compose, Copy, Decompose, Halves, Plan, Respell
@@ -32,6 +33,9 @@ from wncli.ungathered import refuse_ungathered, ungathered_notes
 if TYPE_CHECKING:
     from wncli.formats.pickles.nodes import Node
     from wncli.formats.torch_tree import TorchTree
+
+#: As many state dicts are looked through for one without calls.
+_MOST_TRIED = 16
 
 
 def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
@@ -197,9 +201,11 @@ def refuse_calls(plan: Plan) -> None:
         left = calls_left(tree, left, _roots_of_parts(plan, tree), plan.drop) if tree else []
     elif checkpoint.tree and plan.drop:
         tree = checkpoint.tree
-        kept = calls_left(tree, checkpoint.would_run, (tree.root,), plan.drop)
-        reachable = calls_left(tree, checkpoint.would_run, (tree.root,), frozenset())
-        left = [call for call in left if call in kept or call not in reachable]
+        kept, reachable = (
+            {id(call) for call in calls_left(tree, left, (tree.root,), drop)}
+            for drop in (plan.drop, frozenset[Keys]())
+        )
+        left = [call for call in left if id(call) in kept or id(call) not in reachable]
     if not left:
         return
     shown = [call for call in left if call.is_shown] or left
@@ -227,7 +233,7 @@ def _without_calls(plan: Plan, left: Sequence[DangerousCall]) -> str:
         return " ".join(option("--drop", entry) for entry in entries)
     clean = [
         option("--only", found.root)
-        for found in checkpoint.state_dicts
+        for found in checkpoint.state_dicts[:_MOST_TRIED]
         if not (
             tree
             and not found.holder

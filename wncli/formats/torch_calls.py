@@ -35,13 +35,18 @@ def find_calls(
     called = {id(node.function) for node in nodes.values() if isinstance(node, Call)}
     places = dict(_walk(tree, (tree.root,), frozenset(), nodes)) if tree else {}
     listed = {entry.keys for entry in entries}
+    texts: dict[Keys, str] = {}  # one for all calls of an entry, whose name can be long
+
+    def where(keys: Keys) -> str:
+        if tree is None:
+            return ""
+        keys = _entry(keys, listed, tree)
+        if keys not in texts:
+            texts[keys] = tree.text(keys)
+        return texts[keys]
+
     return tuple(
-        DangerousCall(
-            spelled(node),
-            tree.text(_entry(places.get(key, ()), listed)) if tree else "",
-            node,
-            is_shown=key not in called,
-        )
+        DangerousCall(spelled(node), where(places.get(key, ())), node, is_shown=key not in called)
         for key, node in nodes.items()
     )
 
@@ -72,17 +77,22 @@ def entries_to_drop(
         places = dict(_walk(tree, roots, {*drop, *found}, wanted))
         if not places:
             return list(map(tree.text, found))
-        more = dict.fromkeys(_entry(path, listed) for path in places.values())
+        more = dict.fromkeys(_entry(path, listed, tree) for path in places.values())
         if () in more or found.keys() >= more.keys():
             break
         found |= more
     return []
 
 
-def _entry(keys: Keys, listed: Collection[Keys]) -> Keys:
-    """The entry that a path leads into, or the path itself where none is listed."""
-    lengths = range(len(keys))
-    return next((keys[:length] for length in lengths if keys[:length] in listed), keys)
+def _entry(keys: Keys, listed: Collection[Keys], tree: TorchTree) -> Keys:
+    """The entry that a path leads into, or the member of a state dict where none is listed."""
+    for length in range(len(keys)):
+        if keys[:length] in listed:
+            return keys[:length]
+    for length in range(len(keys) - 1, -1, -1):
+        if keys[:length] in tree.mappings:
+            return keys[: length + 1]
+    return keys
 
 
 def _walk(
@@ -92,6 +102,8 @@ def _walk(
     paths: dict[int, Keys] = {}
     for path, node in tree.containers.items():
         paths.setdefault(id(node), path)
+    for keys in drop:  # which may be in what is not listed
+        paths.setdefault(id(tree.container(keys[:-1])), keys[:-1])
     seen: set[int] = set()
     stack: list[tuple[Node, Keys]] = [(root, paths.get(id(root), ())) for root in roots]
     while stack:
