@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -155,16 +156,17 @@ def _keeps_parameters(
     places = [min(place[spec.name] for spec in action.sources) for action in part.actions]
     if places != sorted(places):
         return False
-    parents: set[str] = set()
-    for action in part.actions:
-        module = split(_weight_of(action))[0]
-        while module:
-            module = split(module)[0]
-            parents.add(module)
+    modules = sorted({split(_weight_of(action))[0] for action in part.actions})
+
+    def has_children(module: str) -> bool:
+        below = f"{module}." if module else "\0"  # at the top, any module is one
+        place = bisect_left(modules, below)
+        return place < len(modules) and (not module or modules[place].startswith(below))
+
     return all(
         not isinstance(action, Respell)
         or action.halves.naming == action.pair.naming
-        or split(action.halves.weight)[0] not in parents
+        or not has_children(split(action.halves.weight)[0])
         for action in part.actions
     )
 

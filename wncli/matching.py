@@ -7,6 +7,7 @@ spellings and the folded weight meet.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
@@ -21,8 +22,15 @@ from wncli.tensors import TensorSpec
 _WRAPPERS = ("module.", "_orig_mod.")
 #: As many prefixes are tried.
 _PROBES = 16
-#: As many modules deep they are looked for.
+#: As many modules deep they are looked for, in names of so many characters and no more.
 _DEEPEST = 32
+_LONGEST = 500
+#: Endings of names that are looked up on the other side; of more names, some are taken.
+_MOST_ENDINGS = 1 << 17
+#: As many pairs of state dicts are compared, which come to as many names, or to so many times all.
+_MOST_PAIRS = 1 << 10
+_MOST_NAMES = 1 << 2
+_MOST_VISITS = 1 << 18
 
 
 class Meeting(NamedTuple):
@@ -55,33 +63,88 @@ def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
     return held
 
 
+class _Names:
+    """The names of one state dict, and those among `tops` that stand before any of them.
+
+    `tops` are prefixes, and their order of preference. What is done with a prefix costs no more
+    than the names that begin with it.
+    """
+
+    def __init__(self, names: Collection[str], tops: Collection[str] = ()) -> None:
+        self.all = dict.fromkeys(names)
+        self.sorted = sorted(self.all)
+        self.wrapper = _wrapper(self.sorted)
+        wanted = {top: place for place, top in enumerate(tops)}
+        longest = max(map(len, wanted), default=0)
+        #: Before whole names, and behind the wrapper.
+        self.tops, self.inner_tops = (
+            sorted(
+                {
+                    name[cut:start]
+                    for name in (self.sorted if wanted else ())
+                    for start in _starts(name, cut)
+                    if start - cut <= longest and name[cut:start] in wanted
+                },
+                key=wanted.__getitem__,
+            )
+            for cut in (0, len(self.wrapper))
+        )
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def starting_with(self, prefix: str) -> Sequence[str]:
+        """The names that begin with a prefix, which ends with a dot or is empty."""
+        if not prefix:
+            return self.sorted
+        end = f"{prefix[:-1]}/"  # which comes next to the dot
+        return self.sorted[bisect_left(self.sorted, prefix) : bisect_left(self.sorted, end)]
+
+    def wrappers_below(self, top: str) -> list[str]:
+        """The wrappers' prefix below a prefix of names, if any has both."""
+        below = [name[len(top) :] for name in self.starting_with(top)] if top else []
+        return [wrapper] if (wrapper := _wrapper(below)) else []
+
+
 def meet(names: Collection[str], others: Collection[str], roots: Iterable[str]) -> Meeting:
     """The prefixes that make most of `names` meet `others`; none where none does better.
 
     Wrappers and the `roots` are tried, and any other prefix if with it one side meets in full.
     """
-    known = set(others)
-    best, most = Meeting(), _count(Meeting(), names, known)
-    if most == len(known) or not names or not others:
-        return best
-    ours, theirs = _wrapper(names), _wrapper(others)
-    tops = ["", *(f"{root}." for root in roots if root)]
+    tops = _tops(roots)
+    return _meet(_Names(names, tops), _Names(others, tops))[0]
+
+
+def _tops(roots: Iterable[str]) -> dict[str, None]:
+    return dict.fromkeys(f"{root}." for root in roots if root)
+
+
+def _meet(names: _Names, others: _Names) -> tuple[Meeting, int]:
+    """What `meet` gives for these, and how many names then meet."""
+    best, most = Meeting(), _count(Meeting(), names, others)
+    if most == len(others) or not len(names):
+        return best, most
+    ours, theirs = names.wrapper, others.wrapper
     usual = [Meeting(ours, theirs), Meeting(ours), Meeting("", theirs)]
-    usual += [Meeting(ours + top, theirs) for top in tops]
-    usual += [Meeting(top + inner, theirs) for top in tops for inner in _wrappers_below(names, top)]
-    usual += [Meeting(ours, top + theirs) for top in tops]
-    usual += [Meeting(ours, top + inner) for top in tops for inner in _wrappers_below(others, top)]
+    usual += [Meeting(ours + top, theirs) for top in names.inner_tops]
+    usual += [
+        Meeting(top + inner, theirs) for top in names.tops for inner in names.wrappers_below(top)
+    ]
+    usual += [Meeting(ours, top + theirs) for top in others.tops]
+    usual += [
+        Meeting(ours, top + inner) for top in others.tops for inner in others.wrappers_below(top)
+    ]
     for meeting in usual:
-        count = _count(meeting, names, known)
+        count = _count(meeting, names, others)
         if count > most:
             best, most = meeting, count
-    probed = {meeting: _count(meeting, names, known) for meeting in _probes(names, others)}
+    probed = {meeting: _count(meeting, names, others) for meeting in _probes(names, others)}
     full = max(probed.values(), default=0)
-    if full > most and full in (len(known), len(names)):
+    if full > most and full in (len(others), len(names)):
         fitting = [meeting for meeting, count in probed.items() if count == full]
         if len(fitting) == 1:  # of several, none is more likely meant than the others
-            return fitting[0]
-    return best
+            return fitting[0], full
+    return best, most
 
 
 def split_only(
@@ -122,9 +185,9 @@ def pair_up(
     Raises:
         UsageError: several would do equally well, and nothing says which is meant.
     """
-    roots = [found.state_dict.root for found in (*ours, *theirs)]
-    names = {found.state_dict.root: plain_tensors(found).keys() for found in ours}
-    wanted = {found.state_dict.root: plain_tensors(found).keys() for found in theirs}
+    tops = _tops(found.state_dict.root for found in (*ours, *theirs))
+    names = {found.state_dict.root: _Names(plain_tensors(found), tops) for found in ours}
+    wanted = {found.state_dict.root: _Names(plain_tensors(found), tops) for found in theirs}
     counts: dict[tuple[str, str], tuple[int, Meeting]] = {}
     paired: dict[str, tuple[str, Meeting]] = {}
     places = {found.state_dict.keys: found.state_dict.root for found in ours}
@@ -134,16 +197,21 @@ def pair_up(
         if found.state_dict.keys in places
     }
     alike = [root for root in wanted if root in names and root not in same]
-    same |= {root: root for root in alike if root not in same.values()}
+    taken = set(same.values())
+    same |= {root: root for root in alike if root not in taken}
     for their_root, our_root in same.items():
-        meeting = meet(names[our_root], wanted[their_root], roots)
-        if _count(meeting, names[our_root], set(wanted[their_root])):
+        meeting, count = _meet(names[our_root], wanted[their_root])
+        if count:
             paired[their_root] = our_root, meeting
     met = {our_root for our_root, _ in paired.values()}
-    for their_root in [root for root in wanted if root not in paired]:
-        for our_root in [root for root in names if root not in met]:
-            meeting = meet(names[our_root], wanted[their_root], roots)
-            count = _count(meeting, names[our_root], set(wanted[their_root]))
+    ours_left = [root for root in names if root not in met]
+    theirs_left = [root for root in wanted if root not in paired]
+    if not _can_be_compared([names[root] for root in ours_left],
+                            [wanted[root] for root in theirs_left]):  # fmt: skip
+        raise _too_many(our_checkpoint, their_checkpoint, ours_left, theirs_left)
+    for their_root in theirs_left:
+        for our_root in ours_left:
+            meeting, count = _meet(names[our_root], wanted[their_root])
             if count:
                 counts[our_root, their_root] = count, meeting
     while counts:
@@ -165,6 +233,27 @@ def pair_up(
     return paired
 
 
+def _can_be_compared(ours: Sequence[_Names], theirs: Sequence[_Names]) -> bool:
+    """Whether each of ours can be compared with each of theirs, in proportion to what they hold."""
+    pairs = len(ours) * len(theirs)
+    one, other = sum(map(len, ours)), sum(map(len, theirs))
+    visits = one * len(theirs) + other * len(ours)
+    return pairs <= _MOST_PAIRS and visits <= max(_MOST_NAMES * (one + other), _MOST_VISITS)
+
+
+def _too_many(
+    our_checkpoint: Checkpoint, their_checkpoint: Checkpoint, ours: Sequence[str],
+    theirs: Sequence[str],
+) -> UsageError:  # fmt: skip
+    return UsageError(
+        str(our_checkpoint.path),
+        "there are too many state dicts to find out which is meant by which",
+        expected="state dicts at the same places, or few others",
+        found=f"{len(ours):,} others here, {len(theirs):,} in {their_checkpoint.path}",
+        hint=option("--only", f"{ours[0]}={theirs[0]}"),
+    )
+
+
 def _refuse_rivals(checkpoint: Checkpoint, equal: Sequence[str], ways: Sequence[str]) -> None:
     if len(equal) > 1:
         raise UsageError(
@@ -176,8 +265,12 @@ def _refuse_rivals(checkpoint: Checkpoint, equal: Sequence[str], ways: Sequence[
         )
 
 
-def _count(meeting: Meeting, names: Iterable[str], others: set[str]) -> int:
-    return sum(meeting.rename(name) in others for name in names)
+def _count(meeting: Meeting, names: _Names, others: _Names) -> int:
+    off, on = meeting
+    before, after = names.starting_with(off), others.starting_with(on)
+    if len(before) > len(after):
+        return sum(off + name[len(on) :] in names.all for name in after)
+    return sum(on + name[len(off) :] in others.all for name in before)
 
 
 def _wrapper(names: Collection[str]) -> str:
@@ -193,31 +286,28 @@ def _wrapper(names: Collection[str]) -> str:
     return prefix
 
 
-def _wrappers_below(names: Collection[str], top: str) -> list[str]:
-    """The wrappers' prefix below a root that stands before names, if any has both."""
-    below = [name.removeprefix(top) for name in names if top and name.startswith(top)]
-    return [wrapper] if (wrapper := _wrapper(below)) else []
-
-
-def _probes(names: Iterable[str], others: Iterable[str]) -> list[Meeting]:
+def _probes(names: _Names, others: _Names) -> list[Meeting]:
     """Prefixes that make single names meet, those that do so most often first."""
-    ends: dict[str, list[str]] = {}
-    for other in others:
-        for start in _starts(other):
-            prefixes = ends.setdefault(other[start:], [])
-            if len(prefixes) < _PROBES:
+    short = [name for name in names.all if len(name) <= _LONGEST]
+    endings = sum(name.count(".", 0, _LONGEST) + 1 for name in short)
+    probing = short[:: 1 + endings // _MOST_ENDINGS]
+    ends: dict[str, list[str]] = {name[start:]: [] for name in probing for start in _starts(name)}
+    for other in others.all:
+        for start in _starts(other) if len(other) <= _LONGEST else ():
+            prefixes = ends.get(other[start:])
+            if prefixes is not None and len(prefixes) < _PROBES:
                 prefixes.append(other[:start])
     votes: Counter[Meeting] = Counter()
-    for name in names:
-        start = next((start for start in _starts(name) if name[start:] in ends), len(name))
+    for name in probing:
+        start = next((start for start in _starts(name) if ends[name[start:]]), len(name))
         for on in ends.get(name[start:], []):
             votes[Meeting(name[:start], on)] += 1
     return [meeting for meeting, _ in votes.most_common(_PROBES)]
 
 
-def _starts(name: str) -> list[int]:
+def _starts(name: str, begin: int = 0) -> list[int]:
     """Where the dotted endings of a name begin, the longest first; of many, the first ones."""
-    starts = [0]
+    starts = [begin]
     while len(starts) < _DEEPEST and (dot := name.find(".", starts[-1])) >= 0:
         starts.append(dot + 1)
     return starts
