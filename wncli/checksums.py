@@ -18,16 +18,21 @@ from wncli.layout import Elements, Layout, Magnitude, Product, Whole
 from wncli.tensors import Storage
 
 
-def checking(layout: Layout, sources: Sources) -> tuple[CheckedSource, ...]:
-    """The sources of a layout, which check the storages that it is made from."""
+def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[CheckedSource, ...]]:
+    """The sources, and those of them which check the storages that a layout is made from."""
     found: dict[tuple[int, str], Storage] = {}
     for slot in layout.slots:
         for storage in _storages(slot.content):
             found[storage.identity] = storage
     by_file: dict[int, list[Storage]] = {}
     for storage in found.values():
-        by_file.setdefault(storage.file, []).append(storage)
-    return tuple(CheckedSource(source, by_file.get(source.number, ())) for source in sources)
+        if storage.crc is not None and storage.nbytes:
+            by_file.setdefault(storage.file, []).append(storage)
+    checked = {file: CheckedSource(sources[file], known) for file, known in by_file.items()}
+    every = list(sources)
+    for file, source in checked.items():
+        every[file] = source
+    return every, tuple(checked.values())
 
 
 def _storages(content: Whole | Elements | Magnitude | Product) -> Sequence[Storage]:
@@ -68,8 +73,7 @@ class CheckedSource(Source):
 
     def __init__(self, source: Source, storages: Iterable[Storage]) -> None:
         super().__init__(source.path, source.file, source.number)
-        known = [storage for storage in storages if storage.crc is not None and storage.nbytes]
-        self.runs = [_Run(storage) for storage in sorted(known, key=lambda found: found.offset)]
+        self.runs = [_Run(storage) for storage in sorted(storages, key=lambda found: found.offset)]
         self.starts = [run.storage.offset for run in self.runs]
 
     def read_at(self, offset: int, count: int, what: str) -> bytes:
@@ -85,9 +89,10 @@ class CheckedSource(Source):
 
     def finish(self) -> None:
         """Read what is left of the storages of which a part has been read."""
-        buffer = memoryview(bytearray(BLOCK))
-        for run in self.runs:
-            while run.touched and run.place < run.end:
+        left = [run for run in self.runs if run.touched and run.place < run.end]
+        buffer = memoryview(bytearray(BLOCK if left else 0))
+        for run in left:
+            while run.place < run.end:
                 step = buffer[: min(BLOCK, run.end - run.place)]
                 self.read_into(run.place, step, f"storage {run.storage.key!r}")
 

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.blocks import TensorBlocks
 from wncli.compiled.usual import UsualFolding, usual_magnitude
 from wncli.formats.files import Source
-from wncli.layout import Elements, Magnitude, Product, Written
+from wncli.layout import Elements, Magnitude, Product
 from wncli.tensors import Storage
 
 if TYPE_CHECKING:
     from wncli.formats.files import Sources
+    from wncli.norms import Array
     from wncli.notes import Note
     from wncli.streams import Folding
     from wncli.survey import Pair
     from wncli.tensors import TensorSpec
+
+
+class Patches(NamedTuple):
+    """Elements of v that give all-zero slices a direction, and the bytes of the output they go to.
+
+    The places ascend, as many elements apart.
+    """
+
+    places: Array
+    elements: Array
+
 
 #: A place in the slot, and the bytes that begin there; they are good until the next are asked for.
 _Run = tuple[int, memoryview]
@@ -27,7 +39,7 @@ def computed(
     sources: Sources,
     descriptor: int,
     notes: list[Note],
-    patches: list[Written],
+    patches: list[Patches],
 ) -> Iterator[_Run]:
     """The bytes of a slot.
 
@@ -36,8 +48,7 @@ def computed(
         sources: the input's files.
         descriptor: the output, for a magnitude of what stands there by now.
         notes: gets what the data shows, with the last run.
-        patches: gets the elements of v, and their places in the output, that give all-zero slices
-            a direction.
+        patches: gets what gives all-zero slices of v a direction.
 
     Raises:
         WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
@@ -82,7 +93,7 @@ def _magnitude(
     sources: Sources,
     descriptor: int,
     notes: list[Note],
-    patches: list[Written],
+    patches: list[Patches],
 ) -> Iterator[_Run]:
     weight, dim = content.weight, content.dim
     if content.of_output:
@@ -94,10 +105,11 @@ def _magnitude(
 
         split = split_weight(sources, weight, dim)
         notes += split.notes
-        for channel, unit in split.units:
-            step = 0 if dim is None else content.strides[dim] * channel
-            place = content.direction + (content.offset + step) * weight.dtype.itemsize
-            patches.append((place, unit))
+        if split.zero.size:
+            step = 0 if dim is None else content.strides[dim]
+            elements = content.offset + step * split.zero
+            places = content.direction + elements * weight.dtype.itemsize
+            patches.append(Patches(places, split.units))
         g = raw(split.g)
     yield 0, memoryview(g)
 

@@ -29,6 +29,7 @@ from wncli.tensors import Storage
 from wncli.workers import share_out
 
 if TYPE_CHECKING:
+    from wncli.computing import Patches
     from wncli.formats.files import Sources
 
 #: Called with a number of bytes that have just been written.
@@ -40,7 +41,7 @@ _PART = 8 << 20
 _SMALL = 64 << 10
 
 #: Checksums of slots, notes on slots, patches, and what has been summed up of each source.
-_Results = tuple[dict[int, int], list[tuple[int, Note]], list[Written], list[Summed]]
+_Results = tuple[dict[int, int], list[tuple[int, Note]], "list[Patches]", list[Summed]]
 
 
 class _Task(NamedTuple):
@@ -90,14 +91,14 @@ class _Filling:
         self, layout: Layout, sources: Sources, descriptor: int, progress: Progress
     ) -> None:
         self.layout = layout
-        self.checked = checking(layout, sources)
+        self.checked, self.checks = checking(layout, sources)
         self.sources = sources
         self.descriptor = descriptor
         self.progress = progress
         #: Of the slots that are done, by their numbers.
         self.checksums: dict[int, int] = {}
         self.notes: list[tuple[int, Note]] = []
-        self.patches: list[Written] = []
+        self.patches: list[Patches] = []
         self.tasks: list[_Task] = []
         self.stopping = False
 
@@ -108,7 +109,7 @@ class _Filling:
             # The largest first, so that no worker is left alone with one in the end.
             self.tasks = sorted(tasks, key=lambda task: -(task.nbytes // _PART))
             share_out(len(tasks), self, sum(task.nbytes for task in tasks))
-        for source in self.checked:
+        for source in self.checks:
             source.finish()
         self.apply_patches()
         written = [*self.layout.fixed]
@@ -191,7 +192,7 @@ class _Filling:
         self.checksums, self.notes, self.patches = {}, [], []
 
     def results(self) -> _Results:
-        summed = [source.summed for source in self.checked]
+        summed = [source.summed for source in self.checks]
         return self.checksums, self.notes, self.patches, summed
 
     def add(self, results: _Results) -> None:
@@ -199,7 +200,7 @@ class _Filling:
         self.checksums |= checksums
         self.notes += notes
         self.patches += patches
-        for source, found in zip(self.checked, summed, strict=True):
+        for source, found in zip(self.checks, summed, strict=True):
             source.add(found)
 
     # -- moving bytes ---------------------------------------------------------------------------
@@ -240,11 +241,24 @@ class _Filling:
 
     def apply_patches(self) -> None:
         """Give all-zero slices of v their direction, now that what it replaces is written."""
-        for offset, data in self.patches:
-            self.write(offset, memoryview(data))
-        if not (self.layout.seal and self.patches):
+        if not self.patches:
             return
-        places = sorted(offset for offset, _ in self.patches)
+        import numpy as np
+
+        from wncli.streams import windows
+
+        for all_places, elements in self.patches:
+            for part in windows(all_places, elements.itemsize):
+                offset, last = int(all_places[part.start]), int(all_places[part.stop - 1])
+                run = bytearray(
+                    os.pread(self.descriptor, last - offset + elements.itemsize, offset)
+                )
+                inside = (all_places[part] - offset) // elements.itemsize
+                np.frombuffer(run, elements.dtype)[inside] = elements[part]
+                self.write(offset, memoryview(run))
+        if not self.layout.seal:
+            return
+        places = np.sort(np.concatenate([patches.places for patches in self.patches]))
         for index, slot in enumerate(self.layout.slots):
             nearest = bisect_left(places, slot.offset)
             if nearest < len(places) and places[nearest] < slot.offset + slot.nbytes:

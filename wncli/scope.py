@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -196,35 +197,37 @@ def parts_of(
     alone: bool,
 ) -> tuple[Part, ...]:
     """One action per output layer; every tensor that none uses up is copied under its name."""
+    by_source: dict[str, dict[str, Action]] = {}
+    for (root, _), action in actions.items():
+        by_source.setdefault(root, {}).update((spec.name, action) for spec in action.sources)
+    gone: dict[Keys, list[int]] = {}
+    for *holder, last in drop:
+        if isinstance(last, Position):
+            gone.setdefault(tuple(holder), []).append(last.number)
+    for numbers in gone.values():
+        numbers.sort()
     parts = []
     for found in surveys:
-        root = found.state_dict.root
-        by_source = {
-            spec.name: action
-            for (place, _), action in actions.items()
-            if place == root
-            for spec in action.sources
-        }
+        own = by_source.get(found.state_dict.root, {})
         ordered: dict[int, Action] = {}
         for spec in found.state_dict.tensors:
-            action = by_source.get(spec.name) or Copy(spec, spec.name)
+            action = own.get(spec.name) or Copy(spec, spec.name)
             ordered.setdefault(id(action), action)
-        target = () if alone else _after(drop, found.state_dict.keys)
+        target = () if alone else _after(gone, found.state_dict.keys)
         parts.append(Part(found.state_dict, tuple(ordered.values()), target))
     return tuple(parts)
 
 
-def _after(drop: frozenset[Keys], keys: Keys) -> Keys:
-    """The path of what stands at `keys` once the items at `drop` are gone from lists before it."""
-    gone = [0] * len(keys)
-    for *path, last in drop:
-        place = len(path)
-        own = keys[place] if place < len(keys) else None
-        if isinstance(last, Position) and isinstance(own, Position):
-            gone[place] += last.number < own.number and tuple(path) == keys[:place]
+def _after(gone: Mapping[Keys, Sequence[int]], keys: Keys) -> Keys:
+    """The path of what stands at `keys` once items before it are gone from the lists on the way.
+
+    `gone` are their numbers, ascending, by the path of the list.
+    """
     return tuple(
-        replace(key, number=key.number - less) if less and isinstance(key, Position) else key
-        for key, less in zip(keys, gone, strict=True)
+        replace(key, number=key.number - bisect_left(gone[keys[:place]], key.number))
+        if isinstance(key, Position) and keys[:place] in gone
+        else key
+        for place, key in enumerate(keys)
     )
 
 

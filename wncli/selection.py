@@ -13,6 +13,8 @@ from wncli.hints import glob_of, option
 from wncli.naming import split
 
 _NO_DIM = "none"
+#: As many names are searched for one that a rule may have meant.
+_MOST_COMPARED = 5000
 _WILDCARDS = re.compile(r"[*?]|\[.*\]")
 #: A glob and the dim behind it; the `=` of a `[=]` is the glob's.
 _WITH_DIM = re.compile(r"(.*)=([^]=]*)", re.DOTALL)
@@ -175,10 +177,10 @@ def choose_weights(
 
     def matched(rule: Rule) -> list[Candidate]:
         found = [item for item in weights if rule.matches(item.weight)]
-        named = [item for item in found if rule.names_parameter(item.weight)]
+        named = {item: None for item in found if rule.names_parameter(item.weight)}
         wide = [item for item in found if item.rank > 1]
         meant = [item for item in wide if item.by_default or item in named]
-        return meant or wide or named
+        return meant or wide or list(named)
 
     defaults = [item for item in weights if item.by_default]
     return _choose(weights if layers else defaults, layers, exclude, matched, others, listing)
@@ -242,7 +244,7 @@ def _no_match(  # noqa: PLR0913, PLR0917 - what such a rule is held against
     reason = next((f"{name} {why}" for name, why in others.items() if rule.matches(name)), "")
     known = list(dict.fromkeys(part for name in names for part in (name, split(name)[0]) if part))
     near = [name for name in names if rule.matches(name)][:3]
-    near = near or difflib.get_close_matches(rule.glob, known, n=3, cutoff=0.5)
+    near = near or difflib.get_close_matches(rule.glob, known[:_MOST_COMPARED], n=3, cutoff=0.5)
     text = rule.glob.strip("*.").lower()
     near = near or [name for name in known if text and text in name.lower()][:3]
     globs = [glob for glob in map(glob_of, near) if takes(Rule(glob, glob))]

@@ -86,13 +86,15 @@ def keep_shards(plan: Plan, output_format: OutputFormat) -> tuple[ShardOutput, .
     ]
     if len(set(names)) < len(shards):
         names = _numbered(output_format, len(homes))
+    tensors: dict[int, list[TensorSpec]] = {}
+    for spec in part.state_dict.tensors:
+        tensors.setdefault(spec.storage.file, []).append(spec)
     found = []
     for name, (number, actions) in zip(names, sorted(homes.items()), strict=True):
         shard = shards[number].checkpoint
         (own,) = shard.state_dicts
         # The index may tie further names to this shard's tensors.
-        held = tuple(spec for spec in part.state_dict.tensors if spec.storage.file == number)
-        state_dict = own._replace(tensors=held)
+        state_dict = own._replace(tensors=tuple(tensors.get(number, ())))
         metadata = shard.metadata or {} if shard.format == "safetensors" else None
         own_plan = plan._replace(
             checkpoint=replace(shard, path=plan.checkpoint.path, metadata=metadata),
@@ -151,24 +153,30 @@ def index_name(names: Sequence[str], output_format: OutputFormat, checkpoint: Ch
 
 def _together(actions: Iterable[Action]) -> list[list[Action]]:
     """Actions that must not be parted: those of tied tensors, and of the halves of a pair."""
-    found: list[list[Action]] = []
-    group_of: dict[object, list[Action]] = {}
-    for action in actions:
+    #: By the number of an action, one before it that it stays with, or itself.
+    first: list[int] = []
+    known: dict[object, int] = {}
+
+    def group(number: int) -> int:
+        while first[number] != number:
+            first[number] = first[first[number]]  # so that the way is short the next time
+            number = first[number]
+        return number
+
+    every = list(actions)
+    for number, action in enumerate(every):
+        first.append(number)
         keys: list[object] = [_home(action).view]
         half = read_half(action.name) if isinstance(action, Copy) else None
         if half:
             keys.append((half.weight, half.naming))
-        groups = {id(group_of[key]): group_of[key] for key in keys if key in group_of}
-        first, *others = groups.values() or [[]]
-        if not groups:
-            found.append(first)
-        for other in others:
-            first += other
-            found.remove(other)
-            group_of.update((key, first) for key, group in group_of.items() if group is other)
-        first.append(action)
-        group_of.update((key, first) for key in keys)
-    return found
+        for key in keys:
+            one, other = sorted((group(known.setdefault(key, number)), group(number)))
+            first[other] = one
+    found: dict[int, list[Action]] = {}
+    for number, action in enumerate(every):
+        found.setdefault(group(number), []).append(action)
+    return list(found.values())
 
 
 def stored_nbytes(actions: Iterable[Action]) -> int:

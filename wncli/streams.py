@@ -29,7 +29,7 @@ from wncli.tensors import DType
 from wncli.weight_norm import unit_like
 
 if TYPE_CHECKING:
-    from wncli.formats.files import Sources
+    from wncli.formats.files import Source, Sources
     from wncli.survey import Pair
     from wncli.tensors import TensorSpec
 
@@ -42,12 +42,13 @@ _NAMED = 5
 class Split(NamedTuple):
     """What splitting a weight gives: `g`, and the elements of v that differ from the weight's.
 
-    `units` holds, for each all-zero slice, its number and the one element that gives it a
-    direction: the first, which becomes 1 (or -1, so that 0 times it is the zero it was).
+    `zero` are the numbers of the all-zero slices, and `units` the one element of each that gives it
+    a direction: the first, which becomes 1 (or -1, so that 0 times it is the zero it was).
     """
 
     g: Array
-    units: tuple[tuple[int, bytes], ...]
+    zero: Array
+    units: Array
     notes: tuple[Note, ...]
 
 
@@ -83,8 +84,7 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split
             " zero: written as g = 0 and a unit direction, which give 0 again"
         )
         notes.append(Note("zero-slices", message, where, is_warning=True))
-    units = tuple((int(c), _unit(sources, weight, dim, int(c))) for c in zero)
-    return Split(g, units, tuple(notes))
+    return Split(g, zero, _units(source, weight, dim, zero), tuple(notes))
 
 
 def fold_pair(
@@ -119,7 +119,7 @@ class Folding:
         #: Of all slices; each block has its own where none is spread over several.
         self.factors = None if self.blocks.hold_whole_slices else self._factors_of_all()
         self.stale = _StaleCheck(sources, pair, self.blocks) if pair.stale else None
-        self.odd: set[int] = set()
+        self.odd = np.zeros(len(self.g), bool)
 
     @unwarned
     def _factors_of_all(self) -> Factors:
@@ -155,14 +155,14 @@ class Folding:
             else:
                 factor.scale_widened(values, w)
         if factor.non_finite[span].any():
-            self.odd.update(map(int, np.flatnonzero(factor.non_finite[span]) + first))
+            self.odd[first:last] |= factor.non_finite[span]
         if self.stale:
             self.stale.compare(block, w)
         return w
 
     def notes(self) -> list[Note]:
         """What the data of all blocks showed."""
-        odd = np.array(sorted(self.odd))
+        odd = np.flatnonzero(self.odd)
         found = _non_finite_notes(self.pair.weight, self.where, odd, len(self.g))
         return found + (self.stale.notes(self.where) if self.stale else [])
 
@@ -210,12 +210,26 @@ def _read_all(sources: Sources, spec: TensorSpec) -> Array:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
-def _unit(sources: Sources, weight: TensorSpec, dim: int | None, channel: int) -> bytes:
+def _units(source: Source, weight: TensorSpec, dim: int | None, channels: Array) -> Array:
+    """The units of slices, from their first elements."""
     dtype = numpy_dtype(weight.dtype)
-    step = 0 if dim is None else weight.strides[dim] * channel
-    place = weight.storage.offset + (weight.offset + step) * dtype.itemsize
-    found = sources[weight.storage.file].read_at(place, dtype.itemsize, f"tensor {weight.name!r}")
-    return unit_like(np.frombuffer(found, dtype)).tobytes()
+    step = 0 if dim is None else weight.strides[dim]
+    places = weight.storage.offset + (weight.offset + step * channels) * dtype.itemsize
+    found: Array = np.empty(len(channels), dtype)
+    for part in windows(places, dtype.itemsize):
+        first, last = int(places[part.start]), int(places[part.stop - 1])
+        run = source.read_at(first, last - first + dtype.itemsize, f"tensor {weight.name!r}")
+        found[part] = np.frombuffer(run, dtype)[(places[part] - first) // dtype.itemsize]
+    return unit_like(found)
+
+
+def windows(places: Array, itemsize: int) -> Iterator[slice]:
+    """Elements at ascending places of a file in groups, each of which one read or write reaches."""
+    begin = 0
+    while begin < len(places):
+        end = int(np.searchsorted(places, places[begin] + BLOCK - itemsize, side="right"))
+        yield slice(begin, end)
+        begin = end
 
 
 class _StaleCheck:
