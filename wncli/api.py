@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wncli.addresses import refuse_address
-from wncli.checkpoint import Checkpoint, refuse_growth
+from wncli.checkpoint import Checkpoint, refuse_expansion, refuse_growth
 from wncli.decide import (
     plan_apply,
     plan_convert,
@@ -352,6 +352,8 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
             ),
             _without,
         )
+        if verify:
+            _refuse_to_read_back(plan)
         refuse_calls(plan)
         outputs = lay_out(plan, target, folder if from_folder else None)
         notes = outputs.notes
@@ -372,6 +374,19 @@ def _without(taken: tuple[Part, Action]) -> str:
     part, action = taken
     root = part.state_dict.root
     return " ".join(option("--drop", join(root, spec.name)) for spec in action.sources)
+
+
+def _refuse_to_read_back(plan: Plan) -> None:
+    """Expanded tensors that are written as they are would be read back in full.
+
+    Raises:
+        FormatError: that is out of all proportion.
+    """
+    specs = [spec for part in plan.parts for action in part.actions for spec in action.sources]
+    hint = "leave --verify out"
+    for spec in specs:
+        refuse_expansion(plan.checkpoint, spec, hint)
+    refuse_growth(plan.checkpoint, ((spec, None) for spec in specs), lambda _: hint)
 
 
 def _converts(plan: Plan, target: Target) -> bool:

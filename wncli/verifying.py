@@ -76,14 +76,26 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
             for match in _matches(action, () if is_flat else part.keys, tensors, output)
         ]
 
-        def agrees(match: _Match, advance: Advance) -> bool:
-            where = f"{sources[0].where}: {match.name}"
-            return _agree(match, sources, files, advance) or where in excused
+        different = {_view(match): match for match in matches}
 
-        agreeing = map_shared(agrees, matches, plan.checkpoint.nbytes, progress)
-        for match, is_same in zip(matches, agreeing, strict=True):
-            if not is_same:
+        def agrees(match: _Match, advance: Advance) -> bool:
+            return _agree(match, sources, files, advance)
+
+        agreeing = map_shared(agrees, list(different.values()), plan.checkpoint.nbytes, progress)
+        same = dict(zip(different, agreeing, strict=True))
+        for match in matches:
+            where = f"{sources[0].where}: {match.name}"
+            if not same[_view(match)] and where not in excused:
                 raise _failed(output, f"{match.name} is not what it was made from")
+
+
+def _view(match: _Match) -> object:
+    """What matches of tied tensors have in common."""
+    before, after = (
+        (item.g.view, item.v.view, item.dim) if isinstance(item, Pair) else item.view
+        for item in (match.before, match.after)
+    )
+    return before, after, match.exactly
 
 
 def _forget_cached(written: Path) -> None:
