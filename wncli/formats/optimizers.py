@@ -14,6 +14,8 @@ from wncli.formats.pickles.nodes import Node, entries_of
 
 _STATE, _GROUPS = "state", "param_groups"
 _FLAT = (f"{_STATE}.", f"{_GROUPS}.")
+#: As many levels deep is what the state keeps for a parameter.
+_DEEPEST = 32
 #: What lists parameters in a group.
 _LISTS = ("params", "param_names")
 
@@ -121,9 +123,11 @@ def _flat_names(members: Mapping[str, Node]) -> dict[str, None]:
 def _name_in(key: str, known: Mapping[str, None]) -> str:
     """The parameter that a flat key belongs to; what the state keeps for it can be nested."""
     name = key.partition(".")[2]
-    while name and name not in known:
+    for _ in range(_DEEPEST):
+        if not name or name in known:
+            return name
         name = name.rpartition(".")[0]
-    return name
+    return ""
 
 
 def _items(node: Node) -> list[Node]:

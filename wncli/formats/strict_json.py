@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from wncli.errors import FormatError
+
+#: Texts, keys included, and lists and objects: more than the 200,000 tensors that are allowed have.
+_MOST_TEXTS = 1_250_000
+_MOST_LISTS = 2_000_000
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 #: Makes the refusal from the problem, what was expected, and what was found.
 Broken = Callable[[str, str, str], FormatError]
@@ -41,6 +47,7 @@ def parse_object(
 
     if b"\0" in raw:  # before it is decoded: a file of holes takes no room, its text would
         raise broken(f"{what} is not JSON (NUL stands in it)", "", "")
+    _refuse_crowds(raw, what, broken)
     try:
         found = json.loads(
             raw.decode("utf-8"),
@@ -55,6 +62,20 @@ def parse_object(
     if not isinstance(found, dict):
         raise broken(f"{what} is no object", "{…}", type(found).__name__)
     return found
+
+
+def _refuse_crowds(raw: bytes, what: str, broken: Broken) -> None:
+    """Count what takes many times its bytes in memory, before any of it is made."""
+    texts = (raw.count(b'"') - raw.count(b'\\"')) // 2  # those inside texts stand behind a stroke
+    lists = raw.count(b"[") + raw.count(b"{")
+    if lists > _MOST_LISTS:  # or they are in a text
+        bare = _TEXT.sub(b"", raw)
+        lists = bare.count(b"[") + bare.count(b"{")
+    for count, most, of in ((texts, _MOST_TEXTS, "texts"), (lists, _MOST_LISTS, "lists")):
+        if count > most:
+            raise broken(
+                f"{what} holds more {of} than any model's", f"up to {most:,}", f"{count:,}"
+            )
 
 
 def _problem(error: Exception) -> str:

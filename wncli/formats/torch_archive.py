@@ -25,6 +25,8 @@ _DEFLATED = 8
 _ENCRYPTED = 1
 #: `kMaxSupportedFileFormatVersion` of caffe2/serialize/versions.h.
 _LATEST_VERSION = 10
+#: Bytes of the members that say the byte order and the version.
+_LONGEST_WORD = 1000
 #: The MS-DOS attribute of folders, in the external attributes.
 _FOLDER = 0x10
 
@@ -76,7 +78,7 @@ class TorchArchive:
         #: The members that have been read and are not what was written.
         self.damaged: list[str] = []
         count, size, offset, end = read_end(source)
-        raw = source.read_at(offset, size, "the zip's central directory")
+        raw = source.read_stored(offset, size, "the zip's central directory")
         place = 0
         folder = None
         folded: set[str] = set()
@@ -125,10 +127,25 @@ class TorchArchive:
         """The content of a member that is stored."""
         member = self.members[name]
         self.refuse_packed(member)
-        content = self.source.read_at(self._data_offset(member), member.nbytes, f"member {name}")
+        place = self._data_offset(member)
+        content = self.source.read_stored(place, member.nbytes, f"member {name}")
         if member.crc not in (0, zlib.crc32(content)):
             self.damaged.append(name)
         return content
+
+    def read_short(self, name: str) -> bytes:
+        """The content of a member that is a word or a number.
+
+        Raises:
+            FormatError: it is longer.
+        """
+        if self.members[name].nbytes > _LONGEST_WORD:
+            raise self.broken(
+                f"member {name!r} is too long",
+                f"up to {_LONGEST_WORD} bytes",
+                f"{self.members[name].nbytes:,}",
+            )
+        return self.read(name)
 
     def is_damaged(self, member: Member) -> bool:
         """Whether a member's bytes do not have its checksum; 0 is none."""
@@ -148,7 +165,10 @@ class TorchArchive:
         member = self.members[name]
         if member.is_stored or member.method != _DEFLATED or member.is_encrypted:
             return self.read(name)
-        raw = self.source.read_at(self._data_offset(member), member.packed, f"member {name}")
+        # Deflating makes nothing longer than this; what follows is no part of it.
+        most = member.nbytes + (member.nbytes >> 8) + 64
+        packed = min(member.packed, most)
+        raw = self.source.read_stored(self._data_offset(member), packed, f"member {name}")
         try:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, member.nbytes + 1)
         except zlib.error as error:
@@ -180,7 +200,7 @@ class TorchArchive:
         Raises:
             FormatError: the tensors are stored in another order.
         """
-        byteorder = self.read("byteorder") if self.has("byteorder") else b"little"
+        byteorder = self.read_short("byteorder") if self.has("byteorder") else b"little"
         if byteorder not in {b"little", b"big"}:
             raise FormatError(
                 self.source.where,
@@ -278,7 +298,7 @@ class TorchArchive:
             FormatError: there is none, or another.
         """
         member = ".data/version" if self.has(".data/version") else "version"
-        version = self.read(member) if self.has(member) else b""
+        version = self.read_short(member) if self.has(member) else b""
         if not (version.strip().isdigit() and 1 <= int(version[:20]) <= _LATEST_VERSION):
             raise self.broken(
                 "the version is none that PyTorch knows",

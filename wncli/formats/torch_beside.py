@@ -71,8 +71,11 @@ def _optimizer_notes(
     """A word on each optimizer; one on those of an entry together of which the same is true."""
     told: dict[int, tuple[str, bool]] = {}
     verdicts: dict[Keys, dict[Keys, tuple[str, bool]]] = {}
+    known_as: dict[int, Optimizer | None] = {}
     for item in items:
-        optimizer = read_optimizer(item.node)
+        if id(item.node) not in known_as:
+            known_as[id(item.node)] = read_optimizer(item.node)
+        optimizer = known_as[id(item.node)]
         if optimizer is None:
             continue
         if id(item.node) not in told:
@@ -124,13 +127,18 @@ def _judge(
 def _list_notes(tree: TorchTree, items: Sequence[_Item], fitting: Fitting) -> list[Note]:
     """A warning for each list of tensors that stand for parameters which are others now."""
     notes: dict[Keys, Note] = {}
-    state_dicts = {id(node) for node in tree.mappings.values()}
+    fits: dict[tuple[int, bool], bool] = {(id(node), whole): True
+        for node in tree.mappings.values() for whole in (False, True)}  # fmt: skip
     for item in items:
-        shapes = _shapes(tree, item) if id(item.node) not in state_dicts else []
-        meant = fitting.meant_by(shapes) if len(shapes) > 1 else []
-        if shapes and item.path[-1] in _EMA:
-            meant = meant or list(fitting.fates)
-        if all(fate.keeps_order for fate in meant):
+        is_whole = item.path[-1] in _EMA
+        known = id(item.node), is_whole
+        if known not in fits:
+            shapes = _shapes(tree, item)
+            meant = fitting.meant_by(shapes) if len(shapes) > 1 else []
+            fits[known] = all(fate.keeps_order for fate in meant)
+            if shapes and is_whole and not meant:
+                fits[known] = fitting.keeps_order
+        if fits[known]:
             continue
         path = tree.text(item.droppable)
         notes[item.droppable] = Note(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, NamedTuple
 
 from wncli.errors import FormatError
+from wncli.formats.files import refuse_holes
 from wncli.formats.pickles.nodes import (
     Added,
     Appended,
@@ -88,7 +89,9 @@ def read_pickle(source: bytes | IO[bytes], where: str, size: int = 0) -> Pickle:
     data = source.read(_WINDOW)
 
     def more(known: bytes) -> bytes:
-        return known + source.read(max(len(known), _WINDOW))
+        count = max(len(known), _WINDOW)
+        refuse_holes(source.fileno(), source.tell(), count, where, "a pickle")
+        return known + source.read(count)
 
     machine = _Machine(data, where, start, size - start, more)
     found = machine.run()
