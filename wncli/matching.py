@@ -63,19 +63,31 @@ def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
     return held
 
 
+class _Tops(NamedTuple):
+    """Prefixes that roots make, each with its place in the order of preference."""
+
+    wanted: dict[str, int]
+    longest: int
+
+    @classmethod
+    def of(cls, roots: Iterable[str]) -> _Tops:
+        """Those of these roots."""
+        tops = dict.fromkeys(f"{root}." for root in roots if root)
+        wanted = {top: place for place, top in enumerate(tops)}
+        return cls(wanted, max(map(len, wanted), default=0))
+
+
 class _Names:
     """The names of one state dict, and those among `tops` that stand before any of them.
 
-    `tops` are prefixes, and their order of preference. What is done with a prefix costs no more
-    than the names that begin with it.
+    What is done with a prefix costs no more than the names that begin with it.
     """
 
-    def __init__(self, names: Collection[str], tops: Collection[str] = ()) -> None:
+    def __init__(self, names: Collection[str], tops: _Tops) -> None:
         self.all = dict.fromkeys(names)
         self.sorted = sorted(self.all)
         self.wrapper = _wrapper(self.sorted)
-        wanted = {top: place for place, top in enumerate(tops)}
-        longest = max(map(len, wanted), default=0)
+        wanted, longest = tops
         #: Before whole names, and behind the wrapper.
         self.tops, self.inner_tops = (
             sorted(
@@ -111,12 +123,8 @@ def meet(names: Collection[str], others: Collection[str], roots: Iterable[str]) 
 
     Wrappers and the `roots` are tried, and any other prefix if with it one side meets in full.
     """
-    tops = _tops(roots)
+    tops = _Tops.of(roots)
     return _meet(_Names(names, tops), _Names(others, tops))[0]
-
-
-def _tops(roots: Iterable[str]) -> dict[str, None]:
-    return dict.fromkeys(f"{root}." for root in roots if root)
 
 
 def _meet(names: _Names, others: _Names) -> tuple[Meeting, int]:
@@ -185,7 +193,7 @@ def pair_up(
     Raises:
         UsageError: several would do equally well, and nothing says which is meant.
     """
-    tops = _tops(found.state_dict.root for found in (*ours, *theirs))
+    tops = _Tops.of(found.state_dict.root for found in (*ours, *theirs))
     names = {found.state_dict.root: _Names(plain_tensors(found), tops) for found in ours}
     wanted = {found.state_dict.root: _Names(plain_tensors(found), tops) for found in theirs}
     counts: dict[tuple[str, str], tuple[int, Meeting]] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from wncli.checkpoint import DangerousCall, Entry
+from wncli.errors import shortened
 from wncli.formats.pickles.nodes import Call, Node, SetItems, entries_of
 from wncli.formats.pickles.reader import Pickle
 from wncli.formats.torch_keys import items_of, spelled
@@ -17,6 +18,8 @@ from wncli.keys import Keys
 
 #: In as many places one call is looked for, to leave it out.
 _MOST_PLACES = 16
+#: Characters of the place of a call, which each call of an entry tells.
+_LONGEST = 200
 
 
 def find_calls(
@@ -42,7 +45,7 @@ def find_calls(
             return ""
         keys = _entry(keys, listed, tree)
         if keys not in texts:
-            texts[keys] = tree.text(keys)
+            texts[keys] = shortened(tree.text(keys), _LONGEST)
         return texts[keys]
 
     return tuple(

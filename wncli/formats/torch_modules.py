@@ -27,6 +27,8 @@ _NAMES = 1 << 22
 _NAMES_PER_BYTE = 16
 #: What a tensor counts for beside its name: what it takes in memory, and in time.
 TENSOR = 128
+#: What an item of a mapping counts for that is looked through for each of its owners.
+ITEM = 8
 
 _STATE = frozenset({"_parameters", "_buffers", "_modules"})
 
@@ -173,7 +175,7 @@ def read_module(node: Node, allowance: Allowance) -> Module | None:
     )
     if parameters is None or buffers is None or modules is None:
         return None
-    passing = _texts(attributes.get("_non_persistent_buffers_set"))
+    passing = _texts(attributes.get("_non_persistent_buffers_set"), allowance)
     lasting = {key: value for key, value in buffers.items() if key not in passing}
     tensors = [*parameters.items(), *lasting.items()]
     return Module(
@@ -193,11 +195,11 @@ def _named(node: Node, allowance: Allowance) -> dict[str, Node] | None:
     entries = entries_of(node)
     if entries is None:
         return None
-    allowance.spend(len(entries))
+    allowance.spend(ITEM * len(entries))
     return {key: value for key, value in entries if isinstance(key, str)}
 
 
-def _texts(node: Node) -> set[str]:
+def _texts(node: Node, allowance: Allowance) -> set[str]:
     """The texts in a set, as any protocol writes one."""
     items: list[Node] = []
     if isinstance(node, Set):
@@ -207,4 +209,5 @@ def _texts(node: Node) -> set[str]:
         for effect in node.effects:
             if isinstance(effect, Added):
                 items += effect.items
+    allowance.spend(ITEM * len(items))
     return {item for item in items if isinstance(item, str)}

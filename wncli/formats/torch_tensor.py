@@ -43,6 +43,9 @@ _REBUILDS = {"_rebuild_tensor": (4, 4), "_rebuild_tensor_v2": (6, 7), "_rebuild_
 _PARAMETERS = {"_rebuild_parameter": 3, "_rebuild_parameter_with_state": 4}
 #: Which argument says that the numbers are still to be conjugated or negated.
 _METADATA_PLACE = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 6, "_rebuild_tensor_v3": 7}
+#: Beyond these nothing is a tensor that PyTorch made: its dims, and its own attributes.
+_MOST_DIMS = 64
+_MOST_ATTRIBUTES = 256
 #: As many calls can be around a tensor: a Parameter of a subclass with attributes.
 _MOST_WRAPPED = 3
 #: Attributes of a tensor that say what it is, which state can set (and all with two underscores).
@@ -243,6 +246,7 @@ def _is_plain(state: Node) -> bool:
         part is None
         or (
             isinstance(part, Dict)
+            and len(part.entries) <= _MOST_ATTRIBUTES
             and all(
                 isinstance(key, str) and key not in _ATTRIBUTES and not key.startswith("__")
                 for key, _ in part.entries
@@ -312,7 +316,9 @@ def _counts(node: Node) -> tuple[int, ...] | None:
     """Sizes or strides: a tuple, which is what it was when the tensor was made."""
     if is_called(node, "torch", "Size") and len(node.args) == 1 and not node.effects:
         node = node.args[0]
-    return node if isinstance(node, tuple) and _are_counts(node) else None
+    if not isinstance(node, tuple) or len(node) > _MOST_DIMS:
+        return None
+    return node if _are_counts(node) else None
 
 
 def _are_counts(values: Iterable[Node]) -> bool:

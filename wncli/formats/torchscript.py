@@ -18,7 +18,7 @@ from wncli.formats.pickles.nodes import Built, Call, Node, PersistentId, entries
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.torch_archive import TorchArchive
 from wncli.formats.torch_calls import find_calls
-from wncli.formats.torch_modules import Allowance, Module, ModuleReader, allowance_for
+from wncli.formats.torch_modules import ITEM, Allowance, Module, ModuleReader, allowance_for
 from wncli.formats.torch_tensor import StorageId, called_name, read_storage_id
 from wncli.tensors import Storage
 
@@ -123,9 +123,10 @@ class _Code:
         entries = next((entries_of(e.state) for e in node.effects if isinstance(e, Built)), None)
         if entries is None:  # what a __getstate__ of its own gave
             return None
-        self.allowance.spend(len(entries))
+        self.allowance.spend(ITEM * len(entries))
         state = {key: value for key, value in entries if isinstance(key, str)}
         declared = self.declaration(node) or _undeclared(state)
+        self.allowance.spend(ITEM * len(declared.attributes))
         present = [(name, state[name]) for name in declared.attributes if _is_call(state.get(name))]
         parameters = [part for part in present if part[0] in declared.parameters]
         buffers = [part for part in present if part[0] in declared.buffers]
