@@ -91,6 +91,17 @@ def floor_log2(value: Fraction) -> int:
     return exponent if value >= power_of_two(exponent) else exponent - 1
 
 
+def legs(square: int, digits: int) -> list[int]:
+    """Whole numbers of so many bits whose squares have this sum."""
+    found = []
+    while square:
+        leg = math.isqrt(square)
+        dropped = max(leg.bit_length() - digits, 0)
+        found.append(leg >> dropped << dropped)
+        square -= found[-1] ** 2
+    return found
+
+
 def ulp_of_root(square: Fraction, dtype: Dtype) -> Fraction:
     """The distance between the numbers of `dtype` where the root of `square` lies."""
     limits = LIMITS[dtype]

@@ -24,8 +24,10 @@ from strategies import (
     Dtype,
     bits,
     exact,
+    from_torch,
     is_near_quotient,
     is_near_root,
+    legs,
     named,
     normal,
     square_sum,
@@ -322,6 +324,32 @@ def test_a_round_trip_gives_the_same_bits_whichever_way_and_order(
             else:
                 wncli.remove(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
     assert bits_of(load_file(tmp_path / "c.safetensors")["weight"]) == bits_of(w.contiguous())
+
+
+@compiled
+@pytest.mark.parametrize("first", ["compiled", "numpy"])
+def test_many_sums_that_one_float64_would_lose_count(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block adds less than half a unit of the sum so far: all of them decide the rounding."""
+    if first == "numpy":
+        without_compiled_loops(monkeypatch)
+    monkeypatch.setattr("wncli.blocks.BLOCK", 64)
+    number, blocks = 2**24 - 2, 2**13
+    square = ((2 * number + 1) * 4) ** 2 - 3700
+    start = np.array(legs(square, 24), FLOAT64)
+    rest = np.full((blocks - 1) * 16, 0.24)
+    w = np.concatenate([start, np.zeros(16 - len(start)), rest]).astype(FLOAT32).reshape(-1, 1)
+    save_file({"weight": to_torch(w)}, tmp_path / "a.safetensors")
+    wncli.apply(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dim=1, layers=["weight"])
+    g = from_torch(load_file(tmp_path / "b.safetensors")["weight_g"])
+    assert square_sum(w) > ((2 * number + 1) * 4) ** 2
+    assert g == np.float32((number + 1) * 8)
+    for second in ("as before", "numpy"):
+        if second == "numpy":
+            without_compiled_loops(monkeypatch)
+        wncli.remove(tmp_path / "b.safetensors", tmp_path / "c.safetensors", force=True)
+        assert bits(from_torch(load_file(tmp_path / "c.safetensors")["weight"])) == bits(w)
 
 
 @compiled
