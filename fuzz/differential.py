@@ -15,6 +15,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -142,7 +143,8 @@ class Fuzzer:
             print(f"file {number}: its library ended the process ({code})", file=sys.stderr)
             self.counts["refused by its library"] += 1
         else:
-            raise RuntimeError(f"file {number} cannot be made ({code})")
+            verdict = Verdict("finding", f"the fuzzer ends ({code})")
+            self.add(described(number, Made("no file", b"", ()), verdict))
 
     def add(self, result: dict[str, Any]) -> None:
         """Count one result, and keep it where it is a finding."""
@@ -234,8 +236,13 @@ def examine_all(seed: int, batch: Batch, folder: Path, enough: frozenset[str]) -
     gc.disable()  # it would look for garbage in all of PyTorch
     for number in range(*batch):
         place = number
-        made = make(seed, number)
-        verdict = examiner.examine(made)
+        try:
+            made = make(seed, number)
+        except Exception:  # noqa: BLE001 - a file that is not made should not go unseen
+            made = Made("no file", b"", ())
+            verdict = Verdict("finding", "it cannot be made", traceback.format_exc())
+        else:
+            verdict = examiner.examine(made)
         result = {"outcome": verdict.outcome, "is_honest": made.is_honest}
         if verdict.outcome == "finding":
             result = described(number, made, verdict)

@@ -94,17 +94,17 @@ class ValueMaker:
     def odd_number(self, value: int) -> Op:
         """A number as hardly anything writes it: it may be another, or none."""
         spelled = self.random.choice(_SPELLINGS).format(value)
-        raw = value.to_bytes(8, "little", signed=True)
+        raw = value.to_bytes(max(8, value.bit_length() // 8 + 1), "little", signed=True)
         return Op(self.random.choice((
             pickle.INT + spelled.encode() + b"\n",
             pickle.INT + spelled.encode() + b"\n",
             pickle.LONG + spelled.encode() + b"\n",
             pickle.LONG + spelled.encode() + b"L\n",
             pickle.FLOAT + spelled.encode() + b"\n",
-            pickle.BINFLOAT + struct.pack(">d", value),
-            pickle.LONG1 + b"\x08" + raw,
+            pickle.BINFLOAT + struct.pack(">d", value % 2**64),
+            pickle.LONG1 + bytes([len(raw) % 256]) + raw,
             pickle.LONG1 + b"\x00",
-            pickle.LONG4 + struct.pack("<i", 8) + raw,
+            pickle.LONG4 + struct.pack("<i", len(raw)) + raw,
             pickle.NEWTRUE,
             pickle.NEWFALSE,
         )))  # fmt: skip
