@@ -120,7 +120,8 @@ class Examiner:
         """Hold what was read against the library of the format."""
         if found.checkpoint.format == "safetensors":
             return self.judge([("", lambda: safetensors_at(made.content))], found)
-        if found.checkpoint.would_run:
+        is_ambiguous = any(note.code == "ambiguous" for note in found.checkpoint.notes)
+        if found.checkpoint.would_run or is_ambiguous:
             return Verdict("refused by wn")  # no command converts it
         ways = [
             ("", lambda: load(self.path, weights_only=True)),

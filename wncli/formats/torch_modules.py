@@ -13,7 +13,7 @@ from typing import NamedTuple
 from wncli.checkpoint import StateDict
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Added, Built, Call, Node, Set, entries_of
-from wncli.formats.torch_keys import items_of
+from wncli.formats.torch_keys import find_ambiguous, items_of
 from wncli.formats.torch_tensor import called_name, is_part, read_tensor
 from wncli.formats.torch_tree import References
 from wncli.keys import shown_key
@@ -167,6 +167,8 @@ def read_module(node: Node, allowance: Allowance) -> Module | None:
             # with __slots__, the state is a pair: the dict, and the slots
             parts = effect.state if isinstance(effect.state, tuple) else (effect.state,)
             for part in parts:
+                if find_ambiguous(part):
+                    return None
                 attributes |= _named(part, allowance) or {}
     if not attributes.keys() >= _STATE:
         return None
@@ -191,9 +193,9 @@ def read_module(node: Node, allowance: Allowance) -> Module | None:
 
 
 def _named(node: Node, allowance: Allowance) -> dict[str, Node] | None:
-    """The items of a mapping that are named by text; None for anything else."""
+    """The items of a mapping that are named by text; None where one may be named by a call."""
     entries = entries_of(node)
-    if entries is None:
+    if entries is None or find_ambiguous(node):
         return None
     allowance.spend(ITEM * len(entries))
     return {key: value for key, value in entries if isinstance(key, str)}
