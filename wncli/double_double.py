@@ -83,11 +83,11 @@ def sum_of_squares(rows: Float64, exponents: Int64) -> tuple[Float64, Float64]:
             fine = rest + _FINE
             fine -= _FINE
             rest -= fine
-            low[part] += 2 * np.vecdot(rest, values)
-            for exact in (np.vecdot(coarse, coarse), 2 * np.vecdot(coarse, fine),
-                          np.vecdot(fine, fine)):  # fmt: skip
-                high[part], error = two_sum(high[part], exact)
-                low[part] += error
+            total, first_error = two_sum(high[part], np.vecdot(coarse, coarse))
+            total, second_error = two_sum(total, 2 * np.vecdot(coarse, fine))
+            high[part], third_error = two_sum(total, np.vecdot(fine, fine))
+            small = 2 * np.vecdot(rest, values)
+            low[part] += first_error + second_error + third_error + small
     return high, low
 
 
