@@ -75,3 +75,20 @@ LOOP void store_rest(dtype type, char *to, __m256d values, ptrdiff_t count)
     store(type, rest, values);
     memcpy(to, rest, count * itemsize(type));
 }
+
+/* One element. Not by `load_rest`: what is stored in parts and loaded as a whole has to wait. */
+LOOP double load_one(dtype type, const char *from)
+{
+    float single;
+    uint16_t half;
+    if (type == F32) {
+        memcpy(&single, from, sizeof single);
+        return single;
+    }
+    memcpy(&half, from, sizeof half);
+    if (type == F16)
+        return _cvtsh_ss(half);
+    const uint32_t bits = (uint32_t)half << 16;
+    memcpy(&single, &bits, sizeof single);
+    return single;
+}

@@ -2,9 +2,9 @@
  *
  * NumPy and zlib do all of this as well, and to the last bits that are stored, where this module
  * was not built or the processor is another: they go over a block once for each operation, where a
- * loop here does everything on the way. What is unusual (NaN, Inf, slices without a direction, norms
- * too near to halfway between two numbers) is never decided here: the functions say that they have
- * met it, and NumPy's way takes over.
+ * loop here does everything on the way. What is unusual (NaN, Inf, slices without a direction,
+ * norms too near to halfway between two numbers) is never decided here: the functions say that they
+ * have met it, and NumPy's way takes over.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -139,8 +139,9 @@ static PyObject *py_to_factors(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "sy*w*n", &name, &g, &sums, &terms))
         return NULL;
     if (type_named(name, &type) && fits_channels(type, &g, &sums, &s))
-        usual = PyBool_FromLong(type == F64 ? to_pair_factors(g.buf, sums.buf, s.channels)
-                                            : to_factors(type, g.buf, sums.buf, s.channels, terms));
+        usual = PyBool_FromLong(type == F64
+                                    ? to_pair_factors(g.buf, sums.buf, s.channels)
+                                    : to_factors_of(type, g.buf, sums.buf, s.channels, terms));
     PyBuffer_Release(&g);
     PyBuffer_Release(&sums);
     return usual;
@@ -159,7 +160,7 @@ static PyObject *py_to_magnitudes(PyObject *Py_UNUSED(module), PyObject *args)
     if (type_named(name, &type) && fits_channels(type, &g, &sums, &s))
         usual = PyBool_FromLong(type == F64
                                     ? to_pair_magnitudes(sums.buf, g.buf, s.channels)
-                                    : to_magnitudes(type, sums.buf, g.buf, s.channels, terms));
+                                    : to_magnitudes_of(type, sums.buf, g.buf, s.channels, terms));
     PyBuffer_Release(&sums);
     PyBuffer_Release(&g);
     return usual;

@@ -143,7 +143,7 @@ LOOP void scale(dtype type, const char *v, const pair *factors, char *w, shape s
 
 /* Whether g is what the norm rounds to; clears `usual` where the norm, off by `slack` relatively,
  * may lie on either side of what is halfway between two numbers. */
-static inline bool is_rounded(dtype type, double g, pair norm, double slack, bool *usual)
+LOOP bool is_rounded(dtype type, double g, pair norm, double slack, bool *usual)
 {
     static const double half_unit[] = {[F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8,
                                        [F64] = 0x1p-53};
@@ -169,23 +169,24 @@ static inline pair norm_of(pair sum)
     return (pair){sqrt(sum.high + sum.low), 0};
 }
 
-/* Twice what a norm is off by at most, relatively: not more squares than MOST_ROWS, and some others
- * that end a row, are added up without a low part. */
+/* Twice what a norm is off by at most, relatively: MOST_ROWS of its squares, and a few more at the
+ * end of a row, are added up without a low part, if there are as many. */
 static double slack_of(ptrdiff_t terms)
 {
-    return ((terms < MOST_ROWS ? terms : MOST_ROWS) + 2 * SHORT_ROW) * 0x1p-53;
+    const ptrdiff_t most = MOST_ROWS + 2 * SHORT_ROW;
+    return (double)(terms < most ? terms + 4 : most + 4) * 0x1p-53;
 }
 
 /* From sums of squares to what v is multiplied by, in their place; false where that is no finite
  * number, or 0/0 but for g = 0 in any direction, or where only the exact sum tells whether it is 1:
  * that is where g is the norm of v already. */
-static bool to_factors(dtype type, const char *g, pair *sums, ptrdiff_t channels, ptrdiff_t terms)
+LOOP bool to_factors(dtype type, const char *g, pair *sums, ptrdiff_t channels, ptrdiff_t terms)
 {
     const double slack = slack_of(terms);
     bool usual = true;
     for (ptrdiff_t channel = 0; channel < channels; channel++) {
         const pair norm = norm_of(sums[channel]);
-        const double stored = load_rest(type, g + channel * itemsize(type), 1)[0];
+        const double stored = load_one(type, g + channel * itemsize(type));
         usual &= isfinite(norm.high) && isfinite(stored) && (norm.high > 0 || stored == 0);
         const bool matches = is_rounded(type, stored, norm, slack, &usual);
         sums[channel] = (pair){matches ? 1 : stored / norm.high, 0};
@@ -194,8 +195,7 @@ static bool to_factors(dtype type, const char *g, pair *sums, ptrdiff_t channels
 }
 
 /* False where a norm is 0, or nothing that the dtype can hold, or too near to halfway. */
-static bool to_magnitudes(dtype type, const pair *sums, char *g, ptrdiff_t channels,
-                          ptrdiff_t terms)
+LOOP bool to_magnitudes(dtype type, const pair *sums, char *g, ptrdiff_t channels, ptrdiff_t terms)
 {
     const double slack = slack_of(terms);
     bool usual = true;
@@ -203,7 +203,7 @@ static bool to_magnitudes(dtype type, const pair *sums, char *g, ptrdiff_t chann
         const pair norm = norm_of(sums[channel]);
         const __m256d value = _mm256_set1_pd(norm.high);
         store_rest(type, g, type == BF16 ? _mm256_cvtps_pd(to_odd(value)) : value, 1);
-        const double stored = load_rest(type, g, 1)[0];
+        const double stored = load_one(type, g);
         const bool matches = is_rounded(type, stored, norm, slack, &usual);
         usual &= matches && norm.high > 0;
     }
@@ -230,4 +230,24 @@ static void scale_by(dtype type, const char *v, const pair *factors, char *w, sh
 #define CALL(known) scale(known, v, factors, w, s)
     OF_EACH_TYPE(type, CALL)
 #undef CALL
+}
+
+static bool to_factors_of(dtype type, const char *g, pair *sums, ptrdiff_t channels,
+                          ptrdiff_t terms)
+{
+    bool usual;
+#define CALL(known) usual = to_factors(known, g, sums, channels, terms)
+    OF_EACH_TYPE(type, CALL)
+#undef CALL
+    return usual;
+}
+
+static bool to_magnitudes_of(dtype type, const pair *sums, char *g, ptrdiff_t channels,
+                             ptrdiff_t terms)
+{
+    bool usual;
+#define CALL(known) usual = to_magnitudes(known, sums, g, channels, terms)
+    OF_EACH_TYPE(type, CALL)
+#undef CALL
+    return usual;
 }
