@@ -10,6 +10,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from wncli.checkpoint import Checkpoint
@@ -85,30 +86,44 @@ class _Names:
 
     def __init__(self, names: Collection[str], tops: _Tops) -> None:
         self.all = dict.fromkeys(names)
-        self.sorted = sorted(self.all)
-        self.wrapper = _wrapper(self.sorted)
-        wanted, longest = tops
-        #: Before whole names, and behind the wrapper.
-        self.tops, self.inner_tops = (
-            sorted(
-                {
-                    name[cut:start]
-                    for name in (self.sorted if wanted else ())
-                    for start in _starts(name, cut)
-                    if start - cut <= longest and name[cut:start] in wanted
-                },
-                key=wanted.__getitem__,
-            )
-            for cut in (0, len(self.wrapper))
-        )
+        self.wanted, self.longest = tops
+
+    @cached_property
+    def sorted(self) -> list[str]:
+        """All names; whoever finds that all meet as they are needs no order."""
+        return sorted(self.all)
+
+    @cached_property
+    def wrapper(self) -> str:
+        """The wrappers' prefix that all names have in common."""
+        return _wrapper(self.all)
+
+    @cached_property
+    def tops(self) -> list[str]:
+        """The tops before whole names."""
+        return self._tops_behind(0)
+
+    @cached_property
+    def inner_tops(self) -> list[str]:
+        """The tops behind the wrapper."""
+        return self._tops_behind(len(self.wrapper)) if self.wrapper else self.tops
+
+    def _tops_behind(self, cut: int) -> list[str]:
+        found = {
+            name[cut:start]
+            for name in (self.all if self.wanted else ())
+            for start in _starts(name, cut)
+            if start - cut <= self.longest and name[cut:start] in self.wanted
+        }
+        return sorted(found, key=self.wanted.__getitem__)
 
     def __len__(self) -> int:
         return len(self.all)
 
-    def starting_with(self, prefix: str) -> Sequence[str]:
+    def starting_with(self, prefix: str) -> Collection[str]:
         """The names that begin with a prefix, which ends with a dot or is empty."""
         if not prefix:
-            return self.sorted
+            return self.all
         end = f"{prefix[:-1]}/"  # which comes next to the dot
         return self.sorted[bisect_left(self.sorted, prefix) : bisect_left(self.sorted, end)]
 
