@@ -61,8 +61,9 @@ def test_every_compiler_gives_the_same_bits(
         sums, w = numbers(shape[1]), np.empty_like(v)
         loops.add_squares(NAMES[dtype], raw(v), sums, shape[2])
         norms = bytearray(g.nbytes)
-        usual = [loops.to_magnitudes(NAMES[dtype], sums, norms)]
-        usual.append(loops.to_factors(NAMES[dtype], raw(g), sums))
+        terms = v.size // shape[1]
+        usual = [loops.to_magnitudes(NAMES[dtype], sums, norms, terms)]
+        usual.append(loops.to_factors(NAMES[dtype], raw(g).tobytes(), sums, terms))
         usual.append(loops.scale(NAMES[dtype], raw(v), sums, raw(w), shape[2]) in {True, None})
         results.append((bytes(sums), bytes(norms), w.tobytes(), usual))
     assert results[0] == results[1]
