@@ -254,6 +254,7 @@ NAMES = {
 
 #: What is to be written, and where.
 OUTPUTS = {
+    "a version's flag without it": Case(file(plain()), "wn -v", "{wn --version -v}"),
     "nothing to remove": Case(file(plain()), f"wn remove {IN} {OUT}", "{wn inspect *}", first=1),
     "nothing to apply to": Case(
         file(SOUND), f"wn apply {IN} {OUT} --json", "{wn inspect * --tensors}", first=1

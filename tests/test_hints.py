@@ -53,6 +53,8 @@ ADVICE = (
     "nothing has been put in its place; run it again, and check the disk and the memory",
     "report it, with what it prints after export WN_TRACEBACK=1",
     "leave -l out",
+    "leave --verify out",
+    "run wn where the byte order is little: on x86-64 or arm64",
     "load it with PyTorch and save it again",
     "load it in the way that it was meant, and save it again",
     "take as REFERENCE a file with the state dict alone, without the list",
