@@ -354,6 +354,17 @@ def long_names(folder: Path, n: int, letter: str) -> Path:
     return safetensors_file(folder / f"{letter}.safetensors", {key: (1,)})
 
 
+def missing_shards(folder: Path, n: int) -> Path:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"k{i}": f"m{i}.safetensors" for i in range(n)}}))
+    return index
+
+
+def no_elements(folder: Path, n: int) -> Path:
+    """A weight without elements, whose g would have n."""
+    return safetensors_file(folder / "in.safetensors", {"l.weight": (n, 0)})
+
+
 def zeros(folder: Path, n: int) -> Path:
     return safetensors_file(folder / "in.safetensors", {"l.weight": (n, 1)})
 
@@ -515,6 +526,7 @@ FAMILIES: dict[str, tuple[Make, int]] = {
     ),
     "slices of zeros": (commanded(zeros, "apply", *_TO_SAFETENSORS), 200_000),
     "slices of zeros, to torch": (commanded(zeros, "apply", *_TO_TORCH), 200_000),
+    "shards that are missing": (commanded(missing_shards, "inspect"), 5000),
     "shards": (commanded(shards, "inspect"), 50),
     "shards, removed": (commanded(shards, "remove", "out", "--force"), 50),
 }

@@ -20,6 +20,8 @@ from growing import (
     long_key,
     long_names,
     metadata,
+    missing_shards,
+    no_elements,
     roots,
     roots_of_pairs,
     shards,
@@ -142,6 +144,10 @@ BOMBS: dict[str, tuple[Make, int]] = {
     "a million slices of zeros": (
         commanded(zeros, "apply", "out.safetensors", "--force"), 1_000_000,
     ),
+    "a trillion empty slices": (
+        commanded(no_elements, "apply", "out.pt", "--force"), 1 << 40,
+    ),
+    "100,000 missing shards": (commanded(missing_shards, "inspect"), 100_000),
     "1,000 shards": (commanded(shards, "remove", "out", "--force", "-q"), 1000),
     "20,000 names of one tensor": (commanded(tied, "inspect", "--check"), 20_000),
     "20,000 calls, dropped": (commanded(called, *_CONVERT, "--drop", "x"), 20_000),
@@ -167,3 +173,16 @@ def test_a_small_file_is_read_or_refused_in_bounds(bomb: str, apart: Apart, tmp_
     assert "defect" not in ran.stderr
     assert "Traceback" not in ran.stderr
     ran.hold_bounds()
+
+
+@pytest.mark.parametrize("command", ["compare", "convert"])
+def test_too_many_state_dicts_to_compare_are_refused_with_what_works(
+    command: str, apart: Apart, tmp_path: Path
+) -> None:
+    is_like = command == "convert"
+    make = compared(roots, lambda f, n: roots(f, n, "s", "m", "b.pt"), like=is_like)
+    words = make(tmp_path, 40)
+    ran = apart(*words)
+    assert ran.code == 2
+    assert "--only r0=s0" in ran.stderr
+    assert apart(*words, "--only", "r0=s0").code == 0

@@ -339,7 +339,10 @@ def _decompose(
     except WnError as error:
         error.hint = f"{option('-x', glob_of(spec.name))} leaves this layer alone"
         raise
-    return Decompose(spec, resolved, Halves.of(spec.name, spec.shape, resolved, naming))
+    halves = Halves.of(spec.name, spec.shape, resolved, naming)
+    g = spec._replace(shape=halves.g_shape)  # which a weight without elements can have many of
+    refuse_expansion(checkpoint, g, option("-x", glob_of(spec.name)))
+    return Decompose(spec, resolved, halves)
 
 
 def _spellings(surveys: Sequence[Survey]) -> dict[str, Naming]:

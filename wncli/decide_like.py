@@ -184,7 +184,8 @@ def _action(
                 f"a {source.dtype.label} tensor cannot be normalized, as REFERENCE has it",
                 expected="float64, float32, float16 or bfloat16",
             )
-        _refuse_expansion(checkpoint, root, source)
+        for spec in (source, source._replace(shape=halves.g_shape)):
+            _refuse_expansion(checkpoint, root, spec)
         return Decompose(source, target.dim, halves)
     if source.dim == target.dim or source.g.shape == target.g.shape:
         return Respell(source, halves)
