@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from wncli.checkpoint import DangerousCall, Entry
 from wncli.errors import shortened
-from wncli.formats.pickles.nodes import Call, Node, SetItems, entries_of
+from wncli.formats.pickles.nodes import Call, Node, SetItems, entries_of, set_entries_of
 from wncli.formats.pickles.reader import Pickle
 from wncli.formats.torch_keys import items_of, spelled
 from wncli.formats.torch_tree import TorchTree
@@ -98,6 +98,19 @@ def _entry(keys: Keys, listed: Collection[Keys], tree: TorchTree) -> Keys:
     return keys
 
 
+def _members(node: Node, own: Keys) -> Iterator[tuple[Node, Keys]]:
+    """The items of a container at `own`, each with its path: those of a mapping with their keys.
+
+    Also those that others took the place of, which are made all the same.
+    """
+    items = node if isinstance(node, list) else entries_of(node) or []
+    for item, (key, _) in zip(items, items_of(node), strict=True):
+        yield item, (*own, key)
+    every = [] if isinstance(node, list) else set_entries_of(node) or []
+    if len(every) > len(items):
+        yield from ((entry, (*own, entry[0])) for entry in every if isinstance(entry[0], str))
+
+
 def _walk(
     tree: TorchTree, roots: Iterable[Node], drop: Collection[Keys], wanted: Collection[int]
 ) -> Iterator[tuple[int, Keys]]:
@@ -120,11 +133,7 @@ def _walk(
         if own is None or isinstance(node, tuple):  # of which no item can be dropped
             stack += [(part, path) for part in parts_of(node)]
             continue
-        items = node if isinstance(node, list) else entries_of(node) or []
-        for item, (key, _) in zip(items, items_of(node), strict=True):
-            inner = (*own, key)
-            if inner not in drop:  # an item of a mapping is a pair, its key the first of it
-                stack.append((item, inner))
+        stack += [(item, inner) for item, inner in _members(node, own) if inner not in drop]
         if isinstance(node, Call):
             stack += [(part, own) for part in _own_parts(node)]
 

@@ -14,6 +14,7 @@ from wncli.formats.pickles.nodes import (
     entries_of,
     is_called,
 )
+from wncli.formats.safe_globals import use_of
 from wncli.formats.torch_tensor import class_of
 from wncli.formats.weights_only import accepts
 from wncli.keys import Key, OtherKey, Position
@@ -68,6 +69,8 @@ def find_ambiguous(node: Node) -> Node:
         return None
     taken: set[object] = {key for key in keys if isinstance(key, (str, bytes, int, float))}
     for key in made:
+        if isinstance(key, Call) and _would_run(key):  # which is listed, and keeps all from it
+            continue
         value = _made_value(key)
         if value is None or value in taken:
             return key
@@ -88,6 +91,11 @@ def _made_value(node: Node) -> object:
             case (Call(args=(str() as code, *_)) as dtype, data) if _is_little(dtype):
                 return _numpy_value(code, data if isinstance(data, bytes) else _encoded(data))
     return None
+
+
+def _would_run(call: Call) -> bool:
+    function = class_of(call.function)
+    return function is None or use_of(function) is None
 
 
 def _is_little(dtype: Call) -> bool:

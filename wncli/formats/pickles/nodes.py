@@ -112,13 +112,19 @@ def entries_of(node: Node) -> Sequence[tuple[Node, Node]] | None:
     Keys that are one to Python are one here, with the last value; those that calls make are each
     their own. None as well for a mapping that is not made empty, or is made another by its state.
     """
+    entries = set_entries_of(node)
+    return None if entries is None else _merged(entries)
+
+
+def set_entries_of(node: Node) -> Sequence[tuple[Node, Node]] | None:
+    """The items of a mapping as they were set, also those that others took the place of."""
     if isinstance(node, Dict):
-        return _merged(node.entries)
+        return node.entries
     if isinstance(node, Call):
         parts = [effect.entries for effect in node.effects if isinstance(effect, SetItems)]
         ordered = is_called(node, "collections", "OrderedDict")
         if (parts or ordered) and _is_made_empty(node):
-            return _merged(parts[0] if len(parts) == 1 else [e for part in parts for e in part])
+            return parts[0] if len(parts) == 1 else [entry for part in parts for entry in part]
     return None
 
 
