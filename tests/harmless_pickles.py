@@ -14,6 +14,7 @@ import random
 import re
 import types
 import uuid
+import warnings
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from opcodes import Op, build, call, name, new, path_in, put
 from torch import nn
+from torch.nn.utils import weight_norm
 
 
 def trained() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
@@ -35,6 +37,18 @@ def trained() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
 
 
 MODEL, OPTIMIZER, SCHEDULE = trained()
+
+
+def normalized() -> nn.Module:
+    """A layer with a hook for its weight, and attributes that are functions and classes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        layer = weight_norm(nn.Linear(2, 2))
+    vars(layer).update(
+        activation=torch.nn.functional.relu, norm=partial(nn.LayerNorm, eps=1e-6), kind=nn.GELU
+    )
+    return layer
+
 
 #: Objects, as `torch.save` pickles them.
 OBJECTS: dict[str, object] = {
@@ -70,6 +84,11 @@ OBJECTS: dict[str, object] = {
     "tensors": [torch.ones(2), nn.Parameter(torch.ones(2)), torch.ones(2, dtype=torch.uint16)],
     "sparse tensor": torch.eye(2).to_sparse(),
     "module": MODEL,
+    "module with hooks and functions": normalized(),
+    "gradient scaler": torch.amp.GradScaler("cpu"),
+    "random generators": [np.random.RandomState(0), np.random.default_rng(0), random.Random(0)],  # noqa: S311
+    "masked array": np.ma.masked_array([1, 2], [True, False]),
+    "distribution": torch.distributions.Normal(0.0, 1.0),
     "modules": [nn.LayerNorm(2), nn.Embedding(2, 2), nn.MultiheadAttention(4, 2)],
     "optimizer": OPTIMIZER,
     "state of an optimizer": OPTIMIZER.state_dict(),

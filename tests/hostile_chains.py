@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -210,6 +211,98 @@ CHAINS: dict[str, Dangerous] = {
             ),
         ),
         "logging.FileHandler",
+        needs_torch=True,
+    ),
+    "state that is a pickle": Dangerous(
+        lambda m: build(
+            new("torch.utils.data.datapipes.datapipe._IterDataPipeSerializationWrapper"),
+            (call("os.system", shell(m)) + pickle.STOP, False),
+        ),
+        "torch.utils.data.datapipes.datapipe._IterDataPipeSerializationWrapper",
+        needs_torch=True,
+    ),
+    "random generator made by a function": Dangerous(
+        lambda m: call("numpy.random._pickle.__generator_ctor", m, name("wn_stranger.start")),
+        "numpy.random._pickle.__generator_ctor('",
+    ),
+    "iteration over an object of another package": Dangerous(
+        lambda _: call("builtins.list", new("wn_stranger.Pipe")),
+        "builtins.list(wn_stranger.Pipe())",
+    ),
+    "index of the names of an LSTM's weights": Dangerous(
+        lambda _: build(
+            new("torch.nn.modules.rnn.LSTM"),
+            {
+                "_flat_weights_names": build(
+                    new("argparse.Namespace"),
+                    {"proj_size": 0, "index": name("wn_stranger.run")},
+                ),
+                "_all_weights": [["w"]],
+                "_parameters": {},
+                "_buffers": {},
+                "_modules": {},
+            },
+        ),
+        "torch.nn.modules.rnn.LSTM",
+        needs_torch=True,
+    ),
+    "method of a module that its class calls": Dangerous(
+        lambda _: build(
+            new("torch.nn.modules.linear.Linear"),
+            {
+                "register_parameter": name("wn_stranger.run"),
+                "_parameters": {"_is_full_backward_hook": None},
+            },
+        ),
+        "torch.nn.modules.linear.Linear",
+        needs_torch=True,
+    ),
+    "method of an optimizer's group": Dangerous(
+        lambda _: build(
+            new("torch.optim.sgd.SGD"),
+            {
+                "defaults": {},
+                "param_groups": [
+                    build(new("argparse.Namespace"), {"setdefault": name("wn_stranger.run")})
+                ],
+            },
+        ),
+        "torch.optim.sgd.SGD",
+        needs_torch=True,
+    ),
+    "factory of an optimizer's group": Dangerous(
+        lambda _: build(
+            new("torch.optim.adam.Adam"),
+            {
+                "defaults": {},
+                "param_groups": [call("collections.defaultdict", name("wn_stranger.run"))],
+            },
+        ),
+        "collections.defaultdict(wn_stranger.run)",
+        needs_torch=True,
+    ),
+    "time zone of a key": Dangerous(
+        lambda _: put(
+            {
+                call(
+                    "datetime.datetime",
+                    b"\x07\xe8\x01\x02\x03\x04\x05\x00\x00\x06",
+                    build(new("wn_stranger.Zone"), {"utcoffset": name("wn_stranger.run")}),
+                ): 1,
+            }
+        ),
+        "datetime.datetime(",
+    ),
+    "item of an attribute that is to be a key": Dangerous(
+        lambda _: put(
+            {
+                build(
+                    new("torch.distributed.tensor._dtensor_spec.DTensorSpec"),
+                    (None, {"_hash": None, "_hash_impl": name("wn_stranger.run")}),
+                ): 1,
+            }
+        ),
+        "torch.distributed.tensor._dtensor_spec.DTensorSpec",
         needs_torch=True,
     ),
 }

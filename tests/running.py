@@ -32,12 +32,12 @@ KINDS: dict[str, Mapping[str, object]] = {
 MODULES = {
     "wn_canary": "import os, pathlib\npathlib.Path(os.environ['WN_MARKER']).touch()\n",
     "wn_stranger": """
-import logging, os, pathlib, subprocess
+import datetime, logging, os, pathlib, subprocess
 
 def start(path):
     pathlib.Path(path).touch()
 
-def run():
+def run(*_):
     start(os.environ["WN_MARKER"])
 
 class Handler(logging.FileHandler):
@@ -46,6 +46,13 @@ class Handler(logging.FileHandler):
 class Config:
     def load(path):
         start(path)
+
+class Pipe:
+    def __iter__(self):
+        run()
+
+class Zone(datetime.tzinfo):
+    pass
 """,
 }
 
