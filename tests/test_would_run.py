@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from opcodes import Op, call, memoized, name, new, put
+from opcodes import Op, build, call, memoized, name, new, put
 from torch import nn
 from unlisted import look_at
 
@@ -116,3 +116,9 @@ def test_objects_of_other_packages_are_kept_unless_they_are_looked_into() -> Non
     assert running(call("builtins.list", [config])) == 0
     assert running(call("builtins.list", config)) == 1
     assert running(call("torch.Size", config)) == 1
+    assert running(Op(call("builtins.list") + config + put(1) + b"s")) == 1
+    optimizer = call(
+        "copyreg._reconstructor", name("torch.optim.sgd.SGD"), name("builtins.object"), None
+    )
+    assert running(build(optimizer, {"param_groups": []})) == 0
+    assert running(build(optimizer, {"param_groups": config})) == 1

@@ -117,7 +117,6 @@ _USES: dict[Use, dict[str, str]] = {
         "numpy.random": "__RandomState_ctor",
         "numpy.random._pickle": "__bit_generator_ctor __generator_ctor __randomstate_ctor",
         "numpy.random.bit_generator": "__pyx_unpickle_SeedSequence",
-        "mtrand": "__RandomState_ctor",
         "torch": "Generator",
         "torch._C": "Generator",
         "torch.autograd.variable": "Variable",

@@ -166,7 +166,8 @@ def _is_looking(call: Call, uses: _Uses) -> bool:
         return False
     if use is FOREIGN:
         return any(not isinstance(effect, (Built, SetItems)) for effect in call.effects)
-    if call.keywords is not None or (call.effects and use.state is Handed.PLAIN):
+    is_looked_into = use.state is Handed.PLAIN or use.args is Handed.JUDGED
+    if call.keywords is not None or (call.effects and is_looked_into):
         return True
     return use.args is not Handed.KEPT and not (
         len(call.args) <= _MOST_SIZES and all(_is_surely_plain(arg, uses) for arg in call.args)
@@ -343,17 +344,29 @@ class _Judge:
         *items, last = call.effects
         if not isinstance(last, Built):
             items.append(last)
-        for effect in items:
-            if isinstance(effect, Built) or not use.takes_items:
-                return False
-            if use is FOREIGN and not isinstance(effect, SetItems) and self.is_tainted(call.args):
-                return False  # its `append` or `add` can be an attribute that these gave it
+        if not all(self.takes_items(use, call, effect) for effect in items):
+            return False
         if not isinstance(last, Built):
             return True
         is_looked_up = use is FOREIGN and any(
             _has_key(effect.entries, _LOOKED_UP) for effect in items if isinstance(effect, SetItems)
         )
         return not is_looked_up and self.fits_state(use, last.state)
+
+    def takes_items(self, use: Use, call: Call, effect: Effect) -> bool:
+        """Whether an object may be given these items; what has no keys converts one to a number."""
+        if isinstance(effect, Built) or not use.takes_items:
+            return False
+        if use is not FOREIGN:
+            return isinstance(effect, SetItems) == (use.args is Handed.PAIRS)
+        if isinstance(effect, SetItems):
+            return all(not isinstance(key, Call) or self.is_value(key) for key, _ in effect.entries)
+        return not self.is_tainted(call.args)  # its `append` can be an attribute from there
+
+    def is_value(self, call: Call) -> bool:
+        """Whether what a call makes is of a class that is known."""
+        callee = class_of(call.function)
+        return callee is not None and is_plain(self.uses[id(callee)])
 
     def fits_state(self, use: Use, state: Node) -> bool:
         """Whether BUILD may be done with this state."""
