@@ -265,7 +265,7 @@ def reduce_one(made: Made, kind: str, path: Path, folder: Path) -> None:
 
     def is_still(content: bytes) -> bool:
         found = made._replace(content=content)
-        return described(0, found, examiner.examine(found))["kind"] == kind
+        return bool(described(0, found, examiner.examine(found))["kind"] == kind)
 
     for content in reduced(made, is_still):
         os.ftruncate(descriptor, 0)

@@ -213,7 +213,7 @@ def legacy(maker: PickleMaker) -> bytes:
         keys = tuple(one.key for one in stored)
     made = b"".join(pickle.dumps(head, protocol) for head in heads) + content
     made += pickle.dumps(keys, protocol)
-    made += b"".join(struct.pack("<q", one.count) + one.raw for one in stored)
+    made += b"".join(struct.pack("<q", one.numel) + one.raw for one in stored)
     if maker.odd("a legacy file that is something else as well", 0.05):
         made = maker.random.choice((as_a_tar, as_a_zip))(made)
     return made
@@ -237,10 +237,10 @@ def change_heads(heads: list[object], random: Random) -> None:
 
 
 class Stored(NamedTuple):
-    """A storage at the end of a legacy file: `count` is the number of elements that it claims."""
+    """A storage at the end of a legacy file: `numel` is the number of elements that it claims."""
 
     key: object
-    count: int
+    numel: int
     raw: bytes
 
 
@@ -252,7 +252,7 @@ def change_storages(stored: list[Stored], random: Random) -> None:
         case 0:
             stored.append(one._replace(raw=random.randbytes(len(one.raw))))
         case 1:
-            stored[place] = one._replace(count=one.count + random.choice((-1, 1)))
+            stored[place] = one._replace(numel=one.numel + random.choice((-1, 1)))
         case 2:
             del stored[place]
         case 3:

@@ -362,7 +362,7 @@ def safetensors_at(content: bytes) -> _Stored:
     """What safetensors makes of a file."""
     tensors = {
         name: Found(part["dtype"], tuple(part["shape"]), bytes(part["data"]))
-        for name, part in safetensors.deserialize(content)
+        for name, part in safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     }
     with safetensors.safe_open("checkpoint", "np") as file:
         return _Stored(tensors, dict(file.metadata() or {}))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 
 from generate import Made
 from zip_mutations import unzipped, zipped
 
 Holds = Callable[[bytes], bool]
+Members = list[tuple[str, bytes]]
 _TEXTS = (b"X", b"\x8c", b"V", b"c")
 _ENDS = (*_TEXTS, b"u", b"s", b"t", b".")
 
@@ -26,7 +28,7 @@ def reduced(made: Made, holds: Holds) -> Iterator[bytes]:
         members = yield from _without_members(members, holds)
         for place, (name, content) in enumerate(members):
             if name.lower().endswith("data.pkl"):
-                yield from _pickles(content, lambda raw, at=place: _with(members, at, raw), holds)
+                yield from _pickles(content, partial(_with, members, place), holds)
                 return
     elif made.format == "legacy":
         heads, rest = b"", made.content
@@ -43,11 +45,11 @@ def reduced(made: Made, holds: Holds) -> Iterator[bytes]:
         yield from _pickles(b"".join(parts), lambda raw: heads + raw + behind, holds)
 
 
-def _with(members: list[tuple[str, bytes]], place: int, raw: bytes) -> bytes:
+def _with(members: Members, place: int, raw: bytes) -> bytes:
     return zipped([*members[:place], (members[place][0], raw), *members[place + 1 :]])
 
 
-def _without_members(members: list[tuple[str, bytes]], holds: Holds) -> Iterator[bytes]:
+def _without_members(members: Members, holds: Holds) -> Generator[bytes, None, Members]:
     place = 0
     while place < len(members):
         fewer = members[:place] + members[place + 1 :]
@@ -98,7 +100,7 @@ def _pickles(content: bytes, whole: Callable[[bytes], bytes], holds: Holds) -> I
 
 def _without_items(
     parts: list[bytes], whole: Callable[[bytes], bytes], holds: Holds
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, list[bytes]]:
     """Leave out runs that begin with a text, as most keys are, and end before another."""
     start = 0
     while start < len(parts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Final
 
@@ -315,7 +315,7 @@ class TensorMaker(ValueMaker):
     def special(self) -> Op:
         """What else PyTorch rebuilds: quantized, sparse, meta, nested and other tensors."""
         no, dtype, cpu = Op(pickle.NEWFALSE), self.name("torch.float32"), self.text("cpu")
-        function, *makers = self.random.choice((
+        kinds: tuple[tuple[str, *tuple[Callable[[], Op], ...]], ...] = (
             ("_rebuild_qtensor", lambda: self.storage("QInt8Storage", 4), lambda: self.number(0),
              self.square, self.square, self.quantizer, lambda: no, self.hooks),
             ("_rebuild_sparse_tensor", self.sparse, self.sparse_parts),
@@ -330,7 +330,8 @@ class TensorMaker(ValueMaker):
              self.square, self.square, lambda: self.number(0),
              lambda: self.name("torch.strided"), lambda: cpu, lambda: no),
             ("", self.by_class),
-        ))  # fmt: skip
+        )  # fmt: skip
+        function, *makers = self.random.choice(kinds)
         args = [made() for made in makers]
         return self.call(f"torch._utils.{function}", *args) if function else args[0]
 
