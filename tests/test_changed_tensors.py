@@ -22,7 +22,8 @@ RunHere = Callable[..., Ran]
 
 NUMBERS = {"0": struct.pack("<12f", *range(12)), "1": struct.pack("<12f", *range(100, 112))}
 HOOKS = call("collections.OrderedDict")
-NO_GRADIENT = put(False)  # noqa: FBT003 - as it is written
+TRUE = Op(pickle.NEWTRUE)
+NO_GRADIENT = Op(pickle.NEWFALSE)
 V2 = "torch._utils._rebuild_tensor_v2"
 V3 = "torch._utils._rebuild_tensor_v3"
 
@@ -85,7 +86,7 @@ CHANGED: dict[str, Op] = {
         {"w": tensor(), "x": [Op(tensor() + put(0) + put(7) + pickle.SETITEM)]}
     ),
     "a dtype in place of the hooks": named(
-        call(V3, storage("0", "torch.BFloat16Storage", 24), 0, (3, 4), (4, 1), False,
+        call(V3, storage("0", "torch.BFloat16Storage", 24), 0, (3, 4), (4, 1), NO_GRADIENT,
              name("torch.float16"), name("torch.bfloat16"))
     ),
     "sizes that grow behind the call": put(
@@ -93,8 +94,8 @@ CHANGED: dict[str, Op] = {
     ),
     "metadata that is false": named(call(V2, *arguments(), {"neg": False})),
     "a storage without a type, then with one": put({
-        "u": call(V3, storage("0", "torch.UntypedStorage", 48), 0, (3, 4), (4, 1), NO_GRADIENT, HOOKS,
-                  name("torch.float32")),
+        "u": call(V3, storage("0", "torch.UntypedStorage", 48), 0, (3, 4), (4, 1), NO_GRADIENT,
+                  HOOKS, name("torch.float32")),
         "w": tensor(),
     }),
     "quantized numbers without a scale": named(
@@ -120,7 +121,7 @@ CHANGED: dict[str, Op] = {
         + tensor("1") + pickle.SETITEMS
     ),
     "keys that are one to Python": put(
-        Op(pickle.EMPTY_DICT + pickle.MARK + put(1) + put({"l.w": tensor()}) + put(True)
+        Op(pickle.EMPTY_DICT + pickle.MARK + put(1) + put({"l.w": tensor()}) + TRUE
            + put({"l.w": tensor("1")}) + pickle.SETITEMS)
     ),
     "a number in octal": named(
