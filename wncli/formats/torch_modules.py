@@ -13,7 +13,7 @@ from typing import NamedTuple
 from wncli.checkpoint import StateDict
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Added, Built, Call, Node, Set, entries_of
-from wncli.formats.torch_keys import find_ambiguous, items_of
+from wncli.formats.torch_keys import find_ambiguous, items_of, spelled
 from wncli.formats.torch_tensor import called_name, is_part, read_tensor
 from wncli.formats.torch_tree import References
 from wncli.keys import shown_key
@@ -158,19 +158,33 @@ def holder_of(node: Node) -> str:
 
 
 def read_module(node: Node, allowance: Allowance) -> Module | None:
-    """What the pickled module at `node` keeps, or None where it is none."""
+    """What the pickled module at `node` keeps, or None where it is none.
+
+    Raises:
+        FormatError: something of it may be named by a call, so that nobody can tell what is.
+    """
     if not isinstance(node, Call):
         return None
     attributes: dict[str, Node] = {}
+    made: Node = None
     for effect in node.effects:
         if isinstance(effect, Built):
             # with __slots__, the state is a pair: the dict, and the slots
             parts = effect.state if isinstance(effect.state, tuple) else (effect.state,)
             for part in parts:
-                if find_ambiguous(part):
-                    return None
+                made = made or find_ambiguous(part)
                 attributes |= _named(part, allowance) or {}
-    if not attributes.keys() >= _STATE:
+    kept = [attributes[name] for name in _STATE if name in attributes]
+    for mapping in kept:
+        made = made or find_ambiguous(mapping)
+    if kept and made:
+        raise FormatError(
+            allowance.where,
+            f"a module has a key that a call makes: {spelled(made)}",
+            expected="names as text",
+            hint="load it with PyTorch and save it again",
+        )
+    if len(kept) < len(_STATE):
         return None
     parameters, buffers, modules = (
         _named(attributes[name], allowance) for name in ("_parameters", "_buffers", "_modules")
@@ -193,9 +207,9 @@ def read_module(node: Node, allowance: Allowance) -> Module | None:
 
 
 def _named(node: Node, allowance: Allowance) -> dict[str, Node] | None:
-    """The items of a mapping that are named by text; None where one may be named by a call."""
+    """The items of a mapping that are named by text; None for anything else."""
     entries = entries_of(node)
-    if entries is None or find_ambiguous(node):
+    if entries is None:
         return None
     allowance.spend(ITEM * len(entries))
     return {key: value for key, value in entries if isinstance(key, str)}
