@@ -351,7 +351,7 @@ MEMBERSHIP: dict[str, Lie] = {
         [*MEMBERS, Member(b"m/constants.pkl", b"\x80\x02).")],
     ),
     "torchscript_without_a_pickle.pt": _lie(
-        "this zip is no torch checkpoint",
+        "this TorchScript archive has no module",
         [*without(MEMBERS, "m/data.pkl"), Member(b"m/code/__torch__.py", b"")],
     ),
     "torch_export.pt": _lie(

@@ -22,7 +22,7 @@ def read_torch_zip(source: Source) -> Checkpoint:
     """
     archive = TorchArchive(source)
     _refuse_lookalikes(archive)
-    if archive.has("constants.pkl"):  # by which PyTorch tells them
+    if archive.has("constants.pkl") or any(name.startswith("code/") for name in archive.members):
         from wncli.formats.torchscript import read_torchscript
 
         return read_torchscript(archive)
