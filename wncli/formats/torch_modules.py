@@ -31,6 +31,8 @@ TENSOR = 128
 ITEM = 8
 
 _STATE = frozenset({"_parameters", "_buffers", "_modules"})
+#: What `Module.__setstate__` sets where an old file lacks it; a parameter of this name goes then.
+_SET = "_is_full_backward_hook"
 
 
 @dataclass(slots=True)
@@ -186,6 +188,12 @@ def read_module(node: Node, allowance: Allowance) -> Module | None:
         )
     if len(kept) < len(_STATE):
         return None
+    if _SET not in attributes and any(_SET in (_named(one, allowance) or {}) for one in kept):
+        raise FormatError(
+            allowance.where,
+            f"a module has a parameter that PyTorch takes for its attribute {_SET}",
+            hint="load it with PyTorch and save it again",
+        )
     parameters, buffers, modules = (
         _named(attributes[name], allowance) for name in ("_parameters", "_buffers", "_modules")
     )
