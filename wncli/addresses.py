@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import unquote
 
 from wncli.errors import FileError
 from wncli.hints import free_path, path_word, word
@@ -34,6 +33,8 @@ def refuse_address(text: str, *, is_output: bool) -> None:
 
 def _fetch(text: str) -> str:
     """What brings the file here; nothing is overwritten by it."""
+    from urllib.parse import unquote
+
     scheme, _, place = text.partition("://")
     scheme = scheme.lower()
     _, _, path = place.partition("/")
