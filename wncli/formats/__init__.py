@@ -151,19 +151,21 @@ def _refuse_two_formats(source: Source, start: bytes) -> None:
     Raises:
         FormatError: it can be read in two formats.
     """
-    from wncli.formats.safetensors import looks_like_safetensors
-    from wncli.formats.torch_legacy import MAGIC
-
     claims = [
         name
         for name, claimed in (
             ("a zip archive", start.startswith(b"PK\x03\x04")),
-            ("a legacy torch file", start.startswith(b"\x80") and MAGIC in start[:32]),
-            ("safetensors", looks_like_safetensors(start, source.nbytes)),
+            ("a legacy torch file", start.startswith(b"\x80")),
+            ("safetensors", start[8:].lstrip(b" \t\r\n").startswith(b"{")),
             ("a tar archive", _is_tar(start)),
         )
         if claimed
     ]
+    if "safetensors" in claims and len(claims) > 1:
+        from wncli.formats.safetensors import looks_like_safetensors
+
+        if not looks_like_safetensors(start, source.nbytes):
+            claims.remove("safetensors")
     if len(claims) > 1:
         raise FormatError(
             source.where,
