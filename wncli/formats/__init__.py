@@ -129,11 +129,10 @@ def _read(source: Source) -> Checkpoint:
         from wncli.formats.torch_zip import read_torch_zip
 
         return read_torch_zip(source)
-    if start.startswith(b"\x80"):
-        from wncli.formats.torch_legacy import MAGIC, read_torch_legacy
+    if _is_legacy(start):
+        from wncli.formats.torch_legacy import read_torch_legacy
 
-        if MAGIC in start[:32]:  # behind the protocol, and from 4 on a frame
-            return read_torch_legacy(source)
+        return read_torch_legacy(source)
     from wncli.formats.safetensors import looks_like_safetensors, read_safetensors
 
     if looks_like_safetensors(start, source.nbytes):
@@ -155,7 +154,7 @@ def _refuse_two_formats(source: Source, start: bytes) -> None:
         name
         for name, claimed in (
             ("a zip archive", start.startswith(b"PK\x03\x04")),
-            ("a legacy torch file", start.startswith(b"\x80")),
+            ("a legacy torch file", _is_legacy(start)),
             ("safetensors", start[8:].lstrip(b" \t\r\n").startswith(b"{")),
             ("a tar archive", _is_tar(start)),
         )
@@ -174,6 +173,14 @@ def _refuse_two_formats(source: Source, start: bytes) -> None:
             found=" and ".join(claims),
             hint="load it in the way that it was meant, and save it again",
         )
+
+
+def _is_legacy(start: bytes) -> bool:
+    if not start.startswith(b"\x80"):
+        return False
+    from wncli.formats.torch_legacy import MAGIC
+
+    return MAGIC in start[:32]  # behind the protocol, and from 4 on a frame
 
 
 #: Bytes of a tar's header, where its checksum is in it, and what that is spelled with.

@@ -210,11 +210,15 @@ def _rebuild(node: Node, name: str, where: str) -> Call | None:
     for _ in range(_MOST_WRAPPED + 1):
         if is_called(node, "torch._utils", *_REBUILDS):
             fewest, most = _REBUILDS[node.function.name]
-            is_sound = fewest <= len(node.args) <= most
+            is_sound = fewest <= len(node.args) <= most and all(map(_are_hooks, node.args[5:6]))
             inner = None
         elif is_called(node, "torch._utils", *_PARAMETERS):
             count = _PARAMETERS[node.function.name]
-            is_sound = len(node.args) == count and all(map(_is_plain, node.args[3:]))
+            is_sound = (
+                len(node.args) == count
+                and _are_hooks(node.args[2])
+                and all(map(_is_plain, node.args[3:]))
+            )
             inner = node.args[0] if node.args else None
         elif is_called(node, "torch._tensor", "_rebuild_from_type_v2"):
             function, kind, args, state = node.args if len(node.args) == 4 else [None] * 4  # noqa: PLR2004
@@ -230,6 +234,11 @@ def _rebuild(node: Node, name: str, where: str) -> Call | None:
             return None if _is_lazy(node) else node
         node = inner
     return None
+
+
+def _are_hooks(node: Node) -> bool:
+    """Whether these can be a tensor's hooks; PyTorch takes anything, and breaks on some."""
+    return node is None or isinstance(node, Dict) or is_called(node, "collections", "OrderedDict")
 
 
 def _is_untouched(call: Call) -> bool:
