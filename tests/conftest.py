@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "sample_models"
 
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:  # as nohup has it, and what is started inherits
+        signal.signal(number, signal.SIG_DFL)
+
 torch.set_num_threads(1)  # small tensors gain nothing from more, and the tool has its own threads
 
 Spelling = Literal["hook", "parametrized"]
