@@ -238,7 +238,7 @@ def _rebuild(node: Node, name: str, where: str) -> Call | None:
 
 def _are_hooks(node: Node) -> bool:
     """Whether these can be a tensor's hooks; PyTorch takes anything, and breaks on some."""
-    return node is None or isinstance(node, Dict) or is_called(node, "collections", "OrderedDict")
+    return node is None or isinstance(node, (Dict, Call))
 
 
 def _is_untouched(call: Call) -> bool:
