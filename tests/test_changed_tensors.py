@@ -175,6 +175,15 @@ def test_what_is_changed_on_the_way_means_the_same_or_is_refused(
     assert wn_here("compare", source, source).code in {0, 2}
 
 
+def test_metadata_that_says_nothing_leaves_a_tensor_as_it_is(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "a.pt", tmp_path / "o.safetensors"
+    source.write_bytes(archive(named(call(V2, *arguments(), Op(pickle.EMPTY_DICT)))))
+    assert wn_here("convert", source, out).code == 0
+    assert torch.equal(load_file(out)["w"], load(source)["w"])
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 

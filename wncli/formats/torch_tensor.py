@@ -285,7 +285,8 @@ def _is_lazy(call: Call) -> bool:
     """
     place = _METADATA_PLACE[call.function.name]
     metadata = _untagged(call.args[place]) if len(call.args) > place else None
-    return metadata is not None and entries_of(metadata) != []
+    entries = () if metadata is None else entries_of(metadata)
+    return entries is None or len(entries) > 0
 
 
 def _brief_call(call: Call) -> str:
@@ -295,7 +296,7 @@ def _brief_call(call: Call) -> str:
 
 def is_part(node: Node) -> bool:
     """Whether this is one rank's part of a distributed tensor: a DTensor or a ShardedTensor."""
-    if is_called(node, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
+    if is_called(node, "torch._utils", *_PARAMETERS):
         node = node.args[0] if node.args else None
     if not is_called(node, "torch._tensor", "_rebuild_from_type_v2") or len(node.args) < 2:  # noqa: PLR2004
         return False
