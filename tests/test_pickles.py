@@ -481,6 +481,34 @@ def test_several_pickles_of_one_file_are_read_one_after_another() -> None:
 # -- Python 2 ---------------------------------------------------------------------------------
 
 
+def load_in_one_way(data: bytes) -> str:
+    """What both of CPython's unpicklers make of it; neither sees a buffer that can be peeked at."""
+    found = []
+    # the one in C and the one in Python
+    for unpickler in (pickle.Unpickler, pickle._Unpickler):
+        try:
+            found.append(repr(unpickler(io.BytesIO(data)).load()))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no value
+            found.append(repr(type(error)))
+    return found[0] if found[0] == found[1] else "neither"
+
+
+@pytest.mark.parametrize("second", [None, 0, 5, 11])
+def test_a_frame_ends_where_every_unpickler_ends_it_or_is_refused(second: int | None) -> None:
+    """C's reader drops what is left of a frame and takes the argument from behind it."""
+    opcodes = pickle.dumps({"key": 0.25, "other": [1, 300, "text"]}, 4)[11:]
+    read_the_same = 0
+    for length in range(len(opcodes) + 2):
+        framed = opcodes
+        if second is not None:
+            framed = opcodes[:second] + b"\x95" + struct.pack("<Q", 3) + opcodes[second:]
+        data = b"\x80\x04\x95" + struct.pack("<Q", length) + framed
+        with suppress(FormatError):
+            assert repr(load(rewritten(data))) == load_in_one_way(data), length
+            read_the_same += 1
+    assert read_the_same >= (second is None) * 10
+
+
 def test_python_2_text_and_bytes_survive() -> None:
     data = b"\x80\x02]q\x00(U\x03abcq\x01U\x02\xff\xfeq\x02T\x04\x00\x00\x00\x80abce."
     for encoding in ("latin1", "bytes"):

@@ -41,6 +41,7 @@ _INT_LINE = re.compile(rb"0[01]|0|-?[1-9][0-9]*")
 _LONG_LINE = re.compile(rb"(0|-?[1-9][0-9]*)L?")
 _FLOAT_LINE = re.compile(rb"-?([0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?|inf)|nan")
 _PLACE_LINE = re.compile(rb"[0-9]+")
+_FRAME = pickle.FRAME[0]
 
 _UINT16 = struct.Struct("<H")
 _INT32 = struct.Struct("<i")
@@ -461,9 +462,33 @@ class _Machine:
         self.stack.append(node)
 
     def frame(self) -> None:
+        """Read the opcodes of a frame, which has to end where one of them does.
+
+        C's reader forgets what is left of a frame when an argument is longer, and reads on behind.
+        """
         count = self.uint64()
-        if self.place + count > self.size:
+        end = self.place + count
+        if end > self.size:
             raise self.broken(f"an item claims {count} bytes, more than there are")
+        if end > len(self.data):
+            raise _AtEndError
+        begin = self.place
+        try:
+            while self.place < end:
+                begin = self.place
+                self.place += 1
+                if self.data[begin] == _FRAME:
+                    raise self.broken("a frame begins inside a frame")
+                _STEPS[self.data[begin]](self)
+        except _Stop:
+            if self.place == end:
+                raise
+            raise self.broken("a frame goes on behind its end") from None
+        except (_AtEndError, IndexError, struct.error):
+            self.place = end + 1
+        if self.place != end:
+            self.place = begin
+            raise self.broken("an item is longer than its frame")
 
     def drop_to_mark(self) -> None:
         self.since_mark()
