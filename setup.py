@@ -4,13 +4,13 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-LOOPS = Path("wncli/compiled")
+LOOPS = Path("wncli/arithmetic/kernels")
 
 # It is optional: NumPy and zlib do the same where it cannot be built.
 setup(
     ext_modules=[
         Extension(
-            "wncli.compiled.kernel",
+            "wncli.arithmetic.kernels.kernel",
             [str(LOOPS / "kernel.c")],
             depends=[str(header) for header in sorted(LOOPS.glob("*.h"))],
             # Rounding errors are taken apart, whatever CFLAGS says.

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import wncli
-from wncli.compiled import kernel
+from wncli.arithmetic.kernels import kernel
 
 
 def machine(folder: Path) -> str:

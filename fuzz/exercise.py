@@ -15,8 +15,8 @@ import safetensors
 from bounds import bounded
 
 from wncli import api
+from wncli.checkpoint.naming import Naming
 from wncli.errors import WnError
-from wncli.naming import Naming
 from wncli.report import Report
 
 Reader = Literal["safetensors", "torch-zip", "torch-legacy", "index"]

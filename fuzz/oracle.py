@@ -17,13 +17,13 @@ from generate import Made
 from sandbox import timed, watched
 from torch import Tensor, nn
 
-from wncli.blocks import TensorBlocks
-from wncli.checkpoint import Checkpoint, StateDict
+from wncli.checkpoint.checkpoint import Checkpoint, StateDict
+from wncli.checkpoint.keys import Keys, Position
+from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import WnError
-from wncli.formats import open_checkpoint
-from wncli.formats.files import Sources
-from wncli.keys import Keys, Position
-from wncli.tensors import TensorSpec
+from wncli.formats.open import open_checkpoint
+from wncli.storage.source import Sources
+from wncli.streaming.blocks import TensorBlocks
 
 #: Bytes; of what is larger, as expanded tensors can be, the storage is compared.
 _MOST = 1 << 20

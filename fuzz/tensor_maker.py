@@ -10,7 +10,7 @@ from typing import Final
 from opcodes import Op
 from value_maker import ValueMaker
 
-from wncli.tensors import row_major
+from wncli.checkpoint.tensors import row_major
 
 #: The typed storages, with the bytes of an element.
 TYPED: Final = {

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import wncli
-import wncli.compiled.usual
-import wncli.norms
+import wncli.arithmetic.norms
+import wncli.streaming.fast_fold
 from wncli.cli import main
 
 if TYPE_CHECKING:
@@ -139,14 +139,14 @@ def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "numpy":
             without_compiled_loops(patch)
-        elif wncli.compiled.kernel is None:
+        elif wncli.arithmetic.kernels.kernel is None:
             pytest.skip("no C compiler built the loops, or they are not for this processor")
         yield
 
 
 def without_compiled_loops(patch: pytest.MonkeyPatch) -> None:
     """Let this process compute with NumPy alone."""
-    for room in (wncli.norms, wncli.compiled.usual):
+    for room in (wncli.arithmetic.norms, wncli.streaming.fast_fold):
         patch.setattr(room, "kernel", None)
 
 

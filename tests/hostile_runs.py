@@ -65,9 +65,10 @@ for line in sys.stdin:
 _BOUNDS = {"RLIMIT_AS": 1 << 30, "RLIMIT_FSIZE": 1 << 30, "RLIMIT_CORE": 0}
 _WN = """
 import numpy, rich.console, rich.table, rich.progress
-import wncli.cli.commands, wncli.cli.writing, wncli.fill, wncli.outputs, wncli.output
-import wncli.formats.torch_zip, wncli.formats.torch_legacy, wncli.formats.torchscript
-import wncli.formats.torch_zip_write, wncli.formats.safetensors_write
+import wncli.cli.commands, wncli.cli.many, wncli.fill.fill, wncli.layout.files
+import wncli.storage.replace_file
+import wncli.formats.torch.zip_reader, wncli.formats.torch.legacy, wncli.formats.torch.torchscript
+import wncli.formats.torch.zip_writer, wncli.formats.safetensors.writer
 from wncli.cli import main as run
 """
 #: Inspects each file, one after another, and says how many seconds of work each took, and how many

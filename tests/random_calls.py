@@ -16,7 +16,7 @@ from hostile_places import HERE, zipped
 from opcodes import RECALLED, Op, build, call, memoized, name, new, put
 from torch import nn
 
-from wncli.formats.safe_globals import USES
+from wncli.formats.torch.safe_globals import USES
 
 #: Code that tells when it runs: as source, as a pickle, as a function, and as a class's methods.
 SOURCE = "__import__('wn_stranger').run()"

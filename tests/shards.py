@@ -14,10 +14,10 @@ import torch
 from conftest import bits
 from torch import Tensor
 
-from wncli.checkpoint import Checkpoint
+from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FormatError, WnError
-from wncli.formats import open_checkpoint
-from wncli.tensors import TensorSpec
+from wncli.formats.open import open_checkpoint
 
 State = dict[str, Tensor]
 #: Two layers of which one has its g and v in different shards, and a third tensor in each.

@@ -160,7 +160,7 @@ def test_a_new_file_has_the_permissions_that_new_files_have(
 
 
 SLOW = """
-import os, sys, time, wncli.fill
+import os, sys, time, wncli.fill.fill
 real = os.pwrite
 def slow(*arguments):
     print("writing", file=sys.stderr, flush=True)

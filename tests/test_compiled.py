@@ -36,9 +36,9 @@ from strategies import (
 )
 
 import wncli
-import wncli.compiled
-from wncli.compiled import kernel
-from wncli.formats.files import BLOCK
+import wncli.arithmetic.kernels
+from wncli.arithmetic.kernels import kernel
+from wncli.storage.source import BLOCK
 
 NAMES = {FLOAT64: "F64", FLOAT32: "F32", FLOAT16: "F16", BFLOAT16: "BF16"}
 
@@ -51,7 +51,7 @@ compiled = pytest.mark.skipif(kernel is None, reason="no C compiler built the lo
     reason="not built for this system, or not for this processor",
 )
 def test_the_loops_are_built_where_they_run() -> None:
-    assert wncli.compiled.kernel is not None
+    assert wncli.arithmetic.kernels.kernel is not None
 
 
 def raw(array: Array) -> memoryview:
@@ -334,7 +334,7 @@ def test_many_sums_that_one_float64_would_lose_count(
     """Each block adds less than half a unit of the sum so far: all of them decide the rounding."""
     if first == "numpy":
         without_compiled_loops(monkeypatch)
-    monkeypatch.setattr("wncli.blocks.BLOCK", 64)
+    monkeypatch.setattr("wncli.streaming.blocks.BLOCK", 64)
     number, blocks = 2**24 - 2, 2**13
     square = ((2 * number + 1) * 4) ** 2 - 3700
     start = np.array(legs(square, 24), FLOAT64)

@@ -19,7 +19,7 @@ from strategies import DTYPES, Dtype, named, normal
 from test_compiled import NAMES, every_shape, numbers, raw
 
 import wncli
-from wncli.compiled import kernel
+from wncli.arithmetic.kernels import kernel
 
 #: What setup.py compiles with, and every warning as an error.
 FLAGS = ["-O2", "-fno-fast-math", "-ffp-contract=off", "-fPIC", "-shared"]
@@ -35,7 +35,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if shutil.which(compiler) is None:
         pytest.skip(f"there is no {compiler} here")
     library = tmp_path_factory.mktemp(compiler) / "kernel.so"
-    source = Path(wncli.__file__).parent / "compiled" / "kernel.c"
+    source = Path(wncli.__file__).parent / "arithmetic" / "kernels" / "kernel.c"
     include = f"-I{sysconfig.get_paths()['include']}"
     ran = subprocess.run(
         [compiler, *FLAGS, *STRICT, include, str(source), "-o", str(library)],
@@ -95,7 +95,9 @@ def test_version_and_verbose_say_what_runs_one_fact_a_line(arguments: tuple[str,
     ran = run_version("pass", *arguments)
     compiled = "\n".join((*lines, "loops: compiled", "checksums: compiled\n"))
     assert ran == Ran(0, compiled, "")
-    without = run_version("sys.modules['wncli.compiled.kernel'] = None", *arguments).stdout
+    without = run_version(
+        "sys.modules['wncli.arithmetic.kernels.kernel'] = None", *arguments
+    ).stdout
     lines += ["loops: NumPy (the compiled ones were not built)"]
     assert without == "\n".join((*lines, f"checksums: zlib {zlib.ZLIB_RUNTIME_VERSION}\n"))
 
@@ -105,7 +107,7 @@ def test_loops_that_are_not_for_this_processor_are_told_with_the_reason(tmp_path
     shutil.copytree(
         Path(wncli.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
-    kernel_py = package / "compiled" / "kernel.py"
+    kernel_py = package / "arithmetic" / "kernels" / "kernel.py"
     kernel_py.write_text("raise ImportError('this processor has not the instructions for it')\n")
     ran = subprocess.run(
         [sys.executable, "-m", "wncli", "--version", "-v"],

@@ -19,7 +19,7 @@ from storing import FORMATS, read, save
 from torch import Tensor, nn
 
 import wncli
-from wncli.matching import meet
+from wncli.plan.prefixes import meet
 
 RunHere = Callable[..., Ran]
 Tensors = dict[str, Tensor]

@@ -15,23 +15,25 @@ from conftest import SAMPLES, environment
 from hypothesis import given
 from hypothesis import strategies as st
 
-import wncli.crc32
+import wncli.storage.crc32
 
 
 def test_bytes_of_any_length_and_place_have_the_checksum_of_zlib() -> None:
     data = np.random.default_rng(0).bytes(1200)
     for length in range(1100):
         part = memoryview(data)[length % 17 : length % 17 + length]
-        assert wncli.crc32.crc32(part) == zlib.crc32(part)
+        assert wncli.storage.crc32.crc32(part) == zlib.crc32(part)
 
 
 @given(st.binary(max_size=300), st.integers(0, 2**32 - 1))
 def test_it_goes_on_as_zlib_does(data: bytes, before: int) -> None:
-    assert wncli.crc32.crc32(memoryview(data), before) == zlib.crc32(data, before)
+    assert wncli.storage.crc32.crc32(memoryview(data), before) == zlib.crc32(data, before)
 
 
 @pytest.mark.parametrize(
-    "blocked", ["", "sys.modules['wncli.compiled.kernel'] = None;"], ids=["with", "without"]
+    "blocked",
+    ["", "sys.modules['wncli.arithmetic.kernels.kernel'] = None;"],
+    ids=["with", "without"],
 )
 def test_a_torch_file_has_its_checksums(blocked: str, tmp_path: Path) -> None:
     output = tmp_path / "out.pt"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import dims_of, every_slice, examples, shapes
 
 from wncli import WeightNormError
-from wncli.dims import fitting_dims, magnitude_shape, resolve_dim, slices
+from wncli.checkpoint.dims import fitting_dims, magnitude_shape, resolve_dim, slices
 
 
 @given(data=st.data())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import wncli
 from wncli.errors import WnError
-from wncli.formats.files import Source
+from wncli.storage.source import Source
 
 FORMATS = ("safetensors", "torch", "legacy")
 #: Of some blocks each, so that a file can change between two of them.
@@ -181,9 +181,9 @@ def test_a_file_that_changes_before_it_is_copied_is_refused_or_copied_whole(  # 
         CHANGES[change](run.path)
         return fill(*arguments)
 
-    from wncli.fill import fill
+    from wncli.fill.fill import fill
 
-    monkeypatch.setattr("wncli.fill.fill", changed)
+    monkeypatch.setattr("wncli.fill.fill.fill", changed)
     assert run.hold(change) or change not in SHRINKING or "last byte" in change
 
 
@@ -224,7 +224,7 @@ def test_a_file_that_changes_once_it_is_open_is_refused_or_read(  # noqa: PLR091
             super().__init__(*arguments)
             CHANGES[change](path)
 
-    monkeypatch.setattr("wncli.formats.Source", Changing)
+    monkeypatch.setattr("wncli.formats.open.Source", Changing)
     ran = wn_here(command, path, *([output] if command == "remove" else []))
     if ran.code == 2:
         hold_refused(ran, path, "truncated|damaged|again|no checkpoint|not a|ends")
@@ -315,7 +315,7 @@ def test_a_shard_that_changes_before_it_is_copied_leaves_all_shards_or_none(
     shard = index.with_name(shard_name(2))
     output = tmp_path / "new" / "out"
     output.parent.mkdir()
-    from wncli.fill import fill
+    from wncli.fill.fill import fill
 
     filled: list[int] = []
 
@@ -325,7 +325,7 @@ def test_a_shard_that_changes_before_it_is_copied_leaves_all_shards_or_none(
         filled.append(1)
         return fill(*arguments)
 
-    monkeypatch.setattr("wncli.fill.fill", changed)
+    monkeypatch.setattr("wncli.fill.fill.fill", changed)
     refusal = refusal_of(lambda: wncli.convert(index, f"{output}/", format="torch"))
     if refusal:
         assert change not in HARMLESS
@@ -373,13 +373,13 @@ def test_a_file_that_shrinks_is_refused_with_one_message(
 ) -> None:
     path = tmp_path / "model.safetensors"
     write(STATE, path, "safetensors")
-    from wncli.fill import fill
+    from wncli.fill.fill import fill
 
     def changed(*arguments: Any) -> Any:  # noqa: ANN401
         cut(to=0.5)(path)
         return fill(*arguments)
 
-    monkeypatch.setattr("wncli.fill.fill", changed)
+    monkeypatch.setattr("wncli.fill.fill.fill", changed)
     for command in ("convert", "remove"):
         write(STATE, path, "safetensors")
         ran = wn_here(command, path, tmp_path / "out.pt")

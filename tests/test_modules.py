@@ -15,13 +15,13 @@ from conftest import KINDS, KINDS_AND_DIMS, bits, normalize
 from torch import Tensor, nn
 
 import wncli
-from wncli.checkpoint import Checkpoint, StateDict
+from wncli.checkpoint.checkpoint import Checkpoint, StateDict
+from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FormatError
-from wncli.formats import open_checkpoint
-from wncli.formats.files import Sources
+from wncli.formats.open import open_checkpoint
 from wncli.formats.pickles.nodes import Built, Call, Dict, Global, Node, PersistentId
 from wncli.formats.pickles.writer import write_pickle
-from wncli.tensors import TensorSpec
+from wncli.storage.source import Sources
 
 Bits = tuple[str, tuple[int, ...], bytes]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import examples
 from torch import nn
 
-from wncli.naming import (
+from wncli.checkpoint.naming import (
     Half,
     Naming,
     join,

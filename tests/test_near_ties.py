@@ -36,7 +36,7 @@ from strategies import (
 )
 
 import wncli
-from wncli.double_double import exact_sums_of_squares
+from wncli.arithmetic.double_double import exact_sums_of_squares
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -151,7 +151,7 @@ def test_files_near_halfway_come_back_and_are_within_an_ulp(  # noqa: PLR0913, P
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Blocks smaller than a slice, and blocks of all."""
-    monkeypatch.setattr("wncli.blocks.BLOCK", block)
+    monkeypatch.setattr("wncli.streaming.blocks.BLOCK", block)
     ties = near_ties(dtype, scale, side)
     v = ties.v if dim == 0 else np.ascontiguousarray(ties.v.T)
     plain, normalized, folded = (tmp_path / f"{name}.safetensors" for name in "abc")

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import wncli
-from wncli.checkpoint import Checkpoint
+from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import FormatError, WnError
-from wncli.formats import open_checkpoint
+from wncli.formats.open import open_checkpoint
 
 #: What `safetensors.torch` can write, and torch can make from bytes.
 DTYPES = (
@@ -275,7 +275,7 @@ def test_a_shape_of_50000_huge_sizes_is_refused_without_multiplying_them(tmp_pat
     path.write_bytes(content)
     program = (
         "import sys\nfrom pathlib import Path\nfrom wncli.errors import FormatError\n"
-        "from wncli.formats import open_checkpoint\n"
+        "from wncli.formats.open import open_checkpoint\n"
         "try:\n    open_checkpoint(Path(sys.argv[1])).__enter__()\n"
         "except FormatError:\n    sys.exit(7)\n"
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import wncli
 from wncli import NothingToDo, UsageError
 from wncli.errors import WeightNormError
-from wncli.selection import (
+from wncli.plan.rules import (
     Candidate,
     check_exclusions,
     choose_pairs,

@@ -27,7 +27,7 @@ from killing import (
 from shards import save, sharded
 
 import wncli
-import wncli.outputs
+import wncli.layout.files
 from wncli.errors import FileError
 
 #: Seconds that a run is given to end while another is stopped, which may have what it waits for.
@@ -228,16 +228,16 @@ def test_what_appears_after_the_first_look_is_not_replaced_without_force(
 ) -> None:
     """While the input is read and everything is laid out, which takes long where it is large."""
     sharded(tmp_path / "in")
-    plan, size = wncli.outputs.lay_out, 100 if output == "out/" else None
+    plan, size = wncli.layout.files.lay_out, 100 if output == "out/" else None
 
-    def slowly(*arguments: Any) -> wncli.outputs.Outputs:  # noqa: ANN401 - as the real one
+    def slowly(*arguments: Any) -> wncli.layout.files.Outputs:  # noqa: ANN401 - as the real one
         found = plan(*arguments)
         monkeypatch.undo()
         wncli.apply(tmp_path / "in", f"{tmp_path}/{output}", max_shard_size=size, layers=["a.*"])
         return found
 
     wncli.apply(tmp_path / "in", f"{tmp_path}/other", max_shard_size=100, layers=["a.*"])
-    monkeypatch.setattr("wncli.outputs.lay_out", slowly)
+    monkeypatch.setattr("wncli.layout.files.lay_out", slowly)
     with pytest.raises(FileError):
         wncli.remove(tmp_path / "in", f"{tmp_path}/{output}", max_shard_size=size)
     if output == "out/":

@@ -24,8 +24,8 @@ from shards import (
 )
 
 from wncli.errors import FileError
-from wncli.formats.shard_files import is_bare_name
-from wncli.formats.shard_index import LONGEST_INDEX
+from wncli.formats.huggingface.index import LONGEST_INDEX
+from wncli.formats.huggingface.shard_files import is_bare_name
 
 # -- hostile and damaged indexes ---------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from shards import (
 )
 
 import wncli
-from wncli.formats import open_checkpoint
+from wncli.formats.open import open_checkpoint
 
 # -- what is read ------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ def test_more_shards_than_files_may_be_open_are_read(tmp_path: Path) -> None:
     program = (
         "import resource, sys\nfrom pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))\n"
-        "from wncli.errors import FileError\nfrom wncli.formats import open_checkpoint\n"
+        "from wncli.errors import FileError\nfrom wncli.formats.open import open_checkpoint\n"
         "try:\n"
         "    with open_checkpoint(Path(sys.argv[1])) as (_, sources):\n"
         "        print(len({source.file.fileno() for source in sources}))\n"
@@ -239,7 +239,7 @@ def test_all_files_are_closed_behind_a_refusal_and_at_the_end(tmp_path: Path) ->
 @pytest.mark.parametrize("sample", ["training.pt", "bfloat16.safetensors"])
 def test_a_plain_file_is_opened_without_the_rooms_for_shards(sample: str) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom wncli.formats import open_checkpoint\n"
+        "import sys\nfrom pathlib import Path\nfrom wncli.formats.open import open_checkpoint\n"
         "with open_checkpoint(Path(sys.argv[1])):\n    pass\n"
         "print([name for name in sys.modules if 'shard' in name or 'folder' in name])\n"
     )

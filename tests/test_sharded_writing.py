@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import wncli
 from wncli.errors import UsageError
-from wncli.sharding import OutputFormat
+from wncli.plan.shards import OutputFormat
 
 State = dict[str, Tensor]
 Wn = Callable[..., Ran]

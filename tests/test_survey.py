@@ -9,9 +9,10 @@ import torch
 from strategies import product
 from torch import Tensor, nn
 
-from wncli.checkpoint import StateDict
-from wncli.survey import LookAlike, Pair, Survey, survey
-from wncli.tensors import DType, Storage, TensorSpec, row_major
+from wncli.checkpoint.checkpoint import StateDict
+from wncli.checkpoint.pairs import Pair
+from wncli.checkpoint.tensors import DType, Storage, TensorSpec, row_major
+from wncli.plan.survey import LookAlike, Survey, survey
 
 Shapes = dict[str, tuple[int, ...]]
 FLOATING = (DType.F64, DType.F32, DType.F16, DType.BF16)

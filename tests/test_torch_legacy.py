@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import wncli
-from wncli.checkpoint import Checkpoint
+from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FormatError
-from wncli.formats import open_checkpoint
-from wncli.tensors import TensorSpec
+from wncli.formats.open import open_checkpoint
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 SYSTEM = {

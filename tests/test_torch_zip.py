@@ -24,12 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import wncli
+from wncli.checkpoint.layout import Whole
+from wncli.checkpoint.tensors import Storage, TensorSpec
 from wncli.errors import FormatError, WnError
-from wncli.formats import open_checkpoint
-from wncli.formats.torch_write import TorchContent
-from wncli.formats.torch_zip_write import lay_out_torch_zip
-from wncli.layout import Whole
-from wncli.tensors import Storage, TensorSpec
+from wncli.formats.open import open_checkpoint
+from wncli.formats.torch.writer import TorchContent
+from wncli.formats.torch.zip_writer import lay_out_torch_zip
 
 
 def specs_of(path: Path) -> dict[str, TensorSpec]:
@@ -586,7 +586,7 @@ def test_a_shape_of_50000_huge_sizes_is_refused_without_multiplying_them(saved: 
     edited(saved, b"K\x04K\x01\x86", many)
     program = (
         "import sys\nfrom pathlib import Path\nfrom wncli.errors import FormatError\n"
-        "from wncli.formats import open_checkpoint\n"
+        "from wncli.formats.open import open_checkpoint\n"
         "try:\n    open_checkpoint(Path(sys.argv[1])).__enter__()\n"
         "except FormatError:\n    sys.exit(7)\n"
     )

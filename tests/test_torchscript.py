@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import wncli
 from wncli.errors import FormatError
-from wncli.formats import open_checkpoint
+from wncli.formats.open import open_checkpoint
 from wncli.formats.pickles.nodes import Built, Call, Dict, Global, Node
 from wncli.formats.pickles.writer import write_pickle
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import wncli
-from wncli import verifying
+from wncli.analysis import verify as verifying
 
 RUNS: dict[str, Callable[[Path, Path], Any]] = {
     "remove": lambda a, b: wncli.remove(a, b, verify=True, force=True),

@@ -48,7 +48,7 @@ from strategies import (
 
 import wncli
 from wncli import WeightNormError, compose, decompose, magnitude
-from wncli.formats.files import BLOCK
+from wncli.storage.source import BLOCK
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -625,7 +625,7 @@ def test_any_memory_order_in_small_blocks_gives_the_bits_that_arrays_give(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wncli.blocks.BLOCK", 96)
+    monkeypatch.setattr("wncli.streaming.blocks.BLOCK", 96)
     weight = small_integers((5, 6, 7), dtype)
     weight[:, 2, :] = -0.0
     weight[3] = 0
@@ -655,7 +655,7 @@ def test_any_memory_order_in_small_blocks_gives_the_bits_that_arrays_give(
 def test_blocks_stay_within_one_ulp_of_exact_arithmetic(
     dtype: Dtype, dim: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wncli.blocks.BLOCK", 200)
+    monkeypatch.setattr("wncli.streaming.blocks.BLOCK", 200)
     weight = normal((5, 6, 7), dtype)
     save_file({"weight": to_torch(weight)}, tmp_path / "a.safetensors")
     wncli.apply(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dim=dim)
@@ -674,7 +674,7 @@ def test_blocks_stay_within_one_ulp_of_exact_arithmetic(
 def test_blocks_of_float64_extremes_come_back(
     dim: int | None, scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wncli.blocks.BLOCK", 200)
+    monkeypatch.setattr("wncli.streaming.blocks.BLOCK", 200)
     weight = small_integers((5, 60), FLOAT64) * scale
     weight[2] = 0  # blocks of nothing but zeros between the others
     save_file({"weight": to_torch(weight)}, tmp_path / "a.safetensors")

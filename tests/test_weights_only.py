@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch._weights_only_unpickler import _get_allowed_globals
 
-from wncli.formats import open_checkpoint
-from wncli.formats.weights_only import accepts
+from wncli.formats.open import open_checkpoint
+from wncli.formats.torch.weights_only import accepts
 
 MODULES = (
     "argparse", "builtins", "codecs", "_codecs", "collections", "copyreg", "functools", "numpy",

@@ -20,13 +20,13 @@ from shards import save
 from torch import Tensor
 
 import wncli
-import wncli.workers
-from wncli.workers import map_shared
+import wncli.parallel.workers
+from wncli.parallel.workers import map_shared
 
 #: Runs `wn` with two forks beside it, whatever the machine; `{fault}` comes before each write.
 PROGRAM = """
 import os, signal, sys, time
-from wncli import workers
+from wncli.parallel import workers
 from wncli.cli import program
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests run under
 workers.worker_count = lambda: 3
@@ -284,7 +284,7 @@ def test_progress_counts_what_all_processes_have_done(saved: Path, output: Path)
 
 ONCE = """
 import os, sys
-from wncli import workers
+from wncli.parallel import workers
 workers.worker_count = lambda: 4
 workers.allow_forking()
 def work(item, advance):
@@ -313,7 +313,7 @@ def test_every_task_is_done_once() -> None:
 
 SHARES = """
 import os, time
-from wncli import workers
+from wncli.parallel import workers
 workers.worker_count = lambda: 4
 workers.allow_forking()
 def work(item, advance):
@@ -331,7 +331,7 @@ def test_the_largest_tasks_of_many_are_not_left_to_one_process() -> None:
 
 LEFT = """
 import os, time
-from wncli import workers
+from wncli.parallel import workers
 workers.worker_count = lambda: 2
 workers.allow_forking()
 def work(item, advance):
@@ -357,7 +357,7 @@ def test_a_fork_ends_between_two_tasks_that_have_no_progress(tmp_path: Path) -> 
 
 FILES = """
 import os
-from wncli import workers
+from wncli.parallel import workers
 workers.worker_count = lambda: 4
 workers.allow_forking()
 real, forked = os.fork, []
@@ -423,8 +423,8 @@ def test_where_fewer_threads_can_be_started_or_none_every_task_is_done_all_the_s
         return item * item
 
     monkeypatch.setattr(threading.Thread, "start", start_some)
-    monkeypatch.setattr(wncli.workers, "worker_count", lambda: 4)
-    monkeypatch.setattr(wncli.workers, "_may_fork", False)
+    monkeypatch.setattr(wncli.parallel.workers, "worker_count", lambda: 4)
+    monkeypatch.setattr(wncli.parallel.workers, "_may_fork", False)
     if failing is not None:
         with pytest.raises(ZeroDivisionError):
             map_shared(work, range(40), 1 << 30, lambda _: None)

@@ -12,8 +12,8 @@ from torch import nn
 from unlisted import look_at
 
 from wncli.formats.pickles.reader import read_pickle
-from wncli.formats.safe_globals import USES, Handed
-from wncli.formats.would_run import find_running
+from wncli.formats.torch.code_execution import find_running
+from wncli.formats.torch.safe_globals import USES, Handed
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch calls some of its names deprecated
 

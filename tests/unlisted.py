@@ -13,7 +13,7 @@ import random_calls
 from conftest import ROOT, environment
 
 from wncli.errors import WnError
-from wncli.formats import open_checkpoint
+from wncli.formats.open import open_checkpoint
 
 
 @dataclass(frozen=True)

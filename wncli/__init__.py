@@ -7,12 +7,12 @@ not used is not imported: neither NumPy nor the terminal libraries come with `im
 # Nothing is imported here at once: the program is to notice Ctrl-C as early as possible.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from wncli.analysis.comparison import Comparison, TensorDifference
     from wncli.api import apply, compare, convert, inspect, remove
-    from wncli.comparison import Comparison, TensorDifference
+    from wncli.arithmetic.weight_norm import compose, decompose, magnitude
     from wncli.errors import FileError, FormatError, UsageError, WeightNormError, WnError
     from wncli.notes import Note
     from wncli.report import Layer, NothingToDo, Parameters, Report
-    from wncli.weight_norm import compose, decompose, magnitude
 
 __all__ = [
     "Comparison",
@@ -46,11 +46,11 @@ _ROOMS = {
     "convert": "api",
     "inspect": "api",
     "remove": "api",
-    "compose": "weight_norm",
-    "decompose": "weight_norm",
-    "magnitude": "weight_norm",
-    "Comparison": "comparison",
-    "TensorDifference": "comparison",
+    "compose": "arithmetic.weight_norm",
+    "decompose": "arithmetic.weight_norm",
+    "magnitude": "arithmetic.weight_norm",
+    "Comparison": "analysis.comparison",
+    "TensorDifference": "analysis.comparison",
     "FileError": "errors",
     "FormatError": "errors",
     "UsageError": "errors",

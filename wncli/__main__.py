@@ -1,6 +1,6 @@
 """`python -m wncli` is `wn`."""
 
-from wncli.interruption import end_when_interrupted
+from wncli.storage.signals import end_when_interrupted
 
 end_when_interrupted()  # before all other imports, in which Ctrl-C would show a traceback
 

@@ -9,30 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from wncli.addresses import refuse_address
-from wncli.checkpoint import Checkpoint, refuse_expansion, refuse_growth
-from wncli.decide import (
-    plan_apply,
-    plan_convert,
-    plan_inspect,
-    plan_remove,
-    refuse_ambiguity,
-    refuse_calls,
-    refuse_damage,
-    refuse_objects,
-)
+from wncli.checkpoint.checkpoint import Checkpoint, refuse_expansion, refuse_growth
+from wncli.checkpoint.naming import Naming, join
 from wncli.errors import FileError, FormatError, UsageError, WeightNormError
-from wncli.formats import open_checkpoint
+from wncli.formats.open import open_checkpoint
 from wncli.hints import option, path_word
-from wncli.naming import Naming, join
-from wncli.plan import Action, Copy, Part, Plan
+from wncli.plan.actions import Action, Copy, Part, Plan
+from wncli.plan.apply import plan_apply
+from wncli.plan.convert import plan_convert
+from wncli.plan.guards import refuse_ambiguity, refuse_calls, refuse_damage, refuse_objects
+from wncli.plan.inspect import plan_inspect
+from wncli.plan.remove import plan_remove
+from wncli.plan.request import Request
+from wncli.plan.shards import OutputFormat, parse_size
 from wncli.report import NothingToDo, Report, make_report
-from wncli.scope import Request
-from wncli.sharding import OutputFormat, parse_size
+from wncli.storage.addresses import refuse_address
 
 if TYPE_CHECKING:
-    from wncli.comparison import Comparison
-    from wncli.target import Target
+    from wncli.analysis.comparison import Comparison
+    from wncli.plan.destination import Target
 
 AnyPath = str | os.PathLike[str]
 #: Called with the bytes that have just been written and the bytes that there will be.
@@ -68,7 +63,7 @@ def inspect(  # noqa: PLR0913 - the command's options
         plan = plan_inspect(opened, Request.parse(layers, exclude, only))
         findings = None
         if check:
-            from wncli.checking import check as check_all
+            from wncli.analysis.check import check as check_all
 
             findings = check_all(plan, sources, progress)
         return make_report(plan, (), tensors=tensors, findings=findings)
@@ -234,7 +229,7 @@ def convert(  # noqa: PLR0913 - the command's options
         raise UsageError(
             f"--naming {naming}", "--like takes the spelling of REFERENCE", hint="leave one out"
         )
-    from wncli.decide_like import plan_like
+    from wncli.plan.like import plan_like
 
     with open_checkpoint(_path(like)) as (reference, _):
         refuse_ambiguity(reference)
@@ -280,9 +275,9 @@ def compare(  # noqa: PLR0913 - the command's options
     Raises:
         WnError: a file cannot be read, or a rule or root matches nothing.
     """
-    from wncli.comparing import compare_weights
-    from wncli.decide_compare import plan_compare
-    from wncli.difference import Tolerance
+    from wncli.analysis.compare import compare_weights
+    from wncli.arithmetic.ulps import Tolerance
+    from wncli.plan.compare import plan_compare
 
     request = Request.parse(layers, exclude, only)
     for name, value in (("rtol", rtol), ("atol", atol)):
@@ -311,8 +306,10 @@ def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
     verify: bool,
     make_folder: bool,
 ) -> Report:
-    from wncli.outputs import check, lay_out, make_parent, write
-    from wncli.target import decide_target
+    from wncli.fill.write import make_parent, write
+    from wncli.layout.files import lay_out
+    from wncli.plan.destination import decide_target
+    from wncli.plan.guards import check
 
     _check_choice("format", chosen, (None, "torch", "safetensors"))
     limit = parse_size(str(max_shard_size)) if max_shard_size is not None else None

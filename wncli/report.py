@@ -6,11 +6,21 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+from wncli.checkpoint.naming import Naming, split
+from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import WnError
-from wncli.naming import Naming, split
 from wncli.notes import Note
-from wncli.plan import Action, Change, Command, Compose, Copy, Decompose, Plan, Renormalize, Respell
-from wncli.tensors import TensorSpec
+from wncli.plan.actions import (
+    Action,
+    Change,
+    Command,
+    Compose,
+    Copy,
+    Decompose,
+    Plan,
+    Renormalize,
+    Respell,
+)
 
 SCHEMA = "wn/1"
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from wncli.interruption import end_when_interrupted
+from wncli.storage.signals import end_when_interrupted
 
 # Before all other imports, in which Ctrl-C would show a traceback; but only where this is the
 # program (`python -m wncli` does the same) and not imported by another, whose signals are its own.

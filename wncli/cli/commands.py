@@ -229,7 +229,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
 ) -> int:
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
     if check:
-        from wncli.workers import allow_forking
+        from wncli.parallel.workers import allow_forking
 
         allow_forking()
     with progress_bar("checking", quiet=quiet or json or not check) as progress:
@@ -261,8 +261,8 @@ def apply(  # noqa: PLR0913
     quiet: Quiet = False,
 ) -> int:
     """Split weights into magnitude g and direction v."""
-    from wncli.cli.writing import Paths, write_all
-    from wncli.selection import parse_dim
+    from wncli.cli.many import Paths, write_all
+    from wncli.plan.rules import parse_dim
 
     whole = parse_dim(dim, "--dim")
     return write_all(
@@ -296,7 +296,7 @@ def remove(  # noqa: PLR0913
     quiet: Quiet = False,
 ) -> int:
     """Fold g and v back into plain weights."""
-    from wncli.cli.writing import Paths, write_all
+    from wncli.cli.many import Paths, write_all
 
     return write_all(
         "remove",
@@ -332,7 +332,7 @@ def convert(  # noqa: PLR0913
     quiet: Quiet = False,
 ) -> int:
     """Write the same weights in another format, spelling or structure."""
-    from wncli.cli.writing import Paths, write_all
+    from wncli.cli.many import Paths, write_all
 
     return write_all(
         "convert",
@@ -360,7 +360,7 @@ def compare(  # noqa: PLR0913
     quiet: QuietCompare = False,
 ) -> int:
     """Hold the effective weights of two checkpoints against each other."""
-    from wncli.workers import allow_forking
+    from wncli.parallel.workers import allow_forking
 
     allow_forking()
     with progress_bar("comparing", quiet=quiet or json) as progress:

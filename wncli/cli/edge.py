@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from wncli.cli.results import DONE, NEGATIVE
 from wncli.cli.terminal import forgiving_streams, show_refusal
-from wncli.interruption import (
+from wncli.storage.signals import (
     INTERRUPTED,
     REFUSED,
     end_when_interrupted,

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from wncli.cli.terminal import console
-from wncli.interruption import unfinished
+from wncli.storage.signals import unfinished
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -86,7 +86,7 @@ class _Bar:
         with self.lock:
             self.over = True
         if self.progress:
-            from wncli.partial_output import uninterrupted
+            from wncli.storage.temporary import uninterrupted
 
             with self.drawing, uninterrupted():
                 self.progress.stop()

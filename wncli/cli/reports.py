@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from wncli.checkpoint.naming import join
 from wncli.cli.page import Page
 from wncli.cli.terminal import many, show, show_refusal
 from wncli.errors import few, printable
-from wncli.naming import join
 
 if TYPE_CHECKING:
     from wncli.notes import Note

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wncli.errors import printable
 
 if TYPE_CHECKING:
-    from wncli.comparison import Comparison
+    from wncli.analysis.comparison import Comparison
     from wncli.report import Report
 
 DONE = 0
@@ -39,7 +39,7 @@ def print_comparison(found: Comparison, *, json: bool, quiet: bool) -> int:
     if json:
         print_json(found.to_json())
     elif not quiet:
-        from wncli.cli.differences import show_comparison
+        from wncli.cli.comparisons import show_comparison
 
         show_comparison(found)
     return DONE if found.equal else NEGATIVE

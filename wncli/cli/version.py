@@ -27,7 +27,7 @@ def _numpy() -> str:
 
 def _loops() -> str:
     try:
-        import_module("wncli.compiled.kernel")
+        import_module("wncli.arithmetic.kernels.kernel")
     except ModuleNotFoundError:
         return "NumPy (the compiled ones were not built)"
     except ImportError as error:
@@ -38,6 +38,6 @@ def _loops() -> str:
 def _checksums() -> str:
     import zlib
 
-    from wncli.crc32 import crc32
+    from wncli.storage.crc32 import crc32
 
     return f"zlib {zlib.ZLIB_RUNTIME_VERSION}" if crc32 is zlib.crc32 else "compiled"

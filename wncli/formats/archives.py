@@ -17,9 +17,9 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from wncli.formats.files import Source
-from wncli.formats.folder import LONGEST_START, starts_as_checkpoint
+from wncli.formats.huggingface.folder import LONGEST_START, starts_as_checkpoint
 from wncli.hints import free_path, path_word, word
+from wncli.storage.source import Source
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -5,10 +5,10 @@ from __future__ import annotations
 from wncli.errors import FormatError
 from wncli.formats.archives import Found, look_into
 from wncli.formats.distributed import refuse_distributed_file
-from wncli.formats.files import Source
-from wncli.formats.folder import inspect_commands, places_of_checkpoints
-from wncli.formats.zip_end import find_shift, has_directory
+from wncli.formats.huggingface.folder import inspect_commands, places_of_checkpoints
+from wncli.formats.torch.zip_end import find_shift, has_directory
 from wncli.hints import free_path, path_word
+from wncli.storage.source import Source
 
 _READABLE = "a safetensors file, or one that torch.save wrote"
 #: Bytes at the end of a zip in which its directory is looked for.
@@ -67,7 +67,7 @@ def _by_name(source: Source, start: bytes) -> Found:
         near = places_of_checkpoints(path.parent) if path.suffix == ".json" else []
         return Found("a text file", hint=inspect_commands(near))
     if path.suffix.lower() == ".safetensors":
-        from wncli.formats.safetensors import read_safetensors
+        from wncli.formats.safetensors.reader import read_safetensors
 
         read_safetensors(source)  # says which rule is broken
     return Found("bytes of no known format", hint="")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, NamedTuple
 
 from wncli.errors import FormatError
-from wncli.formats.files import refuse_holes
 from wncli.formats.pickles.nodes import (
     Added,
     Appended,
@@ -30,6 +29,7 @@ from wncli.formats.pickles.nodes import (
     Set,
     SetItems,
 )
+from wncli.storage.source import refuse_holes
 
 #: Bytes of a file that are read at first; each further read doubles them.
 _WINDOW = 1 << 20

@@ -1,0 +1,1 @@
+"""What reads tensors and writes nothing: comparisons and checks."""

@@ -1,0 +1,1 @@
+"""Weight norm of arrays: arrays in, arrays out."""

@@ -1,0 +1,360 @@
+"""Norms of slices and what v is multiplied by, block by block: the core of weight norm.
+
+A tensor is seen as `(outer, channels, inner)`, one slice per channel. A square of a float32,
+float16 or bfloat16 is exact in float64, and a sum of them is good to far more digits than are
+stored. For float64 all is carried in pairs (`double_double`), over values scaled by a power of two.
+Where a norm is so near to halfway between two stored numbers that this does not tell which it is
+rounded to, whole numbers do: the same g comes of any order of summation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from wncli.arithmetic.double_double import (
+    LONGEST_EXACT,
+    PAIRS,
+    SMALLEST_EXPONENT,
+    Float64,
+    Int64,
+    exact_sums_of_squares,
+    quotient,
+    rounded_root,
+    square_root,
+    sum_of_squares,
+    times,
+    times_in_range,
+    two_sum,
+)
+from wncli.arithmetic.kernels import kernel
+from wncli.arithmetic.tiles import STEP, boxes, memory
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+#: Blocks of a tensor that have all of the channels of a mask, each with the number of its first.
+Reading = Callable[[Mask], Iterable[tuple[Array, int]]]
+
+#: A block's squares are summed in float64 by fewer additions; the sums of blocks lose nothing.
+_MOST_ADDITIONS = 2**15
+#: More than a norm is off by, relatively, where all is carried in pairs.
+_PAIR_SLACK = 2.0**-70
+
+#: Bits of a significand, and the exponent of the smallest normal number.
+PRECISION = {
+    "float64": (53, -1022),
+    "float32": (24, -126),
+    "float16": (11, -14),
+    "bfloat16": (8, -126),
+}
+
+#: Shorter rows are summed together: a call per row would cost more than it saves.
+_SHORT_ROW = 8
+#: More of them are added up in parts, so that each sum has few rounding errors.
+_MANY_ROWS = 1024
+
+#: Longer dot products make OpenBLAS start threads of its own, which then wait by spinning.
+_LONGEST_DOT = 8192
+
+#: From rows of this length on it costs more to repeat a factor in a buffer than to begin a loop.
+_LONG_ROW = 192
+#: The smallest buffer that NumPy takes, in elements: too small for it to put a row there.
+_NO_BUFFER = 16
+
+#: What the compiled loops call the dtypes that they are for.
+_COMPILED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+_FLOAT64 = np.dtype(np.float64)
+#: The bits of a float64 that are those of its power of two.
+_EXPONENT = np.int64(0x7FF << 52)
+
+#: What all of this is called under, a block at a time: NaN and Inf are carried as the formula
+#: carries them, and told where they show. Warnings would only be in the way, and switching them
+#: off for each step takes longer than the step.
+unwarned = np.errstate(all="ignore")
+
+
+def raw(array: Array) -> memoryview:
+    """The bytes of a contiguous array, not copied."""
+    found: Any = array.reshape(-1).view(np.uint8)
+    return memoryview(found)
+
+
+def room(use: str, size: int, dtype: np.dtype[Any]) -> Array:
+    """An array for `size` numbers, over the same memory for each use in a thread."""
+    found: Array = np.frombuffer(memory(use, size * dtype.itemsize), dtype)
+    return found
+
+
+def is_compiled(dtype: np.dtype[Any]) -> bool:
+    """Whether there are compiled loops for a dtype, which need not widen it first."""
+    return kernel is not None and dtype.name in _COMPILED
+
+
+def widened(block: Array) -> Float64:
+    """A block of at most `STEP` elements in float64, until the next call in this thread."""
+    values = room("widened", block.size, _FLOAT64).reshape(block.shape)
+    np.copyto(values, block)
+    return values
+
+
+def _have_rows_begun(values: Float64) -> None:
+    """Let what follows, until `unwarned` ends, begin a loop for each row where they are long."""
+    if values.shape[2] >= _LONG_ROW:
+        np.setbufsize(_NO_BUFFER)
+
+
+class Norms(NamedTuple):
+    """Norms not yet rounded to a stored dtype: `(high + low) * 2**exponent`, per channel.
+
+    Those that were gathered wide, and those of another order than 2, have a low part and an
+    exponent. They are off by less than `slack`, relatively. `read` reads again what they are the
+    norms of; those of another order have none, and are rounded as they are.
+    """
+
+    high: Float64
+    low: Float64 | None = None
+    exponent: Int64 | None = None
+    slack: float = 0.0
+    read: Reading | None = None
+
+    def rounded(self, dtype: np.dtype[Any]) -> Array:
+        """The norms in `dtype`, shape `(channels,)`; infinite where `dtype` cannot hold them."""
+        found = self.high if self.exponent is None else np.ldexp(self.high, self.exponent)
+        g = found.astype(dtype)
+        if self.read:
+            same, is_close = self._compared(g)
+            again = (is_close | ~same) & np.isfinite(self.high)
+            if again.any():
+                g[again] = _rounded_exactly(self.read, again, dtype)
+        return g
+
+    def overflowing(self, g: Array) -> Mask:
+        """Where a norm is finite, but not what it was rounded to."""
+        beyond: Mask = np.isinf(g) & np.isfinite(self.high)
+        return beyond
+
+    def matches(self, g: Array) -> Mask:
+        """Where `g` is what these norms are rounded to."""
+        same, is_close = self._compared(g)
+        if self.read and is_close.any():
+            same[is_close] = g[is_close] == _rounded_exactly(self.read, is_close, g.dtype)
+        return same
+
+    def _compared(self, g: Array) -> tuple[Mask, Mask]:
+        """Where `g` is nearest to these norms, and where they are too close to halfway to tell."""
+        digits, lowest = PRECISION[g.dtype.name]
+        same, is_close = np.empty(g.shape, np.bool_), np.empty(g.shape, np.bool_)
+        for start in range(0, len(g), PAIRS):
+            part = slice(start, start + PAIRS)
+            high, stored = self.high[part], g[part].astype(np.float64)
+            smallest: Float64 | float = 2.0**lowest
+            if self.exponent is not None:
+                stored = np.ldexp(stored, -self.exponent[part])
+                smallest = np.ldexp(1.0, lowest - self.exponent[part])
+            apart = high - stored
+            if self.low is not None:
+                apart += self.low[part]
+            power = (stored.view(np.int64) & _EXPONENT).view(np.float64)
+            half = np.maximum(power, smallest) * 2.0**-digits
+            # Below a power of two, numbers lie half as far apart.
+            half[(stored == power) & (power > smallest) & (apart < 0)] /= 2
+            beyond = np.abs(apart) - half
+            same[part], is_close[part] = beyond <= 0, np.abs(beyond) < high * self.slack
+        return same, is_close
+
+
+def _rounded_exactly(read: Reading, wanted: Mask, dtype: np.dtype[Any]) -> Array:
+    """The norms of a few slices, each rounded once, by whole numbers."""
+    sums = dict.fromkeys(np.flatnonzero(wanted).tolist(), 0)
+    for block, first in read(wanted):
+        for box in boxes(block.shape, PAIRS):
+            start = first + box.channels.start
+            here = np.flatnonzero(wanted[start : first + box.channels.stop])
+            if here.size:
+                part = block[box.outer, box.channels, box.inner][:, here].astype(np.float64)
+                rows = np.moveaxis(part, 1, 0).reshape(here.size, -1)
+                for column in range(0, rows.shape[1], LONGEST_EXACT):
+                    found = exact_sums_of_squares(rows[:, column : column + LONGEST_EXACT])
+                    for channel, square in zip((start + here).tolist(), found, strict=True):
+                        sums[channel] += square
+    roots = [rounded_root(square, *PRECISION[dtype.name]) for square in sums.values()]
+    return np.array(roots).astype(dtype)
+
+
+class NormSum:
+    """The sum of squares of each slice, gathered from blocks in any order.
+
+    Args:
+        channels: number of slices.
+        wide: gather for norms in float64, rather than in float32 or narrower.
+    """
+
+    def __init__(self, channels: int, *, wide: bool) -> None:
+        self.wide = wide
+        self._numel = 0
+        self._sums = np.zeros((channels, 2))
+        self._high, self._low = self._sums.T
+        if wide:
+            self._exponent = np.full(channels, SMALLEST_EXPONENT, dtype=np.int64)
+            self._peak = np.zeros(channels)
+
+    def add(self, block: Array, first: int = 0) -> None:
+        """Take in a block of shape `(outer, channels, inner)` whose channels begin at `first`."""
+        if block.size and not self.wide and is_compiled(block.dtype):
+            sums = self._sums[first : first + block.shape[1]]
+            self._numel += block.size
+            kernel.add_squares(_COMPILED[block.dtype.name], raw(block), sums, block.shape[2])
+            return
+        for box in boxes(block.shape, STEP):
+            part = block[box.outer, box.channels, box.inner]
+            self.add_widened(widened(part), first + box.channels.start)
+
+    def add_widened(self, values: Float64, first: int = 0) -> None:
+        """Take in a block in float64 that is no larger than a step."""
+        where = slice(first, first + values.shape[1])
+        self._numel += values.size
+        if self.wide:
+            _have_rows_begun(values)
+            self._add_wide(values, where)
+            return
+        if values.shape[2] >= _SHORT_ROW:
+            sums = np.zeros(values.shape[1])
+            for start in range(0, values.shape[2], _LONGEST_DOT):
+                run = values[:, :, start : start + _LONGEST_DOT]
+                squares = np.vecdot(run, run)
+                sums += squares[0] if len(squares) == 1 else squares.sum(axis=0)
+        else:
+            squares = room("squares", values.size, _FLOAT64).reshape(values.shape)
+            np.square(values, out=squares)
+            if len(squares) > _MANY_ROWS:
+                squares = np.add.reduceat(squares, range(0, len(squares), _MANY_ROWS))
+            sums = squares.sum(axis=(0, 2))
+        self._high[where], error = two_sum(self._high[where], sums)
+        self._low[where] += error
+
+    def _add_wide(self, values: Float64, where: slice) -> None:
+        rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
+        largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+        self._peak[where] = np.maximum(self._peak[where], largest)
+        needed = np.frexp(np.where(np.isfinite(largest), largest, 1.0))[1].astype(np.int64)
+        needed[largest == 0] = SMALLEST_EXPONENT
+        old = self._exponent[where]
+        new = np.maximum(old, needed)
+        shrink = 2 * (old - new)
+        high, low = sum_of_squares(rows, new)
+        total, error = two_sum(np.ldexp(self._high[where], shrink), high)
+        low += np.ldexp(self._low[where], shrink) + error
+        self._high[where], self._low[where] = two_sum(total, low)
+        self._exponent[where] = new
+
+    def norms(self, read: Reading) -> Norms:
+        """The square roots of what has been gathered.
+
+        Args:
+            read: reads it again, for those of which only the exact sum tells how they are rounded.
+        """
+        if not self.wide:
+            total = self._high + self._low
+            # The error terms of an infinity are NaN.
+            np.copyto(total, self._high, where=np.isnan(total))
+            additions = min(self._numel // max(len(total), 1), _MOST_ADDITIONS)
+            slack = (additions + 8) * 2.0**-53  # twice the bound
+            return Norms(np.sqrt(total, out=total), slack=slack, read=read)
+        high, low = square_root(self._high, self._low)
+        # The error terms of an infinity are NaN: the norm of a slice with one is inf, or NaN.
+        finite = np.isfinite(self._peak)
+        high, low = np.where(finite, high, self._peak), np.where(finite, low, 0.0)
+        return Norms(high, low, self._exponent, _PAIR_SLACK, read)
+
+
+class Factors(NamedTuple):
+    """What each slice of v is multiplied by, `(high + low) * 2**exponent`, shape `(channels,)`.
+
+    `undefined` marks the slices that have no direction (all zero) under a g that is not 0;
+    `unchanged` those whose g is their norm already, so that the factor is exactly 1, `non_finite`
+    those with a NaN or Inf in g or v. Only those where float64 is involved have a low part and an
+    exponent.
+    """
+
+    high: Float64
+    undefined: Mask
+    unchanged: Mask
+    non_finite: Mask
+    low: Float64 | None = None
+    exponent: Int64 | None = None
+
+    def scale(self, block: Array, out: Array, first: int = 0) -> None:
+        """Write `block` times its channels' factors into `out`, both `(outer, channels, inner)`.
+
+        They may be one array; their channels begin at `first`.
+        """
+        if block.size and self.low is None and block.dtype == out.dtype and is_compiled(out.dtype):
+            pairs = np.zeros((block.shape[1], 2))
+            pairs[:, 0] = self.high[first : first + block.shape[1]]
+            name = _COMPILED[block.dtype.name]
+            kernel.scale(name, raw(block), pairs, raw(out), block.shape[2])
+            return
+        for box in boxes(block.shape, STEP):
+            place = box.outer, box.channels, box.inner
+            self.scale_widened(widened(block[place]), out[place], first + box.channels.start)
+
+    def scale_widened(self, values: Float64, out: Array, first: int = 0) -> None:
+        """The same for a block in float64 that is no larger than a step, and is used up."""
+        where = slice(first, first + values.shape[1])
+        high, low, exponent = self.high[where, None], self.low, self.exponent
+        _have_rows_begun(values)
+        if low is None or exponent is None:
+            np.multiply(values, high, out=values)
+            np.copyto(out, values, casting="unsafe")
+            return
+        low, exponent = low[where, None], exponent[where, None]
+        near, rest = np.ldexp(high, exponent), np.ldexp(low, exponent)
+        for box in boxes(values.shape, PAIRS):
+            place, rows = (box.outer, box.channels, box.inner), box.channels
+            part = values[place]
+            product = times_in_range(part, near[rows], rest[rows])
+            if product is None:
+                mantissa, places = np.frexp(part)
+                product = times(mantissa, high[rows], low[rows])
+                product = np.ldexp(product, places + exponent[rows])
+            np.copyto(out[place], product, casting="unsafe")
+
+
+def factors(g: Array, norms: Norms, *, may_match: bool = True, empty: bool = False) -> Factors:
+    """`g / ||v||` per channel, exactly 1 where g already is the norm of v in g's dtype.
+
+    Args:
+        g: shape `(channels,)`, the magnitudes as they are stored.
+        norms: of v's slices.
+        may_match: g and v have one dtype, so that a g can be the norm of v as it was stored.
+        empty: v has no elements, so that no direction can be undefined.
+    """
+    stored = g.astype(np.float64)
+    unchanged = norms.matches(g) if may_match else np.zeros(g.shape, np.bool_)
+    zero = norms.high == 0
+    undefined = zero
+    if zero.any():
+        unchanged |= zero & (stored == 0)
+        undefined = zero & (stored != 0) & (not empty)
+    non_finite = ~(np.isfinite(stored) & np.isfinite(norms.high))
+    if norms.low is None or norms.exponent is None:
+        high = stored / norms.high
+        if unchanged.any():
+            high[unchanged] = 1
+        return Factors(high, undefined, unchanged, non_finite)
+    g_part, g_exponent = np.frexp(stored)
+    n_part, n_exponent = np.frexp(norms.high)
+    high, low = quotient(g_part, n_part, np.ldexp(norms.low, -n_exponent))
+    exponent = g_exponent.astype(np.int64) - n_exponent - norms.exponent
+    return Factors(
+        np.where(unchanged, 1.0, high),
+        undefined,
+        unchanged,
+        non_finite,
+        np.where(unchanged, 0.0, low),
+        np.where(unchanged, 0, exponent),
+    )

@@ -1,0 +1,1 @@
+"""What a checkpoint is: frozen values, neither files nor NumPy."""

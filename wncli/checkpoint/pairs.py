@@ -1,0 +1,59 @@
+"""A weight-norm pair: a magnitude and its direction, as they are stored or are to be."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from wncli.checkpoint.dims import magnitude_shape
+from wncli.checkpoint.naming import Naming, pair_names
+from wncli.checkpoint.tensors import DType, TensorSpec, product_dtype
+
+
+class Pair(NamedTuple):
+    """A magnitude and its direction; `stale` is a tensor that stands under the weight's own name.
+
+    `dim` is the lowest that g's shape can mean, None for the whole tensor.
+    """
+
+    weight: str
+    naming: Naming
+    g: TensorSpec
+    v: TensorSpec
+    dim: int | None
+    stale: TensorSpec | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return self.v.shape
+
+    @property
+    def numel(self) -> int:
+        """Number of the weight's elements."""
+        return self.v.numel
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The pair's tensors, the stale one included."""
+        return tuple(spec for spec in (self.g, self.v, self.stale) if spec)
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of the weight: the pair's, or what PyTorch promotes a mixed pair to."""
+        return product_dtype(self.g.dtype, len(self.g.shape), self.v.dtype)
+
+
+class Halves(NamedTuple):
+    """A pair of the output: the names of the weight, of g and v, their spelling, and g's shape."""
+
+    weight: str
+    g: str
+    v: str
+    naming: Naming
+    g_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, weight: str, shape: tuple[int, ...], dim: int | None, naming: Naming) -> Halves:
+        """Those that PyTorch makes for a weight of this full name and shape."""
+        g, v = pair_names(weight, naming)
+        return cls(weight, g, v, naming, magnitude_shape(shape, dim))

@@ -1,0 +1,1 @@
+"""Every byte range written; then the output takes its place."""

@@ -1,0 +1,126 @@
+"""Computes what stands in a slot of the output but not, as it is, in the input, run by run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from wncli.checkpoint.layout import Elements, Magnitude, Product
+from wncli.checkpoint.tensors import Storage
+from wncli.storage.source import Source
+from wncli.streaming.blocks import TensorBlocks
+from wncli.streaming.fast_fold import UsualFolding, usual_magnitude
+
+if TYPE_CHECKING:
+    from wncli.arithmetic.norms import Array
+    from wncli.checkpoint.pairs import Pair
+    from wncli.checkpoint.tensors import TensorSpec
+    from wncli.notes import Note
+    from wncli.storage.source import Sources
+    from wncli.streaming.fold import Folding
+
+
+class Patches(NamedTuple):
+    """Elements of v that give all-zero slices a direction, and the bytes of the output they go to.
+
+    The places ascend, as many elements apart.
+    """
+
+    places: Array
+    elements: Array
+
+
+#: A place in the slot, and the bytes that begin there; they are good until the next are asked for.
+_Run = tuple[int, memoryview]
+
+
+def computed(
+    content: Elements | Magnitude | Product,
+    sources: Sources,
+    descriptor: int,
+    notes: list[Note],
+    patches: list[Patches],
+) -> Iterator[_Run]:
+    """The bytes of a slot.
+
+    Args:
+        content: what the slot is made of.
+        sources: the input's files.
+        descriptor: the output, for a magnitude of what stands there by now.
+        notes: gets what the data shows, with the last run.
+        patches: gets what gives all-zero slices of v a direction.
+
+    Raises:
+        WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
+    """
+    match content:
+        case Elements(tensor):
+            return _elements(tensor, sources)
+        case Magnitude():
+            return _magnitude(content, sources, descriptor, notes, patches)
+        case Product(pair, row_major):
+            source = sources[pair.v.storage.file]
+            blocks = TensorBlocks(source, pair.v, pair.dim, row_major=row_major)
+            return _product(pair, sources, blocks, notes)
+
+
+def _elements(tensor: TensorSpec, sources: Sources) -> Iterator[_Run]:
+    blocks = TensorBlocks(sources[tensor.storage.file], tensor, row_major=True)
+    for block in blocks:
+        yield block.start * tensor.dtype.itemsize, blocks.read_bytes(block)
+
+
+def _product(
+    pair: Pair, sources: Sources, blocks: TensorBlocks, notes: list[Note]
+) -> Iterator[_Run]:
+    """Block by block: by the compiled loops where all is usual in it, else by NumPy."""
+    usual = UsualFolding.of(sources, pair, blocks)
+    thorough: Folding | None = None
+    for block in blocks:
+        w = usual.product(block) if usual else None
+        if w is None:
+            from wncli.arithmetic.norms import raw
+            from wncli.streaming.fold import Folding
+
+            thorough = thorough or Folding(sources, pair, blocks)
+            w = raw(thorough.product(block))
+        yield block.start * pair.dtype.itemsize, w
+    notes += thorough.notes() if thorough else ()
+
+
+def _magnitude(
+    content: Magnitude,
+    sources: Sources,
+    descriptor: int,
+    notes: list[Note],
+    patches: list[Patches],
+) -> Iterator[_Run]:
+    weight, dim = content.weight, content.dim
+    if content.of_output:
+        sources, weight = _as_written(content, sources, descriptor)
+    g: bytes | memoryview | None = usual_magnitude(sources, weight, dim)
+    if g is None:
+        from wncli.arithmetic.norms import raw
+        from wncli.streaming.fold import split_weight
+
+        split = split_weight(sources, weight, dim)
+        notes += split.notes
+        if split.zero.size:
+            step = 0 if dim is None else content.strides[dim]
+            elements = content.offset + step * split.zero
+            places = content.direction + elements * weight.dtype.itemsize
+            patches.append(Patches(places, split.units))
+        g = raw(split.g)
+    yield 0, memoryview(g)
+
+
+def _as_written(
+    content: Magnitude, sources: Sources, descriptor: int
+) -> tuple[Sources, TensorSpec]:
+    """The weight of a magnitude, as it stands in the output by now."""
+    weight = content.weight
+    file = open(descriptor, "rb", buffering=0, closefd=False)  # noqa: SIM115
+    written = Source(sources[weight.storage.file].path, file)
+    storage = Storage(weight.name, content.direction, written.nbytes - content.direction)
+    placed = weight._replace(storage=storage, offset=content.offset, strides=content.strides)
+    return (written,), placed

@@ -1,0 +1,145 @@
+"""Writes what is laid out: a file, or the files of a folder, then puts it in its place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wncli.errors import WnError
+from wncli.formats.huggingface.index import index_kind
+from wncli.notes import Note
+from wncli.plan.shards import (
+    HUGGING_FACE_NAMES,
+)
+from wncli.storage.replace_file import unwritable
+from wncli.storage.signals import unfinished
+from wncli.storage.source import unreadable
+
+if TYPE_CHECKING:
+    from wncli.layout.files import Outputs
+    from wncli.plan.actions import Plan
+    from wncli.plan.destination import Target
+    from wncli.storage.replace_folder import NewFiles
+    from wncli.storage.source import Sources
+
+#: Called with the bytes that have just been written and the bytes that there will be.
+Progress = Callable[[int, int], None]
+
+
+def make_parent(target: Target) -> None:
+    """Make the directory that the output is to stand in.
+
+    Raises:
+        FileError: the system does not let it be made.
+    """
+    try:
+        target.path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(target.path.parent, error) from None
+
+
+def write(
+    outputs: Outputs,
+    sources: Sources,
+    progress: Progress | None,
+    *,
+    force: bool,
+    verified: Plan | None = None,
+) -> tuple[Note, ...]:
+    """Write everything, then put it in its place; what is there already only with `force`.
+
+    With `verified`, the plan that the outputs come from, all is read back before it is put there.
+
+    Returns:
+        What the data showed.
+
+    Raises:
+        WnError: refused; nothing has been written.
+    """
+    from wncli.fill.fill import fill
+    from wncli.storage.replace_file import allocate, replacing
+    from wncli.storage.replace_folder import replacing_folder
+
+    total = outputs.nbytes * (2 if verified else 1)
+
+    def report(count: int) -> None:
+        if progress:
+            progress(count, total)
+
+    target = outputs.target
+
+    def read_back(written: Path, notes: tuple[Note, ...]) -> None:
+        if verified:
+            from wncli.analysis.verify import verify
+
+            verify(verified, sources, written, str(target.path), notes, report)
+
+    if not target.is_folder:
+        ((_, layout),) = outputs.files
+        with unfinished, replacing(target.path, layout.nbytes, force=force) as temporary:
+            written, descriptor = temporary
+            notes = fill(layout, sources, descriptor, report)
+            read_back(written, notes)
+            return notes
+    notes = ()
+    index = (outputs.index,) if outputs.index else ()
+    companions = [path for path in outputs.companions if not _is_in(path, target.path)]
+    names = [path.name for path in companions]
+    names += [name for name, _ in (*outputs.files, *index)]
+    with (
+        unfinished,
+        replacing_folder(
+            target.path, names, partial(_checkpoint_in, target), force=force
+        ) as new_files,
+    ):
+        for name, layout in outputs.files:
+            with new_files.create(name) as new:
+                allocate(new.fileno(), layout.nbytes)
+        for name, layout in outputs.files:
+            with new_files.open(name) as laid_out:
+                notes += fill(layout, sources, laid_out.fileno(), report)
+        for path in companions:
+            _copy_companion(path, new_files)
+        for name, content in index:
+            new_files.write(name, content)
+        read_back(new_files.path, notes)
+    return notes
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return folder.is_dir() and path.parent.samefile(folder)
+
+
+def _copy_companion(path: Path, new_files: NewFiles) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(str(path), error) from None
+    new_files.write(path.name, content, path)
+
+
+def _checkpoint_in(target: Target) -> tuple[str, ...]:
+    """The files of the checkpoint in a folder that is to be replaced, the indexes last.
+
+    That is the one which the folder stands for, and whatever would be read before the new one:
+    safetensors files come before torch files.
+    """
+    from wncli.formats.huggingface.folder import find_in_folder
+    from wncli.formats.huggingface.index import read_index
+    from wncli.storage.source import Source
+
+    if not target.path.is_dir():
+        return ()
+    present = sorted(entry.name for entry in target.path.iterdir())
+    formats = {"safetensors", target.format}
+    found = [name for name in present if HUGGING_FACE_NAMES.get(name) in formats]
+    found += [name for name in present if index_kind(name) in formats]
+    with contextlib.suppress(WnError):
+        found.append(find_in_folder(target.path)[0].name)
+    for name in [name for name in found if index_kind(name)]:
+        with contextlib.suppress(WnError, OSError), (target.path / name).open("rb") as file:
+            found += read_index(Source(target.path / name, file)).file_names
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,1 @@
+"""Folders and indexes of shards, as `save_pretrained` writes them."""

@@ -1,0 +1,181 @@
+"""Finds the checkpoint in a folder: an index, or the one file that can be meant.
+
+Where several stand there under the names that Hugging Face's libraries give them, the first in
+their own order is taken: safetensors before torch, and of each the whole file before the index
+(transformers `modeling_utils.py`, `_get_resolved_checkpoint_files`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+from wncli.errors import FileError, few
+from wncli.formats.distributed import refuse_distributed_folder
+from wncli.formats.huggingface.index import index_kind
+from wncli.formats.safetensors.reader import looks_like_safetensors
+from wncli.hints import path_word
+from wncli.notes import Note
+from wncli.storage.source import unreadable
+from wncli.storage.temporary import PARTIAL_SUFFIX, REPLACED
+
+_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar"}
+_RANKS = {
+    "model.safetensors": 0,
+    "diffusion_pytorch_model.safetensors": 0,
+    "pytorch_model.bin": 2,
+    "diffusion_pytorch_model.bin": 2,
+}
+_INDEX_RANKS = {"safetensors": 1, "torch": 3}
+_OTHER = 4
+_SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.\w+")
+#: What the Trainer of transformers, and accelerate, write beside a model.
+_TRAINER = re.compile(
+    r"(training_args"
+    r"|(optimizer|scheduler|scaler|sampler|rng_state|random_states|custom_checkpoint)(_\d+)?)"
+    r"\.(bin|pt|pth|pkl)"
+)
+#: Entries of a folder that are looked at to say where a checkpoint is.
+_MOST_ENTRIES = 1000
+#: Bytes that show whether a file begins as a checkpoint does.
+LONGEST_START = 512
+
+
+def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
+    """The checkpoint's file or index in this folder, and a note of what was passed over for it.
+
+    Raises:
+        FileError: nothing there is one, or several files can be meant.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            is_folder = {entry.name: _is_folder(entry) for entry in entries}
+    except OSError as error:
+        raise unreadable(str(folder), error) from None
+    names = sorted(name for name, whether in is_folder.items() if not whether)
+    refuse_distributed_folder(folder, names, is_folder)
+    ranks = _rank(names)
+    if not ranks:
+        raise _nothing(folder, names)
+    best = min(ranks.values())
+    chosen = [name for name, rank in ranks.items() if rank == best]
+    if best not in _INDEX_RANKS.values():
+        # An index says which files are its own; beside a whole file, any other can be meant.
+        chosen += [name for name, rank in ranks.items() if rank == _OTHER != best]
+    if len(chosen) > 1:
+        what = "indexes" if best in _INDEX_RANKS.values() else "checkpoints"
+        raise FileError(
+            str(folder),
+            f"several {what} stand in this directory",
+            expected="one that can be meant",
+            found=few(chosen, 8),
+            hint="give one of them: "
+            + " or ".join(path_word(folder / name) for name in chosen[:3]),
+        )
+    passed_over = [name for name, rank in ranks.items() if best < rank < _OTHER]
+    notes: tuple[Note, ...] = ()
+    if passed_over:
+        message = f"{chosen[0]} is read, and not {' or '.join(passed_over)}, as transformers does"
+        notes = (Note("passed-over", message, chosen[0]),)
+    return folder / chosen[0], notes
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links, which is refused once it is to be opened
+        return False
+
+
+def _rank(names: list[str]) -> dict[str, int]:
+    """The files that can be meant, each with its place in the order of preference."""
+    ranks: dict[str, int] = {}
+    spare: dict[str, int] = {}
+    indexes = {name: _INDEX_RANKS[kind] for name in names if (kind := index_kind(name))}
+    for name in names:
+        if name.startswith("."):
+            continue
+        shard = _SHARD.fullmatch(name)
+        whole = not shard or (not indexes and int(shard[1]) == 1)
+        if not whole or PurePosixPath(name).suffix not in _SUFFIXES:
+            continue
+        group = spare if _TRAINER.fullmatch(name) else ranks
+        group[name] = _RANKS.get(name, _OTHER)
+    return ranks | indexes or spare
+
+
+def _nothing(folder: Path, names: list[str]) -> FileError:
+    shards = [name for name in names if _SHARD.fullmatch(name)]
+    interrupted = sorted(folder.glob(f".*{PARTIAL_SUFFIX}/{REPLACED}"))
+    if interrupted:
+        return FileError(
+            str(folder),
+            "a run that put new files in this directory was killed meanwhile",
+            expected="its old files, or the new ones",
+            found=f"the old ones in {interrupted[0]}",
+            hint=f"mv {path_word(interrupted[0])}/* {path_word(folder)}/",
+        )
+    if shards:
+        return FileError(
+            str(folder),
+            "the files in this directory are shards, and their index is missing",
+            expected="an index beside them, such as model.safetensors.index.json",
+            found=few(shards),
+            hint=f"{path_word(folder / shards[0])} is one of them; all need their index",
+        )
+    near = places_of_checkpoints(folder)
+    return FileError(
+        str(folder),
+        "no checkpoint stands in this directory",
+        expected="a checkpoint file, or the index of a sharded one,"
+        f" by the names {' '.join(sorted(_SUFFIXES))} .index.json",
+        found=few(names, 8) or "no files",
+        hint=inspect_commands(near) or "give the file itself",
+    )
+
+
+def inspect_commands(places: Sequence[Path]) -> str:
+    """What to type for one of these places."""
+    return " or ".join(f"wn inspect {path_word(place)}" for place in places[:3])
+
+
+def places_of_checkpoints(folder: Path) -> list[Path]:
+    """The files in a folder, and the folders in it, that a checkpoint can be read from."""
+    try:
+        return sorted(_places(folder))
+    except OSError:
+        return []
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in islice(entries, _MOST_ENTRIES):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                with os.scandir(entry) as inner:
+                    ranks = _rank([one.name for one in islice(inner, _MOST_ENTRIES)])
+                if ranks:
+                    with contextlib.suppress(FileError):  # several that can be meant
+                        find_in_folder(Path(entry))
+                        yield Path(entry)
+            elif entry.is_file() and _is_checkpoint(Path(entry)):
+                yield Path(entry)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    with path.open("rb") as file:
+        return starts_as_checkpoint(file.read(LONGEST_START), os.fstat(file.fileno()).st_size)
+
+
+def starts_as_checkpoint(start: bytes, nbytes: int) -> bool:
+    """Whether a file of so many bytes begins as checkpoints do."""
+    if start.startswith(b"\x80"):
+        from wncli.formats.torch.legacy import MAGIC
+
+        return MAGIC in start[:32]
+    return start.startswith(b"PK\x03\x04") or looks_like_safetensors(start, nbytes)

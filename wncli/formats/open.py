@@ -1,0 +1,215 @@
+"""Opens a checkpoint by its content, whatever its name ends with."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.errors import FileError, FormatError
+from wncli.hints import path_word
+from wncli.notes import Note
+from wncli.storage.source import Source, Sources, unreadable
+
+
+@contextmanager
+def open_checkpoint(
+    path: Path, *, for_weights: bool = False
+) -> Iterator[tuple[Checkpoint, Sources]]:
+    """Open the checkpoint at `path`; the sources stay open for reading tensor data.
+
+    A directory stands for the checkpoint in it. An index stands for all the files that it lists:
+    there is one source for each, at the place that its number says.
+
+    Args:
+        path: the checkpoint.
+        for_weights: only the state dicts are wanted: what they were read from, which can be larger
+            than all that is made of it, is forgotten.
+
+    Raises:
+        FileError: there is no readable file, or a directory in which none or several can be meant;
+            or this machine is big-endian.
+        FormatError: it is no checkpoint, or a damaged one.
+    """
+    _refuse_big_endian_machine(path)
+    file = path
+    notes: tuple[Note, ...] = ()
+    with _reading(path):
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    if is_folder:
+        from wncli.formats.huggingface.folder import find_in_folder
+
+        file, notes = find_in_folder(path)
+    with ExitStack() as stack:
+        source = Source(file, stack.enter_context(_open(file)))
+        # No name here keeps the checkpoint: who has it may want to forget what is no more needed.
+        yield _opened(*_read_all(path, source, stack), notes, for_weights=for_weights)
+
+
+def _refuse_big_endian_machine(path: Path) -> None:
+    """Files have their elements little-endian, and the arithmetic takes them as they are."""
+    if sys.byteorder != "little":
+        raise FileError(
+            str(path),
+            "this machine is big-endian, and checkpoints are little-endian",
+            expected="a little-endian machine",
+            found=f"byte order {sys.byteorder}",
+            hint="run wn where the byte order is little: on x86-64 or arm64",
+        )
+
+
+def _opened(
+    checkpoint: Checkpoint, sources: Sources, notes: tuple[Note, ...], *, for_weights: bool
+) -> tuple[Checkpoint, Sources]:
+    found = replace(checkpoint, notes=notes + checkpoint.notes)
+    if for_weights:
+        found = replace(found, tree=None, would_run=(), shards=())
+    return found, sources
+
+
+def _open(path: Path) -> IO[bytes]:
+    with _reading(path):
+        _refuse_irregular(path, path.stat())
+        # Not to wait, should it have become a FIFO by now.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        try:
+            _refuse_irregular(path, os.fstat(file.fileno()))
+        except FileError:
+            file.close()
+            raise
+        return file
+
+
+def _refuse_irregular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError(str(path), "this is no regular file", expected="a checkpoint file")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the system says about `path` into refusals."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileError(
+            str(path), "no such file", expected="a checkpoint", hint=_near_files(path)
+        ) from None
+    except OSError as error:
+        raise unreadable(str(path), error) from None
+    except ValueError:
+        raise FileError(str(path), "no file can have this name") from None
+
+
+def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint, Sources]:
+    """What a file holds, or the files that it is the index of."""
+    start = source.read_at(0, min(512, source.nbytes), "the first bytes")
+    if start.lstrip().startswith(b"{") and b"\0" not in start[:8]:  # no safetensors' length
+        from wncli.formats.huggingface.index import is_index, read_index
+        from wncli.formats.huggingface.shards import open_shards
+
+        if is_index(source):
+            return open_shards(path, read_index(source), stack, _read)
+    return _read(source), (source,)
+
+
+def _read(source: Source) -> Checkpoint:
+    start = source.read_at(0, min(512, source.nbytes), "the first bytes")
+    _refuse_two_formats(source, start)
+    if source.path.suffix == ".distcp":  # a part may look whole
+        from wncli.formats.distributed import refuse_distributed_file
+
+        refuse_distributed_file(source.path, start)
+    if start.startswith(b"PK\x03\x04"):
+        from wncli.formats.torch.zip_reader import read_torch_zip
+
+        return read_torch_zip(source)
+    if _is_legacy(start):
+        from wncli.formats.torch.legacy import read_torch_legacy
+
+        return read_torch_legacy(source)
+    from wncli.formats.safetensors.reader import looks_like_safetensors, read_safetensors
+
+    if looks_like_safetensors(start, source.nbytes):
+        return read_safetensors(source)
+    from wncli.formats.foreign import refuse_file
+
+    raise refuse_file(source, start)
+
+
+def _refuse_two_formats(source: Source, start: bytes) -> None:
+    """A file that is one thing to one reader, and another to the next, is nothing.
+
+    PyTorch tries zip, then tar, then its legacy format; safetensors' reader takes what is its own.
+
+    Raises:
+        FormatError: it can be read in two formats.
+    """
+    claims = [
+        name
+        for name, claimed in (
+            ("a zip archive", start.startswith(b"PK\x03\x04")),
+            ("a legacy torch file", _is_legacy(start)),
+            ("safetensors", start[8:].lstrip(b" \t\r\n").startswith(b"{")),
+            ("a tar archive", _is_tar(start)),
+        )
+        if claimed
+    ]
+    if "safetensors" in claims and len(claims) > 1:
+        from wncli.formats.safetensors.reader import looks_like_safetensors
+
+        if not looks_like_safetensors(start, source.nbytes):
+            claims.remove("safetensors")
+    if len(claims) > 1:
+        raise FormatError(
+            source.where,
+            "two formats claim this file, and it is another in each",
+            expected="one format",
+            found=" and ".join(claims),
+            hint="load it in the way that it was meant, and save it again",
+        )
+
+
+def _is_legacy(start: bytes) -> bool:
+    if not start.startswith(b"\x80"):
+        return False
+    from wncli.formats.torch.legacy import MAGIC
+
+    return MAGIC in start[:32]  # behind the protocol, and from 4 on a frame
+
+
+#: Bytes of a tar's header, where its checksum is in it, and what that is spelled with.
+_TAR_BLOCK = 512
+_TAR_CHECKSUM = slice(148, 156)
+_OCTAL = b"01234567 \0"
+
+
+def _is_tar(start: bytes) -> bool:
+    """Whether a file begins with a header that Python's tarfile takes, which PyTorch asks."""
+    checksum = start[_TAR_CHECKSUM]
+    is_spelled = not checksum.strip(_OCTAL) or checksum[:1] in {b"\x80", b"\xff"}
+    if len(start) < _TAR_BLOCK or not is_spelled:
+        return False
+    import tarfile
+
+    try:
+        tarfile.TarInfo.frombuf(start[:_TAR_BLOCK], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _near_files(path: Path) -> str:
+    import difflib
+
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=3)
+    return " or ".join(path_word(path.parent / name) for name in near)

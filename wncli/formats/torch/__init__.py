@@ -1,0 +1,1 @@
+"""PyTorch files: zip archives, legacy files and TorchScript, read without PyTorch."""

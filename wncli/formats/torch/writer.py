@@ -1,0 +1,139 @@
+"""Makes the pickle of a torch file from a plan: the input's tree with its tensors exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from wncli.checkpoint.checkpoint import aliases
+from wncli.checkpoint.keys import Key, Keys, Position, shown
+from wncli.checkpoint.layout import Content
+from wncli.errors import FormatError
+from wncli.formats.pickles.nodes import Dict, Node, entries_of
+from wncli.formats.torch.beside import respell_beside
+from wncli.formats.torch.build import Build
+from wncli.formats.torch.keys import key_of
+from wncli.notes import Note
+from wncli.plan.actions import Part, Plan, left_out, results_of
+
+_DEFAULT_PROTOCOL = 2
+
+
+class TorchContent(NamedTuple):
+    """A torch file before it is laid out: the pickle, and what fills the storages it names.
+
+    Storage number i (`data/i`) is filled with `contents[i]`; the `direction` of a `Magnitude`
+    is such a number here.
+    """
+
+    pickle: bytes
+    names: tuple[str, ...]
+    contents: tuple[Content, ...]
+    notes: tuple[Note, ...]
+
+
+def torch_content(plan: Plan) -> TorchContent:
+    """The pickle that carries out `plan`, whatever the input's format.
+
+    Raises:
+        FormatError: a tensor's dtype does not exist in PyTorch.
+    """
+    tree = plan.checkpoint.tree
+    build = Build(tree, elsewhere=plan.elsewhere)
+    left = tree.without(plan.drop) if tree else {}
+    beside = respell_beside(plan, left)
+    edits: dict[int, list[Node]] = dict(left)
+    state_dicts: dict[Keys, Node] = {}
+    edited: dict[int, Part] = {}
+    for part in plan.parts:
+        node = tree.mappings.get(part.state_dict.keys) if tree else None
+        if node is None:
+            if plan.alone or tree is None:
+                state_dicts[part.keys] = build.flat(part)
+            continue
+        entries = left[id(node)] if id(node) in left else entries_of(node) or []
+        first = edited.setdefault(id(node), part)
+        differs = first is not part and first.actions != part.actions
+        if differs:  # one mapping under two keys, which is to become two
+            node = replace(node)
+        state_dicts[part.keys] = node
+        if differs or first is part:
+            edits[id(node)] = build.state_dict(part, entries)
+    if tree and not plan.alone:
+        root, protocol = tree.root, tree.protocol
+    else:
+        root = _nested(state_dicts, edits, str(plan.checkpoint.path))
+        protocol = tree.protocol if tree else _DEFAULT_PROTOCOL
+    pickle, contents = build.finish(root, protocol, edits)
+    names = [name for part in plan.parts for a in part.actions for name, _ in results_of(a)]
+    notes = (*_lost_metadata(plan), *_lost_entries(plan), *beside)
+    return TorchContent(pickle, tuple(names), contents, notes)
+
+
+def _nested(
+    state_dicts: Mapping[Keys, Node], edits: dict[int, list[Node]], where: str, above: Keys = ()
+) -> Node:
+    """State dicts in plain dicts, lists and tuples, each at its path below `above`.
+
+    Raises:
+        FormatError: a list would have to have items that are none of them.
+    """
+    own = state_dicts.get(())
+    below: dict[Key, dict[Keys, Node]] = {}
+    for keys, node in state_dicts.items():
+        if keys:
+            below.setdefault(keys[0], {})[keys[1:]] = node
+    items = {key: _nested(inner, edits, where, (*above, key)) for key, inner in below.items()}
+    positions = [key for key in items if isinstance(key, Position)]
+    if positions:
+        return _listed(items, positions, where, above)
+    if own is None:
+        return Dict(list(items.items()))
+    if items:  # one state dict inside another
+        entries = edits[id(own)] if id(own) in edits else entries_of(own) or []
+        kept = [(key, value) for key, value in entries if key_of(key, 0) not in items]
+        own = replace(own)
+        edits[id(own)] = [*kept, *items.items()]
+    return own
+
+
+def _listed(
+    items: Mapping[Key, Node], positions: Sequence[Position], where: str, above: Keys
+) -> Node:
+    """The list or tuple of these items, which has to be all that is in it."""
+    size = positions[0].of
+    if len(positions) < size:
+        kind = "tuple" if positions[0].in_tuple else "list"
+        missing = next(n for n in range(size) if Position(n) not in items)
+        raise FormatError(
+            where,
+            f"REFERENCE has its state dict in a {kind} at {shown(above) or 'the top'}, and there is"
+            f" nothing to write as item {missing:,} of it",
+            expected=f"a {kind} of state dicts that all have their counterparts here",
+            found=f"{len(positions):,} of {size:,} items",
+            hint="take as REFERENCE a file with the state dict alone, without the list",
+        )
+    ordered = [items[position] for position in sorted(positions, key=lambda place: place.number)]
+    return tuple(ordered) if positions[0].in_tuple else ordered
+
+
+def _lost_entries(plan: Plan) -> list[Note]:
+    """What stood beside or in the state dicts that are written by themselves."""
+    tree = plan.checkpoint.tree
+    mapped = [part for part in plan.parts if tree and part.state_dict.keys in tree.mappings]
+    lost = left_out(plan, mapped) if plan.alone or tree is None else []
+    if not lost:
+        return []
+    return [Note("left-out", f"left out: {', '.join(lost)}")]
+
+
+def _lost_metadata(plan: Plan) -> list[Note]:
+    """What safetensors metadata says, and torch files have no place for."""
+    ties = {name for part in plan.parts for name in aliases(plan.checkpoint, part.state_dict)}
+    metadata = plan.checkpoint.metadata or {}
+    lost = [k for k, v in metadata.items() if k not in ties and (k, v) != ("format", "pt")]
+    if not lost:
+        return []
+    message = f"torch files hold no safetensors metadata; left out: {', '.join(lost)}"
+    return [Note("left-out", message, str(plan.checkpoint.path), is_warning=True)]

@@ -1,0 +1,66 @@
+"""Reads the zip that `torch.save` writes since PyTorch 1.6, and tells its look-alikes apart.
+
+Every member is stored, never compressed, so each storage is one run of bytes in the file.
+"""
+
+from __future__ import annotations
+
+from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.errors import FormatError
+from wncli.formats.pickles.reader import read_pickle
+from wncli.formats.torch.archive import TorchArchive, no_checkpoint
+from wncli.formats.torch.calls import find_calls
+from wncli.formats.torch.state_dicts import read_tree
+from wncli.storage.source import Source
+
+
+def read_torch_zip(source: Source) -> Checkpoint:
+    """Open a torch zip checkpoint, or a TorchScript archive.
+
+    Raises:
+        FormatError: no readable archive, or one that breaks the rules of the format.
+    """
+    archive = TorchArchive(source)
+    _refuse_lookalikes(archive)
+    if archive.has("constants.pkl") or any(name.startswith("code/") for name in archive.members):
+        from wncli.formats.torch.torchscript import read_torchscript
+
+        return read_torchscript(archive)
+    if not archive.has("data.pkl"):
+        raise no_checkpoint(source, list(archive.members))
+    for member in archive.members.values():
+        archive.refuse_packed(member)
+    archive.refuse_version()
+    archive.refuse_big_endian()
+    pickle = archive.read("data.pkl")
+    pickled = read_pickle(pickle, f"{source.where}: data.pkl")
+    found = read_tree(pickled, len(pickle), archive.locate, source.where)
+    return Checkpoint(
+        source.path,
+        "torch",
+        source.nbytes,
+        found.state_dicts,
+        found.entries,
+        tree=found.tree,
+        refused_names=found.refused_names,
+        would_run=find_calls([pickled], found.tree, found.entries),
+        notes=archive.notes() + found.notes,
+    )
+
+
+def _refuse_lookalikes(archive: TorchArchive) -> None:
+    where = archive.source.where
+    if archive.has(".data/extern_modules"):
+        raise FormatError(
+            where,
+            "this is a torch.package archive, code and objects, not a checkpoint",
+            expected="a file that torch.save wrote",
+            hint="load the object with torch.package.PackageImporter and save its state_dict()",
+        )
+    if archive.has("model.json"):
+        raise FormatError(
+            where,
+            "this is a TorchScript archive as PyTorch wrote it before version 1.4",
+            expected="a TorchScript archive with a data.pkl",
+            hint="load it with torch.jit.load, and save it under a new name with torch.jit.save",
+        )

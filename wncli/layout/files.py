@@ -1,0 +1,192 @@
+"""Lays out the files that a plan comes to: one, or a folder of shards and what goes with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wncli.checkpoint.checkpoint import aliases
+from wncli.checkpoint.layout import Layout, Slot, Whole
+from wncli.checkpoint.tensors import Storage
+from wncli.errors import UsageError, WnError
+from wncli.formats.huggingface.index import index_kind
+from wncli.formats.huggingface.shard_files import resolve
+from wncli.hints import option
+from wncli.notes import Note
+from wncli.plan.actions import left_out
+from wncli.plan.destination import beside
+from wncli.plan.shards import (
+    HUGGING_FACE_NAMES,
+    OutputFormat,
+    ShardOutput,
+    index_name,
+    keep_shards,
+    renamed,
+    split_by_size,
+    stored_nbytes,
+)
+
+if TYPE_CHECKING:
+    from wncli.checkpoint.checkpoint import Checkpoint
+    from wncli.plan.actions import Plan
+    from wncli.plan.destination import Target
+
+#: The suffixes of what goes with a checkpoint, and the beginnings of names without one.
+_COMPANIONS = frozenset(
+    {".json", ".txt", ".md", ".model", ".py", ".yaml", ".yml", ".toml", ".jinja", ".tiktoken"}
+)
+_PAPERS = ("LICENSE", "LICENCE", "NOTICE", "README")
+#: Bytes; larger files are no config and no tokenizer.
+_SMALL = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Every file of the output before anything is written.
+
+    `files` are laid out, `index` is the name and content of what lists them, `companions` are
+    copied as they are.
+    """
+
+    target: Target
+    files: tuple[tuple[str, Layout], ...]
+    index: tuple[str, bytes] | None = None
+    companions: tuple[Path, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files that are laid out."""
+        return sum(layout.nbytes for _, layout in self.files)
+
+
+def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
+    """Lay out what `plan` comes to; `folder` is where the input's companions stand, if it is one.
+
+    Raises:
+        WnError: the format, or a folder of shards, cannot hold it.
+    """
+    if not target.is_folder:
+        # As torch.save has it: the file's name, unless it is no ASCII.
+        stem = target.path.stem if target.path.stem.isascii() else ""
+        layout, found = _lay_out_file(plan, target.format, stem or "archive")
+        return Outputs(target, ((target.path.name, layout),), notes=found)
+    companions = _companions(folder) if folder else ()
+    along = _companion_notes(companions)
+    if target.max_shard is None and not plan.checkpoint.shards:  # one file, in a folder of its own
+        name = plan.checkpoint.path.name
+        if not plan.checkpoint.format.startswith(target.format):
+            known = name in HUGGING_FACE_NAMES
+            name = (
+                renamed(name, target.format)
+                if known
+                else beside(Path(), plan.checkpoint.path, target.format).name
+            )
+        layout, found = _lay_out_file(plan, target.format, Path(name).stem)
+        return Outputs(target, ((name, layout),), companions=companions, notes=found + along)
+    _refuse_several(plan)
+    shards = (
+        keep_shards(plan, target.format)
+        if target.max_shard is None
+        else split_by_size(plan, target.format, target.max_shard)
+    )
+    files: list[tuple[str, Layout]] = []
+    notes = _lost_with_files(plan, shards)
+    for shard in shards:
+        if shard.copy_of is not None:
+            files.append((shard.name, _whole_file(plan.checkpoint, shard)))
+            continue
+        layout, found = _lay_out_file(shard.plan, target.format, Path(shard.name).stem)
+        files.append((shard.name, layout))
+        notes += found
+    index = _index(plan, target.format, files) if len(files) > 1 else None
+    return Outputs(target, tuple(files), index, companions, (*dict.fromkeys(notes), *along))
+
+
+def _lost_with_files(plan: Plan, shards: Sequence[ShardOutput]) -> tuple[Note, ...]:
+    """What is no tensor in files of the input of which no tensor is left, so that none is made."""
+    held = {entry.path for shard in shards for entry in shard.plan.checkpoint.entries}
+    for shard in shards:
+        held.update(*(part.state_dict.others for part in shard.plan.parts))
+    lost = [path for path in left_out(plan) if path not in held]
+    return (Note("left-out", f"left out: {', '.join(lost)}"),) if lost else ()
+
+
+def _companion_notes(companions: Sequence[Path]) -> tuple[Note, ...]:
+    names = ", ".join(path.name for path in companions)
+    return (Note("companions", f"copied beside it: {names}"),) if names else ()
+
+
+def _lay_out_file(
+    plan: Plan, output_format: OutputFormat, stem: str
+) -> tuple[Layout, tuple[Note, ...]]:
+    if output_format == "safetensors":
+        from wncli.formats.safetensors.writer import lay_out_safetensors
+
+        return lay_out_safetensors(plan)
+    from wncli.formats.torch.writer import torch_content
+    from wncli.formats.torch.zip_writer import lay_out_torch_zip
+
+    content = torch_content(plan)
+    return lay_out_torch_zip(content, stem), content.notes
+
+
+def _whole_file(checkpoint: Checkpoint, shard: ShardOutput) -> Layout:
+    """A shard that no action changes, as the file it is."""
+    number = shard.copy_of or 0
+    own = checkpoint.shards[number].checkpoint
+    (state_dict,) = own.state_dicts
+    recorded = aliases(own, state_dict)
+    names = tuple(spec.name for spec in state_dict.tensors if spec.name not in recorded)
+    storage = Storage(shard.name, 0, own.nbytes, file=number)
+    return Layout(own.nbytes, names, (Slot(0, own.nbytes, Whole(storage)),), ())
+
+
+def _refuse_several(plan: Plan) -> None:
+    if len(plan.parts) != 1:
+        roots = [part.state_dict.root or "the top" for part in plan.parts]
+        raise UsageError(
+            str(plan.checkpoint.path),
+            "a sharded checkpoint holds one state dict",
+            expected="one state dict",
+            found=f"{len(roots)}: {', '.join(roots)}" if roots else "none",
+            hint=" or ".join(option("--only", part.state_dict.root) for part in plan.parts),
+        )
+
+
+def _index(
+    plan: Plan, output_format: OutputFormat, files: Sequence[tuple[str, Layout]]
+) -> tuple[str, bytes]:
+    """The index of the shards, as `save_pretrained` writes it."""
+    weight_map = {name: file for file, layout in files for name in layout.names}
+    content = {
+        "metadata": {"total_size": stored_nbytes(a for part in plan.parts for a in part.actions)},
+        "weight_map": weight_map,
+    }
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    name = index_name([file for file, _ in files], output_format, plan.checkpoint)
+    return name, text.encode()
+
+
+def _companions(folder: Path) -> tuple[Path, ...]:
+    """The small files beside a checkpoint that go with it: its config, its tokenizer."""
+    return tuple(
+        entry
+        for entry in sorted(folder.iterdir())
+        if not entry.name.startswith(".")
+        and (entry.suffix.lower() in _COMPANIONS or entry.name.startswith(_PAPERS))
+        and not index_kind(entry.name)
+        and _is_small_file(entry)
+    )
+
+
+def _is_small_file(path: Path) -> bool:
+    """Whether it is a file of this folder, no link out of it, and no larger than such files are."""
+    try:
+        place = resolve(path)
+    except WnError:
+        return False
+    return place is not None and place.is_file() and place.stat().st_size <= _SMALL

@@ -1,0 +1,169 @@
+"""Decides which tensors of two checkpoints are held against each other: `wn compare`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from wncli.checkpoint.checkpoint import Checkpoint, refuse_expansion, refuse_growth
+from wncli.checkpoint.pairs import Pair
+from wncli.checkpoint.tensors import DType, TensorSpec
+from wncli.errors import FormatError, UsageError
+from wncli.hints import glob_of, option, path_word
+from wncli.notes import Note
+from wncli.plan.prefixes import pair_up, plain_tensors, split_only
+from wncli.plan.request import Request, listing, look_alike_notes
+from wncli.plan.rules import Candidate, check_exclusions, choose_pairs
+from wncli.plan.survey import Survey, survey
+from wncli.plan.ungathered import refuse_ungathered
+
+#: A root, and a tensor's name below it.
+Place = tuple[str, str]
+
+
+class Counterparts(NamedTuple):
+    """Two tensors of one shape that mean the same weight; `name` is A's, below `root`."""
+
+    root: str
+    name: str
+    a: Pair | TensorSpec
+    b: Pair | TensorSpec
+
+
+class ComparePlan(NamedTuple):
+    """What is held against what; the rest by root and name, with both shapes where they differ.
+
+    `stored_in_a` and `stored_in_b` count the elements of all tensors, tied ones once.
+    """
+
+    a: Checkpoint
+    b: Checkpoint
+    counterparts: tuple[Counterparts, ...]
+    only_in_a: tuple[Place, ...]
+    only_in_b: tuple[Place, ...]
+    misshapen: tuple[tuple[Place, str], ...]
+    notes: tuple[Note, ...]
+    stored_in_a: int
+    stored_in_b: int
+
+
+def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
+    """Find each weight's counterpart, whatever its format, spelling, root or prefix.
+
+    Raises:
+        UsageError: a rule or root that matches nothing, or several state dicts of which each could
+            be meant.
+        FormatError: a checkpoint holds no state dict.
+    """
+    ours, theirs = _surveys(a, b, request)
+    refuse_ungathered(a, ours)
+    refuse_ungathered(b, theirs)
+    paired = pair_up(a, ours, b, theirs)
+    ours_by_root = {found.state_dict.root: found for found in ours}
+    counterparts: list[Counterparts] = []
+    only_in_a: list[Place] = []
+    only_in_b: list[Place] = []
+    misshapen: list[tuple[Place, str]] = []
+    notes = [*a.notes, *b.notes, *look_alike_notes(ours)]
+    for found in theirs:
+        root = found.state_dict.root
+        others = plain_tensors(found)
+        if root not in paired:
+            only_in_b += [(root, name) for name in others]
+            continue
+        our_root, meeting = paired[root]
+        if meeting.words:
+            notes.append(Note("renamed", f"prefix of the names: {meeting.words}", our_root))
+        held = plain_tensors(ours_by_root[our_root])
+        met = {own: renamed for own in held if (renamed := meeting.rename(own)) in others}
+        only_in_a += [(our_root, own) for own in held if own not in met]
+        taken_names = set(met.values())
+        only_in_b += [(root, name) for name in others if name not in taken_names]
+        for own, name in met.items():
+            one, other = held[own], others[name or ""]
+            if _shape(one) == _shape(other):
+                counterparts.append(Counterparts(our_root, own, one, other))
+            else:
+                shapes = f"{list(one.shape)} and {list(other.shape)}"
+                misshapen.append(((our_root, own), shapes))
+    taken = {our for our, _ in paired.values()}
+    for found in ours:
+        root = found.state_dict.root
+        if root not in taken:
+            only_in_a += [(root, name) for name in plain_tensors(found)]
+    plan = ComparePlan(
+        a, b, tuple(counterparts), tuple(only_in_a), tuple(only_in_b), tuple(misshapen),
+        tuple(notes), _stored(ours), _stored(theirs),
+    )  # fmt: skip
+    plan = _chosen(plan, request)
+    for item in plan.counterparts:
+        for checkpoint, side in ((a, item.a), (b, item.b)):
+            refuse_expansion(checkpoint, _largest(side), _without(item))
+    refuse_growth(a, ((_largest(item.a), item) for item in plan.counterparts), _without)
+    refuse_growth(b, ((_largest(item.b), item) for item in plan.counterparts), _without)
+    return plan
+
+
+def _without(item: Counterparts) -> str:
+    return option("-x", glob_of(item.name))
+
+
+def _largest(side: Pair | TensorSpec) -> TensorSpec:
+    return side.v if isinstance(side, Pair) else side
+
+
+def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Survey], list[Survey]]:
+    sides = []
+    roots = [[sd.root for sd in checkpoint.state_dicts] for checkpoint in (a, b)]
+    for checkpoint, only in zip((a, b), split_only(request.only, *roots), strict=True):
+        if not checkpoint.state_dicts:
+            raise FormatError(
+                str(checkpoint.path),
+                "no state dict was found",
+                expected="a mapping of names to tensors",
+                hint=f"wn inspect {path_word(checkpoint.path)}",
+            )
+        sides.append([survey(sd) for sd in checkpoint.state_dicts if only in {None, sd.root}])
+    return sides[0], sides[1]
+
+
+def _shape(item: Pair | TensorSpec) -> tuple[int, ...]:
+    """The shape in elements; torch counts bytes where two elements make one."""
+    if item.dtype is DType.F4X2 and item.shape:
+        return (*item.shape[:-1], 2 * item.shape[-1])
+    return item.shape
+
+
+def _stored(surveys: Sequence[Survey]) -> int:
+    """Elements that are stored, tied tensors counted once."""
+    counts = {spec.view: spec.numel for found in surveys for spec in found.state_dict.tensors}
+    return sum(counts.values())
+
+
+def _chosen(plan: ComparePlan, request: Request) -> ComparePlan:
+    """What `-l` and `-x` leave; the rules speak of A's names, and of names that are B's alone."""
+    if not (request.layers or request.exclude):
+        return plan
+    items = {
+        Candidate(c.root, c.name, len(c.a.shape), by_default=True): c for c in plan.counterparts
+    }
+    misshapen = [place for place, _ in plan.misshapen]
+    alone = [name for _, name in (*plan.only_in_a, *plan.only_in_b, *misshapen)]
+    names = [*(item.weight for item in items), *alone]
+    check_exclusions(request.exclude, names, listing(plan.a))
+    # A rule may speak of what stands on one side only: that is a difference, and no mistake.
+    rules = [rule for rule in request.layers if not any(map(rule.matches, alone))]
+    taken = [item for item in items if request.wants(item.weight)]
+    choose_pairs(list(items), rules, (), {}, listing(plan.a))
+
+    def left(places: Sequence[Place]) -> tuple[Place, ...]:
+        return tuple(place for place in places if request.wants(place[1]))
+
+    if not (taken or any(map(request.wants, alone))):
+        raise UsageError("-x", "the rules leave nothing to compare")
+    return plan._replace(
+        counterparts=tuple(items[item] for item in taken),
+        only_in_a=left(plan.only_in_a),
+        only_in_b=left(plan.only_in_b),
+        misshapen=tuple(item for item in plan.misshapen if request.wants(item[0][1])),
+    )

@@ -1,0 +1,94 @@
+"""Decides where the output goes and in which format, from what was typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.errors import UsageError
+from wncli.hints import path_word
+from wncli.plan.shards import OutputFormat
+
+_SUFFIXES: dict[str, OutputFormat] = {
+    ".safetensors": "safetensors",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar"), "torch"),
+}
+
+
+class Target(NamedTuple):
+    """One file, or a folder of shards and their index.
+
+    In a folder, `max_shard` are the bytes of tensors that a shard may hold; None keeps the input's
+    own division.
+    """
+
+    path: Path
+    format: OutputFormat
+    is_folder: bool = False
+    max_shard: int | None = None
+
+
+def decide_target(
+    output: str,
+    checkpoint: Checkpoint,
+    chosen: OutputFormat | None,
+    max_shard: int | None,
+    *,
+    from_folder: bool,
+) -> Target:
+    """Read OUTPUT as it was typed.
+
+    A folder is meant where a size for shards is given or OUTPUT ends with a slash, and, without a
+    suffix, where the input was one (`from_folder`). A single file goes into an existing folder.
+
+    Raises:
+        UsageError: the suffix says no format.
+    """
+    path = Path(output)
+    suffix = path.suffix.lower()
+    slash = output.endswith("/")
+    if max_shard is None and not slash and (suffix in _SUFFIXES or not from_folder):
+        return Target(path, chosen or format_of(path, checkpoint))
+    kept: OutputFormat = "safetensors" if checkpoint.format == "safetensors" else "torch"
+    if max_shard is None and not from_folder and path.is_dir():  # as cp does
+        return Target(beside(path, checkpoint.path, chosen), chosen or kept)
+    if suffix in _SUFFIXES:
+        raise UsageError(
+            output,
+            "OUTPUT is to be a folder of shards, and has the suffix of a file",
+            expected="a folder's name",
+            hint=f"{path_word(path.with_suffix(''))}/ --format {chosen or _SUFFIXES[suffix]}",
+        )
+    return Target(path, chosen or kept, is_folder=True, max_shard=max_shard)
+
+
+def format_of(output: Path, checkpoint: Checkpoint) -> OutputFormat:
+    """What OUTPUT's suffix says; without a suffix, as HiFi-GAN's files, the input's kind.
+
+    Raises:
+        UsageError: the suffix says no format.
+    """
+    suffix = output.suffix.lower()
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    if not suffix:
+        return "safetensors" if checkpoint.format == "safetensors" else "torch"
+    raise UsageError(
+        str(output),
+        f"the suffix {output.suffix} does not say which format to write",
+        expected=", ".join(_SUFFIXES),
+        hint="--format torch or --format safetensors",
+    )
+
+
+def beside(folder: Path, checkpoint: Path, chosen: Literal["torch", "safetensors"] | None) -> Path:
+    """The OUTPUT in `folder` for one of several inputs: its name, the suffix that of the format."""
+    if checkpoint.name in {"", ".."}:
+        checkpoint = checkpoint.resolve()
+    suffix = checkpoint.suffix.lower()
+    if chosen is None or _SUFFIXES.get(suffix) == chosen:
+        return folder / checkpoint.name
+    new = ".safetensors" if chosen == "safetensors" else ".pt"
+    known = suffix in _SUFFIXES
+    return folder / (checkpoint.stem + new if known else checkpoint.name + new)

@@ -1,0 +1,231 @@
+"""Decides how a checkpoint gets the structure of another: `wn convert --like`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from wncli.checkpoint.checkpoint import Checkpoint, StateDict, refuse_expansion
+from wncli.checkpoint.naming import join
+from wncli.checkpoint.pairs import Halves, Pair
+from wncli.checkpoint.tensors import NORMALIZABLE, TensorSpec
+from wncli.errors import FormatError, UsageError, WeightNormError, few
+from wncli.hints import option
+from wncli.notes import Note
+from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
+from wncli.plan.prefixes import Meeting, pair_up, plain_tensors, split_only
+from wncli.plan.request import Request, dropped, listing, surveys_of
+from wncli.plan.survey import Survey, survey
+from wncli.plan.ungathered import refuse_ungathered
+
+#: As many names are listed in a message.
+_NAMED = 5
+
+
+@dataclass(slots=True)
+class _Fit:
+    """What meets and what does not, by full paths."""
+
+    matched: int = 0
+    ours: int = 0
+    theirs: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+
+def plan_like(
+    checkpoint: Checkpoint, reference: Checkpoint, request: Request, *, partial: bool
+) -> Plan:
+    """Compose, decompose and rename so that names and shapes are those of `reference`.
+
+    With `partial`, what does not fit is left out instead of refused.
+
+    Raises:
+        UsageError: a root that matches nothing, rules that have no place here, or several state
+            dicts of which each could be meant.
+        FormatError: `reference` holds no state dict.
+        WeightNormError: tensors are missing, unexpected or of other shapes.
+    """
+    for flag, rules in (("-l", request.layers), ("-x", request.exclude)):
+        if rules:
+            raise UsageError(
+                f"{flag} {rules[0].text}",
+                "--like takes every layer as REFERENCE has it",
+                hint=f"leave {flag} out",
+            )
+    known = [state_dict.root for state_dict in checkpoint.state_dicts]
+    wanted_roots = [state_dict.root for state_dict in reference.state_dicts]
+    our_only, their_only = split_only(request.only, known, wanted_roots)
+    ours = surveys_of(checkpoint, request._replace(only=our_only))
+    theirs = [survey(sd) for sd in reference.state_dicts if their_only in {None, sd.root}]
+    if not theirs:
+        raise FormatError(
+            str(reference.path), "no state dict was found", expected="a checkpoint as REFERENCE"
+        )
+    refuse_ungathered(checkpoint, ours)
+    refuse_ungathered(reference, theirs)
+    paired = pair_up(checkpoint, ours, reference, theirs)
+    fit = _Fit()
+    parts = []
+    notes = list(checkpoint.notes)
+    by_root = {found.state_dict.root: found for found in ours}
+    for wanted in theirs:
+        root = wanted.state_dict.root
+        if root not in paired:
+            fit.missing += [join(root, name) for name in plain_tensors(wanted)]
+            continue
+        our_root, meeting = paired[root]
+        found = by_root[our_root]
+        actions = _actions(checkpoint, found, wanted, meeting, fit)
+        parts.append(Part(found.state_dict, actions, wanted.state_dict.keys))
+        notes += _renaming_notes(found.state_dict, wanted.state_dict, meeting)
+    if not parts:
+        fit.unexpected += [
+            join(found.state_dict.root, name) for found in ours for name in plain_tensors(found)
+        ]
+    fit.ours = sum(len(plain_tensors(found)) for found in ours)
+    fit.theirs = sum(len(plain_tensors(wanted)) for wanted in theirs)
+    _judge(checkpoint, reference, fit, partial=partial)
+    notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.path}", ""))
+    for code, names in (
+        ("missing", fit.missing),
+        ("unexpected", fit.unexpected),
+        ("shape-mismatch", fit.mismatched),
+    ):
+        if names:
+            notes.append(
+                Note(code, f"{_WORDS[code]}: {few(names, _NAMED)}", names[0], is_warning=True)
+            )
+    alone = request.only is not None or not _same_places(checkpoint, ours, parts)
+    drop = dropped(checkpoint, request)
+    return Plan("convert", checkpoint, tuple(parts), alone, drop, tuple(notes))
+
+
+_WORDS = {
+    "missing": "REFERENCE has, and this checkpoint has not",
+    "unexpected": "left out, as REFERENCE has no place for it",
+    "shape-mismatch": "left out, as it has another shape than REFERENCE",
+}
+
+
+def _same_places(checkpoint: Checkpoint, ours: Sequence[Survey], parts: Sequence[Part]) -> bool:
+    """Whether every state dict stays where it is, so that the rest of the file can stay too.
+
+    One mapping under two keys has to become the same under both.
+    """
+    becomes: dict[int, tuple[Action, ...]] = {}
+    mappings = checkpoint.tree.mappings if checkpoint.tree else {}
+    return len(parts) == len(ours) and all(
+        part.keys == part.state_dict.keys
+        and not part.state_dict.holder
+        and becomes.setdefault(id(mappings.get(part.keys, part)), part.actions) == part.actions
+        for part in parts
+    )
+
+
+def _actions(
+    checkpoint: Checkpoint, found: Survey, wanted: Survey, meeting: Meeting, fit: _Fit
+) -> tuple[Action, ...]:
+    root = wanted.state_dict.root
+    held = plain_tensors(found)
+    by_name = {meeting.rename(own): item for own, item in held.items()}
+    actions: list[Action] = []
+    targets = plain_tensors(wanted)
+    for name, target in targets.items():
+        source = by_name.get(name)
+        if source is None:
+            fit.missing.append(join(root, name))
+            continue
+        action = _action(checkpoint, found.state_dict.root, source, target, name)
+        if action is None:
+            shapes = f"{list(source.shape)}, not {list(target.shape)}"
+            fit.mismatched.append(f"{join(root, name)} {shapes}")
+            continue
+        fit.matched += 1
+        actions.append(action)
+    fit.unexpected += [
+        join(found.state_dict.root, own)
+        for own in held
+        if (renamed := meeting.rename(own)) is None or renamed not in targets
+    ]
+    return tuple(actions)
+
+
+def _action(
+    checkpoint: Checkpoint,
+    root: str,
+    source: Pair | TensorSpec,
+    target: Pair | TensorSpec,
+    name: str,
+) -> Action | None:
+    """What makes `source` like `target`; None where their shapes differ."""
+    if source.shape != target.shape:
+        return None
+    if isinstance(target, TensorSpec):
+        if isinstance(source, TensorSpec):
+            return Copy(source, name)
+        _refuse_expansion(checkpoint, root, source.v)
+        return Compose(source, name)
+    halves = Halves(target.weight, target.g.name, target.v.name, target.naming, target.g.shape)
+    if isinstance(source, TensorSpec):
+        if source.dtype not in NORMALIZABLE:
+            raise WeightNormError(
+                f"{checkpoint.path}: {source.name}",
+                f"a {source.dtype.label} tensor cannot be normalized, as REFERENCE has it",
+                expected="float64, float32, float16 or bfloat16",
+            )
+        for spec in (source, source._replace(shape=halves.g_shape)):
+            _refuse_expansion(checkpoint, root, spec)
+        return Decompose(source, target.dim, halves)
+    if source.dim == target.dim or source.g.shape == target.g.shape:
+        return Respell(source, halves)
+    _refuse_expansion(checkpoint, root, source.v)
+    return Renormalize(source, target.dim, halves)
+
+
+def _refuse_expansion(checkpoint: Checkpoint, root: str, spec: TensorSpec) -> None:
+    path = join(root, spec.name)
+    refuse_expansion(checkpoint, spec, f"--partial {option('--drop', path)}")
+
+
+def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial: bool) -> None:
+    bad = [
+        f"{len(names):,} {word} ({few(names, _NAMED)})"
+        for word, names in (
+            ("missing", fit.missing),
+            ("unexpected", fit.unexpected),
+            ("of another shape", fit.mismatched),
+        )
+        if names
+    ]
+    if fit.matched and (partial or not bad):
+        return
+    expected = "the same tensors, but for weight norm, prefixes and roots"
+    found = "; ".join((f"{fit.matched:,} that meet", *bad))
+    hint = "--partial writes those that meet"
+    if 2 * fit.matched < min(fit.ours, fit.theirs) or not fit.matched:
+        # What few of the names meet is another model, or one whose names were changed.
+        expected = f"names as in {reference.path}: {few(fit.missing)}"
+        found = f"{fit.matched:,} that meet; here: {few(fit.unexpected)}"
+        hint = " && ".join(map(listing, (checkpoint, reference)))
+    raise WeightNormError(
+        str(checkpoint.path),
+        f"this does not fit {reference.path}",
+        expected=expected,
+        found=found,
+        hint=hint,
+    )
+
+
+def _renaming_notes(found: StateDict, wanted: StateDict, meeting: Meeting) -> list[Note]:
+    root = wanted.root
+    notes = (
+        [Note("renamed", f"prefix of the names: {meeting.words}", root)] if meeting.words else []
+    )
+    if found.keys != wanted.keys:
+        moved = f"the state dict at {found.root or 'the top'} is written at {root or 'the top'}"
+        if found.root == root:
+            moved += ", under another kind of key or in another kind of holder"
+        notes.append(Note("moved", moved, root))
+    return notes

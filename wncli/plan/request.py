@@ -1,0 +1,286 @@
+"""What a request is about: the state dicts, pairs and rules that commands begin with. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.checkpoint.keys import Keys, Position, is_within
+from wncli.checkpoint.naming import join
+from wncli.checkpoint.pairs import Pair
+from wncli.errors import UsageError, WeightNormError
+from wncli.hints import glob_of, option, path_word
+from wncli.notes import Note
+from wncli.plan.actions import Action, Command, Compose, Copy, Part, Plan
+from wncli.plan.rules import (
+    Candidate,
+    Rule,
+    check_exclusions,
+    choose_pairs,
+    parse_exclusions,
+    parse_layers,
+)
+from wncli.plan.survey import LookAlike, Survey, survey
+
+
+class Request(NamedTuple):
+    """What a user asked for, whichever the command; see the commands' options."""
+
+    layers: tuple[Rule, ...] = ()
+    exclude: tuple[Rule, ...] = ()
+    only: str | None = None
+    drop: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(
+        cls,
+        layers: Iterable[str],
+        exclude: Iterable[str],
+        only: str | None,
+        drop: Iterable[str] = (),
+        *,
+        with_dims: bool = False,
+    ) -> Request:
+        """Read the rules.
+
+        Raises:
+            UsageError: a rule cannot be read.
+        """
+        return cls(
+            parse_layers(_several(layers), with_dims=with_dims),
+            parse_exclusions(_several(exclude)),
+            only,
+            frozenset(_several(drop)),
+        )
+
+    def wants(self, weight: str) -> bool:
+        """Whether the rules take the weight of this full name."""
+        rules = self.layers
+        return (not rules or any(rule.matches(weight) for rule in rules)) and not any(
+            rule.matches(weight) for rule in self.exclude
+        )
+
+
+def _several(texts: Iterable[str]) -> Iterable[str]:
+    """One text by itself is meant as one rule, not as its letters."""
+    return (texts,) if isinstance(texts, str) else texts
+
+
+def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
+    """Survey the state dicts that `--only` and `--drop` leave, and hold `-x` against them.
+
+    Raises:
+        UsageError: a root, an entry or an `-x` rule that matches nothing.
+    """
+    state_dicts = checkpoint.state_dicts
+    drop = dropped(checkpoint, request)
+    if request.only is not None:
+        state_dicts = tuple(sd for sd in state_dicts if sd.root == request.only)
+        if not state_dicts:
+            raise _no_root(checkpoint, request.only)
+        if is_within(state_dicts[0].keys, drop):
+            raise UsageError(f"--only {request.only}", "--drop leaves this state dict out")
+    kept = []
+    for state_dict in state_dicts:
+        keys = state_dict.keys
+        if is_within(keys, drop):
+            continue
+        if drop:
+            tensors = tuple(s for s in state_dict.tensors if (*keys, s.name) not in drop)
+            state_dict = state_dict._replace(tensors=tensors)  # noqa: PLW2901 - what is left of it
+        kept.append(survey(state_dict))
+    names = [s.name for found in kept for s in found.state_dict.tensors]
+    names += [pair.weight for found in kept for pair in found.pairs]
+    names += [alike.weight for found in kept for alike in found.look_alikes]
+    check_exclusions(request.exclude, names, listing(checkpoint))
+    return kept
+
+
+def dropped(checkpoint: Checkpoint, request: Request) -> frozenset[Keys]:
+    """Where that stands which `--drop` names.
+
+    Raises:
+        UsageError: an entry that is not there.
+    """
+    found: frozenset[Keys] = frozenset()
+    tensors = {spec.name for sd in checkpoint.state_dicts for spec in sd.tensors if request.drop}
+    tree = checkpoint.tree
+    for path in sorted(request.drop):
+        meant = tree.named(path) if tree else frozenset({(path,)} if path in tensors else ())
+        found |= meant
+        if meant:
+            continue
+        known = [entry.path for entry in checkpoint.entries]
+        known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
+        raise UsageError(
+            f"--drop {path}",
+            "there is no entry of this name",
+            expected=f"such as {', '.join(known)}" if known else "",
+            hint=f"wn inspect {path_word(checkpoint.path)}",
+        )
+    return found
+
+
+def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
+    """The refusal of an `--only` that is no root of the checkpoint."""
+    roots = [state_dict.root or "the top" for state_dict in checkpoint.state_dicts]
+    return UsageError(
+        f"--only {only}",
+        "there is no state dict of this name",
+        expected=f"one of: {', '.join(roots)}" if roots else "a checkpoint with a state dict",
+    )
+
+
+def listing(checkpoint: Checkpoint) -> str:
+    """What to type to see all names."""
+    return f"wn inspect --tensors {path_word(checkpoint.path)}"
+
+
+def chosen_pairs(
+    checkpoint: Checkpoint, surveys: Sequence[Survey], request: Request
+) -> dict[tuple[str, str], Pair]:
+    """The pairs that the rules take, by root and full name of the weight.
+
+    Raises:
+        UsageError: an `-l` rule matches nothing.
+    """
+    pairs = {
+        Candidate(found.state_dict.root, pair.weight, len(pair.v.shape), by_default=True): pair
+        for found in surveys
+        for pair in found.pairs
+    }
+    others = look_alike_reasons(surveys)
+    for found in surveys if request.layers else ():  # what a rule can miss
+        halves = found.halves()
+        for spec in found.state_dict.tensors:
+            if spec.name not in halves:
+                others.setdefault(spec.name, "is not normalized")
+    rules = request.layers, request.exclude
+    chosen = choose_pairs(list(pairs), *rules, others, listing(checkpoint))
+    return {(item.root, item.weight): pairs[item] for item in chosen}
+
+
+def look_alike_reasons(surveys: Sequence[Survey]) -> dict[str, str]:
+    """Why what only looks like weight norm cannot be chosen, by the name of its weight."""
+    return {alike.weight: alike.message for found in surveys for alike in found.look_alikes}
+
+
+def pass_look_alikes(
+    checkpoint: Checkpoint, surveys: Sequence[Survey], request: Request
+) -> list[Note]:
+    """Notes on what only looks like weight norm, where it may be passed over.
+
+    Raises:
+        WeightNormError: the rules take something that is meant as weight norm and is broken.
+    """
+    notes = []
+    for found in surveys:
+        for alike in found.look_alikes:
+            if alike.is_broken and request.wants(alike.weight):
+                raise _refuse_look_alike(checkpoint, found, alike)
+            notes.append(_look_alike_note(found, alike))
+    return notes
+
+
+def look_alike_notes(surveys: Sequence[Survey]) -> list[Note]:
+    """Notes on all that only looks like weight norm."""
+    return [_look_alike_note(found, alike) for found in surveys for alike in found.look_alikes]
+
+
+def parts_of(
+    surveys: Sequence[Survey],
+    actions: Mapping[tuple[str, str], Action],
+    drop: frozenset[Keys],
+    *,
+    alone: bool,
+) -> tuple[Part, ...]:
+    """One action per output layer; every tensor that none uses up is copied under its name."""
+    by_source: dict[str, dict[str, Action]] = {}
+    for (root, _), action in actions.items():
+        by_source.setdefault(root, {}).update((spec.name, action) for spec in action.sources)
+    gone: dict[Keys, list[int]] = {}
+    for *holder, last in drop:
+        if isinstance(last, Position):
+            gone.setdefault(tuple(holder), []).append(last.number)
+    for numbers in gone.values():
+        numbers.sort()
+    parts = []
+    for found in surveys:
+        own = by_source.get(found.state_dict.root, {})
+        ordered: dict[int, Action] = {}
+        for spec in found.state_dict.tensors:
+            action = own.get(spec.name) or Copy(spec, spec.name)
+            ordered.setdefault(id(action), action)
+        target = () if alone else _after(gone, found.state_dict.keys)
+        parts.append(Part(found.state_dict, tuple(ordered.values()), target))
+    return tuple(parts)
+
+
+def _after(gone: Mapping[Keys, Sequence[int]], keys: Keys) -> Keys:
+    """The path of what stands at `keys` once items before it are gone from the lists on the way.
+
+    `gone` are their numbers, ascending, by the path of the list.
+    """
+    return tuple(
+        replace(key, number=key.number - bisect_left(gone[keys[:place]], key.number))
+        if isinstance(key, Position) and keys[:place] in gone
+        else key
+        for place, key in enumerate(keys)
+    )
+
+
+def stale_notes(pairs: Mapping[tuple[str, str], Pair], what_becomes: str) -> list[Note]:
+    """A warning for each weight that stands beside its own g and v."""
+    return [
+        Note(
+            "stale-weight",
+            f"{pair.weight} stands beside its own g and v, which are what counts{what_becomes}",
+            join(root, pair.weight),
+            is_warning=True,
+        )
+        for (root, _), pair in pairs.items()
+        if pair.stale
+    ]
+
+
+def _refuse_look_alike(checkpoint: Checkpoint, found: Survey, alike: LookAlike) -> WeightNormError:
+    root = found.state_dict.root
+    return WeightNormError(
+        f"{checkpoint.path}: {root + ': ' if root else ''}{alike.weight}",
+        alike.message,
+        expected="a g and a v of one layer, in one spelling, g keeping one axis of v",
+        found=", ".join(alike.names),
+        hint=f"{option('-x', glob_of(alike.weight))} leaves this layer as it is",
+    )
+
+
+def _look_alike_note(found: Survey, alike: LookAlike) -> Note:
+    return Note(
+        alike.code,
+        f"{alike.weight} {alike.message}",
+        join(found.state_dict.root, alike.weight),
+        is_warning=alike.is_broken,
+    )
+
+
+def make_plan(  # noqa: PLR0913, PLR0917 - what a plan is made of
+    command: Command,
+    checkpoint: Checkpoint,
+    request: Request,
+    surveys: Sequence[Survey],
+    actions: dict[tuple[str, str], Action],
+    notes: Sequence[Note],
+) -> Plan:
+    """Make the plan of a request from the actions on its layers."""
+    alone = request.only is not None
+    drop = dropped(checkpoint, request)
+    parts = parts_of(surveys, actions, drop, alone=alone)
+    return Plan(command, checkpoint, parts, alone, drop, tuple(notes))
+
+
+def composing(chosen: dict[tuple[str, str], Pair]) -> dict[tuple[str, str], Action]:
+    """Fold each chosen pair into its weight."""
+    return {key: Compose(pair, pair.weight) for key, pair in chosen.items()}

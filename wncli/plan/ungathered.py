@@ -1,0 +1,154 @@
+"""Finds what distributed training leaves in place of whole tensors, and says how to gather them.
+
+Sources: DeepSpeed `runtime/zero/partition_parameters.py` (a partitioned parameter's data is of size
+0, before 0.5 of size 1), PyTorch `torch/distributed/fsdp/_flat_param.py`, and
+`torch/distributed/checkpoint/hf_storage.py` (`DCP_SHARDING_INFO`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from wncli.checkpoint.checkpoint import Checkpoint, StateDict
+from wncli.checkpoint.naming import read_half, split
+from wncli.checkpoint.tensors import TensorSpec
+from wncli.errors import FormatError, few
+from wncli.notes import Note
+from wncli.plan.survey import Survey
+
+#: What the header of a shard says about the place of its tensors in the whole ones.
+SHARDING_INFO = "DCP_SHARDING_INFO"
+
+_FLAT = ("_flat_param", "flat_param")
+_PLACED = re.compile(r'"saved_offsets"\s*:\s*\[[^]]*[1-9]')
+_WHOLE_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+class Ungathered(NamedTuple):
+    """What stands in a state dict in place of whole tensors: `names` are theirs."""
+
+    code: str
+    problem: str
+    names: tuple[str, ...]
+    hint: str
+
+
+def find_ungathered(checkpoint: Checkpoint, state_dict: StateDict) -> Ungathered | None:
+    """What has to be gathered before this state dict is one; None where nothing has."""
+    if state_dict.parts:
+        return Ungathered(
+            "distributed-tensors",
+            "DTensor or ShardedTensor: each rank has a part of these tensors",
+            state_dict.parts,
+            hint="save get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+            " of torch.distributed.checkpoint.state_dict, called on every rank",
+        )
+    names = [spec.name for spec in state_dict.tensors]
+    flat = tuple(name for name in names if split(name)[1].startswith(_FLAT))
+    if flat:
+        return Ungathered(
+            "flat-parameters",
+            "FSDP has flattened the parameters into these, a part on each rank",
+            flat,
+            hint="save model.state_dict() under FSDP.state_dict_type(model,"
+            " StateDictType.FULL_STATE_DICT), called on every rank",
+        )
+    if _is_distributed_shard(checkpoint):
+        folder = repr(str(checkpoint.path.parent))
+        return Ungathered(
+            "distributed-shard",
+            "this is a shard of a distributed checkpoint: it has some rows of each tensor",
+            tuple(names),
+            hint="load all shards with torch.distributed.checkpoint.load(state_dict,"
+            f" storage_reader=HuggingFaceStorageReader({folder})), and save the state dict",
+        )
+    ranks = [e.summary for e in checkpoint.entries if e.path == "mp_world_size"]
+    if ranks and ranks[0].isdigit() and int(ranks[0]) > 1:
+        return Ungathered(
+            "model-parallel",
+            f"this is the part of one of {ranks[0]} model-parallel ranks",
+            tuple(names),
+            "gather the parts with the code that trained the model, and save its state dict",
+        )
+    placeholders = _placeholders(state_dict.tensors)
+    if placeholders:
+        return Ungathered(
+            "placeholders",
+            "these are placeholders, as DeepSpeed's ZeRO-3 has in place of partitioned parameters",
+            placeholders,
+            hint="gather them with the zero_to_fp32.py that DeepSpeed puts into the folder that it"
+            " saves to",
+        )
+    return None
+
+
+def refuse_ungathered(checkpoint: Checkpoint, surveys: Iterable[Survey]) -> None:
+    """Nothing is computed with parts of tensors.
+
+    Raises:
+        FormatError: one of the state dicts has to be gathered first.
+    """
+    for found in surveys:
+        ungathered = find_ungathered(checkpoint, found.state_dict)
+        if ungathered:
+            raise FormatError(
+                _where(checkpoint, found.state_dict),
+                ungathered.problem,
+                expected="whole tensors",
+                found=few(ungathered.names),
+                hint=ungathered.hint,
+            )
+
+
+def ungathered_notes(checkpoint: Checkpoint, surveys: Sequence[Survey]) -> list[Note]:
+    """A warning for each state dict that has to be gathered first."""
+    notes = []
+    for found in surveys:
+        ungathered = find_ungathered(checkpoint, found.state_dict)
+        if ungathered:
+            message = f"{ungathered.problem}: {few(ungathered.names)}; {ungathered.hint}"
+            root = found.state_dict.root
+            notes.append(Note(ungathered.code, message, root, is_warning=True))
+    return notes
+
+
+def _where(checkpoint: Checkpoint, state_dict: StateDict) -> str:
+    return f"{checkpoint.path}: {state_dict.root}" if state_dict.root else str(checkpoint.path)
+
+
+def _placeholders(tensors: Iterable[TensorSpec]) -> tuple[str, ...]:
+    """The tensors without numbers, where they show that the state dict has been partitioned.
+
+    A direction of one element is no weight's, whatever is whole beside it: ZeRO-3 does not
+    partition small parameters. Of plain weights half are empty, or all have one element, as a
+    PReLU's has.
+    """
+    names: list[str] = []
+    weights = empty = single = directions = 0
+    for spec in tensors:
+        half = read_half(spec.name)
+        is_direction = half is not None and half.role == "v" and half.parameter.startswith("weight")
+        is_weight = is_direction or split(spec.name)[1] == "weight"
+        weights += is_weight
+        if spec.shape == (0,) or (is_weight and spec.shape == (1,)):
+            names.append(spec.name)
+            empty += is_weight and spec.shape == (0,)
+            single += is_weight and spec.shape == (1,)
+            directions += is_direction
+    is_partitioned = weights > 1 and (2 * empty >= weights or empty + single == weights)
+    return tuple(names) if directions or is_partitioned else ()
+
+
+def _is_distributed_shard(checkpoint: Checkpoint) -> bool:
+    """Whether the tensors are parts, which the shapes in a shard do not show.
+
+    A file that torch wrote whole says the same of its tensors as the first rank's shard does; it
+    has another name, and an index beside it.
+    """
+    info = (checkpoint.metadata or {}).get(SHARDING_INFO)
+    if info is None:
+        return False
+    is_whole = checkpoint.index is not None or _WHOLE_NAME.fullmatch(checkpoint.path.name)
+    return not is_whole or _PLACED.search(info) is not None

@@ -1,0 +1,143 @@
+"""Holds what is read from a file against the checksums that it records, on the way.
+
+Only a run of bytes that is read from its beginning on, in order, costs no reading of its own: the
+tensors of nearly all files. What is left of others in the end is read then.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from wncli.checkpoint.layout import Elements, Layout, Magnitude, Product, Whole
+from wncli.checkpoint.tensors import Storage
+from wncli.errors import FormatError
+from wncli.hints import path_word
+from wncli.storage.crc32 import crc32
+from wncli.storage.source import BLOCK, Source, Sources
+
+
+def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[CheckedSource, ...]]:
+    """The sources, and those of them which check the storages that a layout is made from."""
+    found: dict[tuple[int, str], Storage] = {}
+    for slot in layout.slots:
+        for storage in _storages(slot.content):
+            found[storage.identity] = storage
+    by_file: dict[int, list[Storage]] = {}
+    for storage in found.values():
+        if storage.crc is not None and storage.nbytes:
+            by_file.setdefault(storage.file, []).append(storage)
+    checked = {file: CheckedSource(sources[file], known) for file, known in by_file.items()}
+    every = list(sources)
+    for file, source in checked.items():
+        every[file] = source
+    return every, tuple(checked.values())
+
+
+def _storages(content: Whole | Elements | Magnitude | Product) -> Sequence[Storage]:
+    match content:
+        case Whole(storage):
+            return (storage,)
+        case Elements(tensor):
+            return (tensor.storage,)
+        case Magnitude():
+            return () if content.of_output else (content.weight.storage,)
+        case Product(pair):
+            return [tensor.storage for tensor in pair.tensors]
+
+
+class _Run:
+    """A storage, how far it has been summed up, and whether any of it has been read."""
+
+    __slots__ = ("crc", "end", "lock", "place", "storage", "touched")
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.place = storage.offset
+        self.end = storage.offset + storage.nbytes
+        self.crc = 0
+        self.touched = False
+        self.lock = threading.Lock()
+
+
+#: How far each storage that was touched has been summed up, by its number: place and checksum.
+Summed = dict[int, tuple[int, int]]
+
+
+class CheckedSource(Source):
+    """A source that sums up the bytes of `storages` as they are read.
+
+    Every reading method raises FormatError where a storage is not what was written once.
+    """
+
+    def __init__(self, source: Source, storages: Iterable[Storage]) -> None:
+        super().__init__(source.path, source.file, source.number)
+        self.runs = [_Run(storage) for storage in sorted(storages, key=lambda found: found.offset)]
+        self.starts = [run.storage.offset for run in self.runs]
+
+    def read_at(self, offset: int, count: int, what: str) -> bytes:
+        """Exactly `count` bytes at `offset`."""
+        data = super().read_at(offset, count, what)
+        self._sum_up(offset, memoryview(data))
+        return data
+
+    def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
+        """Fill `buffer` from `offset` on."""
+        super().read_into(offset, buffer, what)
+        self._sum_up(offset, buffer)
+
+    def finish(self) -> None:
+        """Read what is left of the storages of which a part has been read."""
+        left = [run for run in self.runs if run.touched and run.place < run.end]
+        buffer = memoryview(bytearray(BLOCK if left else 0))
+        for run in left:
+            while run.place < run.end:
+                step = buffer[: min(BLOCK, run.end - run.place)]
+                self.read_into(run.place, step, f"storage {run.storage.key!r}")
+
+    @property
+    def summed(self) -> Summed:
+        """How far its storages have been summed up."""
+        return {number: (run.place, run.crc) for number, run in enumerate(self.runs) if run.touched}
+
+    def add(self, summed: Summed) -> None:
+        """Take in what another reader of the same file has summed up, where it came further."""
+        for number, (place, crc) in summed.items():
+            run = self.runs[number]
+            run.touched = True
+            if place > run.place:
+                run.place, run.crc = place, crc
+                self._judge(run)
+
+    def _sum_up(self, offset: int, buffer: memoryview) -> None:
+        place = bisect_right(self.starts, offset) - 1
+        if place < 0 or offset >= self.runs[place].end:
+            return
+        run = self.runs[place]
+        run.touched = True
+        if run.place != offset or not run.lock.acquire(blocking=False):
+            return  # it is another thread's turn, or nobody's
+        try:
+            if run.place == offset and offset + len(buffer) <= run.end:
+                run.crc = crc32(buffer, run.crc)
+                run.place += len(buffer)
+        finally:
+            run.lock.release()
+        self._judge(run)
+
+    def _judge(self, run: _Run) -> None:
+        if run.place == run.end and run.crc != run.storage.crc:
+            raise damaged(self, f"storage {run.storage.key!r}", run.storage.crc or 0, run.crc)
+
+
+def damaged(source: Source, what: str, recorded: int, found: int) -> FormatError:
+    """The refusal of bytes that have changed since they were written."""
+    return FormatError(
+        source.where,
+        f"{what} is damaged: its bytes have changed since the file was written",
+        expected=f"checksum {recorded:08x}, as the zip records it",
+        found=f"checksum {found:08x}",
+        hint=f"copy or download the file again; wn inspect --check {path_word(source.path)}"
+        " lists all that is damaged",
+    )

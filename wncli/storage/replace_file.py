@@ -1,0 +1,144 @@
+"""The output file: complete or not there. A temporary sibling that is renamed onto the target."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wncli.errors import FileError
+from wncli.hints import path_word
+from wncli.storage.permissions import take_over
+from wncli.storage.temporary import clear_leftovers, create_partial, uninterrupted
+
+
+def check_output(output: Path, *, force: bool, takes_files: bool = True) -> None:
+    """Refuse a target that cannot be written, before any work is done.
+
+    Args:
+        output: the file.
+        force: it may be there.
+        takes_files: were it a directory, the file could go into it.
+
+    Raises:
+        FileError: it exists and `force` is not given, is no regular file, or has no directory.
+    """
+    where = str(output)
+    try:
+        mode = output.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise FileError(where, f"OUTPUT cannot be written ({reason})") from None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise FileError(
+            where,
+            "OUTPUT is a directory",
+            expected="a file's name",
+            hint=f"{path_word(where)}/ writes into it" if takes_files else "",
+        )
+    if mode is not None and not stat.S_ISREG(mode):
+        raise FileError(where, "OUTPUT is no regular file", expected="a file's name")
+    if mode is not None and not force:
+        raise FileError(
+            where, "OUTPUT exists already", hint="--force replaces it, or choose another name"
+        )
+    check_parent(where, target_of(output).parent)
+
+
+def check_parent(where: str, folder: Path) -> None:
+    """Refuse a target that is to stand in a directory which is not there.
+
+    Raises:
+        FileError: it is not, or something else is in its place.
+    """
+    if folder.is_dir():
+        return
+    above = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    if os.path.lexists(above) and not above.is_dir():
+        raise FileError(where, f"{above} is no directory")
+    raise FileError(where, "the directory does not exist", hint=f"mkdir -p {path_word(folder)}")
+
+
+def target_of(output: Path) -> Path:
+    """The file to replace: what `output` leads to if it is a link, so that the link stays."""
+    return Path(os.path.realpath(output)) if output.is_symlink() else output
+
+
+@contextmanager
+def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path, int]]:
+    """A new file of `nbytes` that takes `output`'s place when the block ends well.
+
+    It is given as its path so far and a descriptor. An existing file keeps its permissions and,
+    where possible, its owner, and nobody else may read the new one at any moment; it is replaced
+    only with `force`, and once the new one is on disk.
+
+    Raises:
+        FileError: no room, no permission, or `output` is there by now; nothing is left behind.
+    """
+    target = target_of(output)
+    clear_leftovers(target.parent, target.name)
+    partial: Path | None = None
+    try:
+        with uninterrupted():
+            partial, descriptor = create_partial(target)
+        try:
+            if target.exists():
+                take_over(descriptor, target, is_complete=False)
+            allocate(descriptor, nbytes)
+            yield partial, descriptor
+            if target.exists():
+                take_over(descriptor, target, is_complete=True)
+                os.fsync(descriptor)
+            os.close(os.dup(descriptor))  # some file systems tell only now; the lock is still held
+            if force:
+                partial.replace(target)
+            else:
+                _rename_onto_nothing(partial, target)
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+    except BaseException as error:
+        if partial:
+            with uninterrupted(), contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritable(output, error, f"room for {nbytes:,} bytes, and permission") from None
+        raise
+
+
+def _rename_onto_nothing(partial: Path, target: Path) -> None:
+    """Rename, unless another process has written `target` in the meantime."""
+    try:
+        target.hardlink_to(partial)
+    except FileExistsError:
+        raise
+    except OSError:  # not every file system has hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        partial.rename(target)
+    else:
+        with contextlib.suppress(OSError):  # the next run clears it away
+            partial.unlink()
+
+
+def unwritable(output: Path, error: OSError, expected: str = "room, and permission") -> FileError:
+    """The refusal of an output that the system does not let be written."""
+    reason = os.strerror(error.errno or 0)
+    return FileError(str(output), f"cannot be written ({reason})", expected=expected)
+
+
+def allocate(descriptor: int, nbytes: int) -> None:
+    """Take the space at once, so that a full disk shows now and not half-way."""
+    os.ftruncate(descriptor, nbytes)
+    if nbytes and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise

@@ -1,0 +1,166 @@
+"""Temporary siblings of an output: their names, the lock of a living run, clearing away dead ones.
+
+Whoever writes holds a lock (flock(2)) on what it writes. The system gives it up with the process,
+however that ends, so that the next run can tell what is left behind from what is in the making.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from wncli.storage.permissions import first_mode
+
+#: What the name of a temporary sibling ends with; no checkpoint's name does.
+PARTIAL_SUFFIX = ".wn-partial"
+#: Where, in a temporary folder, the files stand that are being replaced.
+REPLACED = "replaced"
+#: Which of the files that are moved in have names that nothing had before.
+_ADDED = "added.json"
+#: Bytes of a target's name that its temporary sibling keeps; systems take 255 in all.
+_LONGEST_NAME = 200
+
+
+def create_partial(target: Path) -> tuple[Path, int]:
+    """A new temporary sibling of `target`, as a path and a descriptor that holds its lock.
+
+    Where there is a target, only its owner may read and write the sibling until it is told who.
+
+    Raises:
+        OSError: the system does not let it be made.
+    """
+    while True:
+        path = target.parent / _name_beside(target.name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(path, flags, first_mode(target))
+        if _claim(descriptor):
+            return path, descriptor
+        os.close(descriptor)
+
+
+def create_partial_folder(parent: Path, name: str, mode: int) -> tuple[Path, int]:
+    """A new temporary folder in `parent` for a target of this name, with its lock.
+
+    Raises:
+        OSError: the system does not let it be made.
+    """
+    while True:
+        path = parent / _name_beside(name)
+        path.mkdir(mode)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # another run took it for a leftover, before it had its lock
+            continue
+        if _claim(descriptor):
+            return path, descriptor
+        os.close(descriptor)
+
+
+def clear_leftovers(parent: Path, name: str) -> None:
+    """Remove what earlier runs for a target of this name have left in `parent` when they died.
+
+    A folder that was being put in its place is put back as it was.
+    """
+    ours = re.compile(re.escape(f".{_kept(name)}.") + r"[0-9a-f]{8}" + re.escape(PARTIAL_SUFFIX))
+    with contextlib.suppress(OSError):
+        for entry in [entry for entry in os.scandir(parent) if ours.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError), _abandoned(Path(entry.path)) as path:
+                if entry.is_dir(follow_symlinks=False):
+                    put_back(path, parent)
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+def put_back(partial: Path, target: Path) -> None:
+    """Move the replaced files home, unless all the new ones have taken their places.
+
+    The indexes come last, as nothing but them says that the folder is whole.
+    """
+    replaced = partial / REPLACED
+    waiting = {entry.name for entry in partial.iterdir()} - {REPLACED, _ADDED}
+    if not (waiting and replaced.is_dir()):
+        return
+    with contextlib.suppress(OSError, ValueError):
+        for name in json.loads((partial / _ADDED).read_text()):
+            if name not in waiting:
+                (target / Path(name).name).unlink(missing_ok=True)
+    for entry in sorted(replaced.iterdir(), key=lambda entry: entry.name.endswith(".index.json")):
+        entry.rename(target / entry.name)
+
+
+def note_added(partial: Path, names: Sequence[str]) -> None:
+    """Write down which names come new into the folder, for `put_back`."""
+    (partial / _ADDED).write_text(json.dumps(names))
+
+
+def is_partial(name: str) -> bool:
+    """Whether something of this name is in the making, or left over."""
+    return name.startswith(".") and name.endswith(PARTIAL_SUFFIX)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off the signals that end a run until the block is over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    kept = {number: handler for number in ending if callable(handler := signal.getsignal(number))}
+    for number in kept:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextlib.contextmanager
+def _abandoned(path: Path) -> Iterator[Path]:
+    """What nobody writes any more, locked so that nobody else clears it away as well.
+
+    Raises:
+        OSError: somebody writes it, or it cannot be told.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise FileNotFoundError
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield path
+    finally:
+        os.close(descriptor)
+
+
+def _claim(descriptor: int) -> bool:
+    """Take the lock; False where another run took it first, to clear it away."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nobody can take it
+        return True
+    return os.fstat(descriptor).st_nlink > 0
+
+
+def _kept(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
+
+
+def _name_beside(name: str) -> str:
+    return f".{_kept(name)}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}"

@@ -1,0 +1,1 @@
+"""Weight norm of tensors in files, block by block."""
