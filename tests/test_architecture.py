@@ -25,15 +25,9 @@ PACKAGES = (
     *("hints", "errors", "notes", "checkpoint", "arithmetic", "storage", "parallel", "formats"),
     *("plan", "streaming", "layout", "report", "analysis", "fill", "api", "cli"),
 )
-#: What is still to be turned round: writers that read plans, and a reader's names in storage.
+#: What is still to be turned round: and a reader's names in storage.
 UPWARD = {
     "wncli.checkpoint.checkpoint imports wncli.formats.torch.tree",
-    "wncli.formats.safetensors.writer imports wncli.plan.actions",
-    "wncli.formats.safetensors.writer imports wncli.plan.ungathered",
-    "wncli.formats.torch.beside imports wncli.plan.actions",
-    "wncli.formats.torch.beside imports wncli.plan.fitting",
-    "wncli.formats.torch.build imports wncli.plan.actions",
-    "wncli.formats.torch.writer imports wncli.plan.actions",
     "wncli.storage.replace_folder imports wncli.formats.huggingface.index",
 }
 #: The package's own face, and what makes `python -m wncli` run.

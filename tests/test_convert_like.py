@@ -19,7 +19,7 @@ from storing import FORMATS, read, save
 from torch import Tensor, nn
 
 import wncli
-from wncli.plan.prefixes import meet
+from wncli.checkpoint.prefixes import find_prefix_map
 
 RunHere = Callable[..., Ran]
 Tensors = dict[str, Tensor]
@@ -205,9 +205,9 @@ def test_any_prefix_is_found_with_which_one_side_meets_in_full(
     order = data.draw(st.permutations(sorted(below)))
     others = {prefix + name for name in below}
     longer = [*(f"discriminator.{name}.x" for name in sorted(more)), *sorted(others)]
-    on = meet(order, longer, [])
+    on = find_prefix_map(order, longer, [])
     assert {on.rename(name) for name in order} <= set(longer)
-    off = meet(longer, order, [])
+    off = find_prefix_map(longer, order, [])
     assert set(order) <= {off.rename(name) for name in longer}
 
 
@@ -216,7 +216,7 @@ def test_any_prefix_is_found_with_which_one_side_meets_in_full(
 def test_a_wrapper_is_taken_off_whatever_is_put_on(below: set[str], off: str, on: str) -> None:
     assume(set(off.split(".")) <= {"module", "_orig_mod", ""})
     theirs = {on + name for name in below}
-    found = meet([off + name for name in sorted(below)], theirs, [])
+    found = find_prefix_map([off + name for name in sorted(below)], theirs, [])
     assert {found.rename(off + name) for name in below} == theirs
 
 

@@ -5,33 +5,67 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
-from wncli.checkpoint.checkpoint import Checkpoint, refuse_expansion, refuse_growth
-from wncli.checkpoint.naming import Naming, join
-from wncli.errors import FileError, FormatError, UsageError, WeightNormError
+from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.checkpoint.naming import Naming
+from wncli.errors import FileError, UsageError, WeightNormError
 from wncli.formats.open import open_checkpoint
-from wncli.hints import option, path_word
-from wncli.plan.actions import Action, Copy, Part, Plan
+from wncli.hints import path_word
+from wncli.plan.actions import Plan
 from wncli.plan.apply import plan_apply
 from wncli.plan.convert import plan_convert
-from wncli.plan.guards import refuse_ambiguity, refuse_calls, refuse_damage, refuse_objects
+from wncli.plan.guards import refuse_ambiguity
 from wncli.plan.inspect import plan_inspect
 from wncli.plan.remove import plan_remove
 from wncli.plan.request import Request
-from wncli.plan.shards import OutputFormat, parse_size
+from wncli.plan.shards import OutputFormat
 from wncli.report import NothingToDo, Report, make_report
 from wncli.storage.addresses import refuse_address
 
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison
-    from wncli.plan.destination import Target
 
 AnyPath = str | os.PathLike[str]
 #: Called with the bytes that have just been written and the bytes that there will be.
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOptions:
+    """How an output is written, the same for all commands that write one.
+
+    Attributes:
+        format: of the output; otherwise its suffix says.
+        max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
+        force: replace an existing output.
+        dry_run: write nothing.
+        verify: read the output back before it takes its place, and compare the effective weights.
+        make_folder: make the directory that the output is to be in.
+        progress: called while writing.
+    """
+
+    format: OutputFormat | None = None
+    max_shard_size: int | str | None = None
+    force: bool = False
+    dry_run: bool = False
+    verify: bool = False
+    make_folder: bool = False
+    progress: Progress | None = None
+
+
+class WriteKeywords(TypedDict, total=False):
+    """`WriteOptions` as keyword arguments."""
+
+    format: OutputFormat | None
+    max_shard_size: int | str | None
+    force: bool
+    dry_run: bool
+    verify: bool
+    make_folder: bool
+    progress: Progress | None
 
 
 def inspect(  # noqa: PLR0913 - the command's options
@@ -79,13 +113,7 @@ def apply(  # noqa: PLR0913 - the command's options
     naming: Literal["auto"] | Naming = "auto",
     only: str | None = None,
     drop: Iterable[str] = (),
-    format: OutputFormat | None = None,  # noqa: A002 - as the option is called
-    max_shard_size: int | str | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    verify: bool = False,
-    make_folder: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[WriteKeywords],
 ) -> Report:
     """Split weights into magnitude g and direction v.
 
@@ -99,13 +127,7 @@ def apply(  # noqa: PLR0913 - the command's options
         naming: the spelling to write; `auto` takes the one in the checkpoint, else hook.
         only: write the state dict at this root alone.
         drop: entries of the checkpoint to leave out.
-        format: of the output; otherwise its suffix says.
-        max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
-        force: replace an existing output.
-        dry_run: write nothing.
-        verify: read the output back before it takes its place, and compare the effective weights.
-        make_folder: make the directory that the output is to stand in.
-        progress: called while writing.
+        options: how the output is written, see `WriteOptions`.
 
     Raises:
         WnError: refused; nothing has been written.
@@ -115,11 +137,11 @@ def apply(  # noqa: PLR0913 - the command's options
     _check_choice("naming", naming, ("auto", "hook", "parametrized"))
     if dim is not None and not (isinstance(dim, int) and not isinstance(dim, bool)):
         raise UsageError("dim", "no dim", expected="an int or None", found=repr(dim))
-    return _write(
-        lambda opened: plan_apply(opened, request, dim, naming),
-        checkpoint, output, format, max_shard_size, progress,
-        force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
-    )  # fmt: skip
+
+    def make_plan(opened: Checkpoint) -> Plan:
+        return plan_apply(opened, request, dim, naming)
+
+    return _write(make_plan, checkpoint, output, WriteOptions(**options))
 
 
 def remove(  # noqa: PLR0913 - the command's options
@@ -130,13 +152,7 @@ def remove(  # noqa: PLR0913 - the command's options
     exclude: Iterable[str] = (),
     only: str | None = None,
     drop: Iterable[str] = (),
-    format: OutputFormat | None = None,  # noqa: A002 - as the option is called
-    max_shard_size: int | str | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    verify: bool = False,
-    make_folder: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[WriteKeywords],
 ) -> Report:
     """Fold magnitudes and directions back into plain weights.
 
@@ -147,24 +163,18 @@ def remove(  # noqa: PLR0913 - the command's options
         exclude: globs of layers to leave alone.
         only: write the state dict at this root alone.
         drop: entries of the checkpoint to leave out.
-        format: of the output; otherwise its suffix says.
-        max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
-        force: replace an existing output.
-        dry_run: write nothing.
-        verify: read the output back before it takes its place, and compare the effective weights.
-        make_folder: make the directory that the output is to stand in.
-        progress: called while writing.
+        options: how the output is written, see `WriteOptions`.
 
     Raises:
         WnError: refused; nothing has been written.
         NothingToDo: there is no weight norm; nothing has been written.
     """
     request = Request.parse(layers, exclude, only, drop)
-    return _write(
-        lambda opened: plan_remove(opened, request),
-        checkpoint, output, format, max_shard_size, progress,
-        force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
-    )  # fmt: skip
+
+    def make_plan(opened: Checkpoint) -> Plan:
+        return plan_remove(opened, request)
+
+    return _write(make_plan, checkpoint, output, WriteOptions(**options))
 
 
 def convert(  # noqa: PLR0913 - the command's options
@@ -178,13 +188,7 @@ def convert(  # noqa: PLR0913 - the command's options
     exclude: Iterable[str] = (),
     only: str | None = None,
     drop: Iterable[str] = (),
-    format: OutputFormat | None = None,  # noqa: A002 - as the option is called
-    max_shard_size: int | str | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    verify: bool = False,
-    make_folder: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[WriteKeywords],
 ) -> Report:
     """Write the same weights in another format, spelling or structure.
 
@@ -199,13 +203,7 @@ def convert(  # noqa: PLR0913 - the command's options
         exclude: with `naming`, globs of layers to leave as they are.
         only: write the state dict at this root alone.
         drop: entries of the checkpoint to leave out.
-        format: of the output; otherwise its suffix says.
-        max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
-        force: replace an existing output.
-        dry_run: write nothing.
-        verify: read the output back before it takes its place, and compare the effective weights.
-        make_folder: make the directory that the output is to stand in.
-        progress: called while writing.
+        options: how the output is written, see `WriteOptions`.
 
     Raises:
         WnError: refused; nothing has been written.
@@ -220,11 +218,11 @@ def convert(  # noqa: PLR0913 - the command's options
             hint="leave it out, or name a checkpoint to be fitted with --like",
         )
     if like is None:
-        return _write(
-            lambda opened: plan_convert(opened, request, naming),
-            checkpoint, output, format, max_shard_size, progress,
-            force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
-        )  # fmt: skip
+
+        def make_plan(opened: Checkpoint) -> Plan:
+            return plan_convert(opened, request, naming)
+
+        return _write(make_plan, checkpoint, output, WriteOptions(**options))
     if naming:
         raise UsageError(
             f"--naming {naming}", "--like takes the spelling of REFERENCE", hint="leave one out"
@@ -233,12 +231,12 @@ def convert(  # noqa: PLR0913 - the command's options
 
     with open_checkpoint(_path(like)) as (reference, _):
         refuse_ambiguity(reference)
+
+        def make_plan_like(opened: Checkpoint) -> Plan:
+            return plan_like(opened, reference, request, partial=partial)
+
         try:
-            return _write(
-                lambda opened: plan_like(opened, reference, request, partial=partial),
-                checkpoint, output, format, max_shard_size, progress,
-                force=force, dry_run=dry_run, verify=verify, make_folder=make_folder,
-            )  # fmt: skip
+            return _write(make_plan_like, checkpoint, output, WriteOptions(**options))
         except WeightNormError as error:
             if error.hint.lstrip("$'").startswith("-x"):  # which has no place beside --like
                 error.hint = ""
@@ -293,106 +291,63 @@ def compare(  # noqa: PLR0913 - the command's options
         return compare_weights(plan, files, others, Tolerance(rtol, atol), progress)
 
 
-def _write(  # noqa: PLR0913, PLR0917 - what the commands have in common
+def _write(
     make_plan: Callable[[Checkpoint], Plan],
     checkpoint: AnyPath,
     output: AnyPath,
-    chosen: OutputFormat | None,
-    max_shard_size: int | str | None,
-    progress: Progress | None,
-    *,
-    force: bool,
-    dry_run: bool,
-    verify: bool,
-    make_folder: bool,
+    options: WriteOptions,
 ) -> Report:
+    """Open, decide where to, plan, guard, lay out, write, report."""
     from wncli.fill.write import make_parent, write
     from wncli.layout.files import lay_out
-    from wncli.plan.destination import decide_target
-    from wncli.plan.guards import check
+    from wncli.plan import guards
+    from wncli.plan.destination import decide_target, parse_size
+    from wncli.plan.lower import lower_plan
 
-    _check_choice("format", chosen, (None, "torch", "safetensors"))
-    limit = parse_size(str(max_shard_size)) if max_shard_size is not None else None
+    _check_choice("format", options.format, (None, "torch", "safetensors"))
+    size = options.max_shard_size
+    limit = parse_size(str(size)) if size is not None else None
     path = _path(checkpoint)
     _path(output, is_output=True)
     with open_checkpoint(path) as (opened, sources):
         from_folder = path.is_dir() or bool(opened.shards)
         folder = path if path.is_dir() else path.parent
-        target = decide_target(os.fspath(output), opened, chosen, limit, from_folder=from_folder)
-        check(target, path, force=force, make_folder=make_folder, from_folder=from_folder)
-        plan = make_plan(opened)
-        repacks = plan.command == "convert" and opened.tree and target.format == "torch"
-        if not plan.parts and opened.entries and not repacks:
-            found = ", ".join(f"{entry.path}: {entry.summary}" for entry in opened.entries[:3])
-            raise FormatError(
-                str(opened.path),
-                "no state dict was found",
-                expected="a mapping of names to tensors",
-                found=found,
-                hint="save the module's state_dict() with torch.save",
-            )
-        if not plan.changes and not _converts(plan, target):
-            raise _nothing(plan)
-        if target.format == "torch":
-            refuse_objects(plan)
-        refuse_ambiguity(opened)
-        refuse_damage(opened)
-        keeps_storages = target.format == "torch"
-        refuse_growth(
-            opened,
-            (
-                (spec, (part, action))
-                for part in plan.parts
-                for action in part.actions
-                if not (keeps_storages and isinstance(action, Copy))
-                for spec in action.sources
-            ),
-            _without,
+        target = decide_target(
+            os.fspath(output), opened, options.format, limit, from_folder=from_folder
         )
-        if verify:
-            _refuse_to_read_back(plan)
-        refuse_calls(plan)
-        outputs = lay_out(plan, target, folder if from_folder else None)
+        guards.refuse_destination(
+            target,
+            path,
+            force=options.force,
+            make_folder=options.make_folder,
+            from_folder=from_folder,
+        )
+        plan = make_plan(opened)
+        guards.refuse_without_state_dict(plan, target)
+        if guards.has_nothing_to_do(plan, target):
+            raise _nothing(plan)
+        guards.refuse(plan, target, verify=options.verify)
+        lowered = lower_plan(plan)
+        outputs = lay_out(lowered, target, folder if from_folder else None)
         notes = outputs.notes
         # Of large files of many tensors, what was read takes as much memory as all that follows.
-        plan = plan._replace(checkpoint=replace(plan.checkpoint, tree=None))
+        small = replace(opened, tree=None)
+        plan, lowered = plan._replace(checkpoint=small), lowered._replace(checkpoint=small)
         del opened
-        if not dry_run:
-            if make_folder:
+        if not options.dry_run:
+            if options.make_folder:
                 make_parent(target)
-            verified = plan if verify else None
-            notes += write(outputs, sources, progress, force=force, verified=verified)
+            notes += write(
+                outputs,
+                sources,
+                options.progress,
+                force=options.force,
+                verify_against=lowered if options.verify else None,
+            )
         names = tuple(name for name, _ in outputs.files) if target.is_folder else ()
-        return make_report(plan, notes, str(target.path), target.format, names, dry_run=dry_run)
-
-
-def _without(taken: tuple[Part, Action]) -> str:
-    """What leaves out the tensors that an action takes."""
-    part, action = taken
-    root = part.state_dict.root
-    return " ".join(option("--drop", join(root, spec.name)) for spec in action.sources)
-
-
-def _refuse_to_read_back(plan: Plan) -> None:
-    """Expanded tensors that are written as they are would be read back in full.
-
-    Raises:
-        FormatError: that is out of all proportion.
-    """
-    specs = [spec for part in plan.parts for action in part.actions for spec in action.sources]
-    hint = "leave --verify out"
-    for spec in specs:
-        refuse_expansion(plan.checkpoint, spec, hint)
-    refuse_growth(plan.checkpoint, ((spec, None) for spec in specs), lambda _: hint)
-
-
-def _converts(plan: Plan, target: Target) -> bool:
-    """Whether there is something to write though no layer changes."""
-    if plan.command != "convert":
-        return False
-    unnormalized = any(note.code == "no-weight-norm" for note in plan.notes)
-    same = plan.checkpoint.format == target.format and not target.is_folder
-    return not (unnormalized and same and not plan.alone and not plan.drop)
+        return make_report(
+            plan, notes, str(target.path), target.format, names, dry_run=options.dry_run
+        )
 
 
 def _path(given: AnyPath, *, is_output: bool = False) -> Path:

@@ -13,7 +13,6 @@ import numpy as np
 
 from wncli.arithmetic.norms import Norms, unwarned
 from wncli.arithmetic.ulps import Difference, Tolerance
-from wncli.checkpoint.checkpoint import refuse_expansion, refuse_growth
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.tensors import DType
 from wncli.errors import WeightNormError
@@ -23,6 +22,7 @@ from wncli.notes import Note
 from wncli.parallel.crew import Advance
 from wncli.parallel.workers import map_shared
 from wncli.plan.actions import Compose
+from wncli.plan.guards import refuse_expansion, refuse_growth
 from wncli.streaming.blocks import TensorBlocks, numpy_dtype
 from wncli.streaming.effective import aligned_runs, runs_of
 from wncli.streaming.fold import norms_of, slices_named

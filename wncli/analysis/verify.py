@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from wncli.arithmetic.ulps import Difference, Tolerance
-from wncli.checkpoint.keys import Keys, shown
+from wncli.checkpoint.keys import Keys
+from wncli.checkpoint.keys import shown as as_text
+from wncli.checkpoint.layout import Elements, Magnitude, Product
 from wncli.checkpoint.naming import join
-from wncli.checkpoint.pairs import Halves, Pair
+from wncli.checkpoint.output import Output, Result
+from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FileError
 from wncli.formats.open import open_checkpoint
 from wncli.formats.torch.archive import damaged_members
 from wncli.parallel.crew import Advance
 from wncli.parallel.workers import map_shared
-from wncli.plan.actions import Action, Compose, Copy, Decompose, Plan, Renormalize, Respell
 from wncli.streaming.effective import aligned_runs
 
 if TYPE_CHECKING:
@@ -37,20 +39,20 @@ class _Match(NamedTuple):
 
 
 def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of them
-    plan: Plan,
+    output: Output,
     sources: Sources,
     written: Path,
-    output: str,
+    shown: str,
     notes: Sequence[Note],
     progress: Callable[[int], None],
 ) -> None:
-    """Hold the effective weights in `written` against those of the plan's input, from the disk.
+    """Hold the effective weights in `written` against those of the input, from the disk.
 
     Args:
-        plan: what was carried out.
+        output: what was to be written.
         sources: the input's files.
         written: where the output stands so far.
-        output: what to call it.
+        shown: what to call it.
         notes: what the data showed: a weight with NaN or Inf has no g and v that give it back.
         progress: called with the bytes that have just been compared.
 
@@ -62,7 +64,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
     with open_checkpoint(written) as (checkpoint, files):
         for file in files:
             for member in damaged_members(file):
-                raise _failed(output, f"member {member} has not the checksum of what was written")
+                raise _failed(shown, f"member {member} has not the checksum of what was written")
         tensors = {
             (state_dict.keys, spec.name): spec
             for state_dict in checkpoint.state_dicts
@@ -71,9 +73,9 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         is_flat = checkpoint.format == "safetensors" or bool(checkpoint.shards)
         matches = [
             match
-            for part in plan.parts
-            for action in part.actions
-            for match in _matches(action, () if is_flat else part.keys, tensors, output)
+            for part in output.state_dicts
+            for result in part.results
+            for match in _matches(result, () if is_flat else part.keys, tensors, shown)
         ]
 
         different = {_view(match): match for match in matches}
@@ -81,12 +83,12 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         def agrees(match: _Match, advance: Advance) -> bool:
             return _agree(match, sources, files, advance)
 
-        agreeing = map_shared(agrees, list(different.values()), plan.checkpoint.nbytes, progress)
+        agreeing = map_shared(agrees, list(different.values()), output.checkpoint.nbytes, progress)
         same = dict(zip(different, agreeing, strict=True))
         for match in matches:
             where = f"{sources[0].where}: {match.name}"
             if not same[_view(match)] and where not in excused:
-                raise _failed(output, f"{match.name} is not what it was made from")
+                raise _failed(shown, f"{match.name} is not what it was made from")
 
 
 def _view(match: _Match) -> object:
@@ -108,28 +110,29 @@ def _forget_cached(written: Path) -> None:
 
 
 def _matches(
-    action: Action, keys: Keys, tensors: Mapping[tuple[Keys, str], TensorSpec], output: str
+    result: Result, keys: Keys, tensors: Mapping[tuple[Keys, str], TensorSpec], shown: str
 ) -> Iterator[_Match]:
     def written(name: str) -> TensorSpec:
         if (keys, name) not in tensors:
-            raise _failed(output, f"{join(shown(keys), name)} is missing")
+            raise _failed(shown, f"{join(as_text(keys), name)} is missing")
         return tensors[keys, name]
 
-    def pair(halves: Halves, dim: int | None) -> Pair:
-        return Pair(halves.weight, halves.naming, written(halves.g), written(halves.v), dim)
-
-    match action:
-        case Copy(spec, name):
-            yield _Match(spec.name, spec, written(name), exactly=True)
-        case Respell(before, halves):
-            yield _Match(before.g.name, before.g, written(halves.g), exactly=True)
-            yield _Match(before.v.name, before.v, written(halves.v), exactly=True)
-        case Compose(before, name):
-            yield _Match(before.weight, before, written(name), exactly=False)
-        case Decompose(weight, dim, halves):
-            yield _Match(weight.name, weight, pair(halves, dim), exactly=False)
-        case Renormalize(before, dim, halves):
-            yield _Match(before.weight, before, pair(halves, dim), exactly=False)
+    if result.is_kept:
+        for kept in result.tensors:
+            yield _Match(kept.source.name, kept.source, written(kept.name), exactly=True)
+        return
+    *magnitudes, weight = result.tensors
+    after: TensorSpec | Pair = written(weight.name)
+    for g in magnitudes:
+        assert isinstance(g.content, Magnitude)  # noqa: S101 - for the type checker
+        assert result.naming  # noqa: S101 - the same
+        dim = g.content.dim
+        after = Pair(result.weight, result.naming, written(g.name), written(weight.name), dim)
+    match weight.content:
+        case Product(pair):
+            yield _Match(pair.weight, pair, after, exactly=False)
+        case Elements(tensor):
+            yield _Match(tensor.name, tensor, after, exactly=False)
 
 
 def _agree(match: _Match, sources: Sources, files: Sources, advance: Advance) -> bool:
@@ -145,9 +148,9 @@ def _agree(match: _Match, sources: Sources, files: Sources, advance: Advance) ->
     return found.within
 
 
-def _failed(output: str, what: str) -> FileError:
+def _failed(shown: str, what: str) -> FileError:
     return FileError(
-        output,
+        shown,
         f"reading back what was written failed: {what}",
         hint="nothing has been put in its place; run it again, and check the disk and the memory",
     )

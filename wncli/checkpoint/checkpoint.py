@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from wncli.checkpoint.keys import Keys
 from wncli.checkpoint.tensors import TensorSpec
-from wncli.errors import FormatError
 from wncli.notes import Note
 
 if TYPE_CHECKING:
     from wncli.formats.torch.tree import TorchTree
 
+#: What the header of a safetensors shard says about the place of its tensors in the whole ones.
+SHARDING_INFO = "DCP_SHARDING_INFO"
+
 Format = Literal["safetensors", "torch", "torch legacy", "TorchScript"]
-
-
-Owner = TypeVar("Owner")
 
 
 class StateDict(NamedTuple):
@@ -103,69 +102,3 @@ def aliases(checkpoint: Checkpoint, state_dict: StateDict) -> set[str]:
     if checkpoint.metadata is None:
         return set()
     return {spec.name for spec in state_dict.tensors if spec.storage.key != spec.name}
-
-
-#: How far an expanded tensor (stride 0) may grow beyond the file that it comes from, in bytes.
-_EXPANSION = 64 << 20
-#: As many tensors are named that can be left out.
-_MOST_HINTS = 8
-
-
-def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec, hint: str) -> None:
-    """Hold what a tensor would take when it is written out against the size of its file.
-
-    `hint` leaves it out.
-
-    Raises:
-        FormatError: an expanded tensor would grow out of all proportion.
-    """
-    if spec.nbytes > checkpoint.nbytes + _EXPANSION:
-        raise FormatError(
-            f"{checkpoint.path}: {spec.name}",
-            f"the expanded tensor would take {spec.nbytes:,} bytes",
-            expected=f"no more than the file and {_EXPANSION:,} bytes",
-            hint=hint,
-        )
-
-
-def refuse_growth(
-    checkpoint: Checkpoint, owned: Iterable[tuple[TensorSpec, Owner]], hint: Callable[[Owner], str]
-) -> None:
-    """Hold what tensors over shared storages would take together against the size of their file.
-
-    Args:
-        checkpoint: the file.
-        owned: the tensors, each with what it is part of.
-        hint: leaves that out.
-
-    Raises:
-        FormatError: a few bytes would be written, or read, over and over.
-    """
-    left = list(owned)
-    allowed = checkpoint.nbytes + _EXPANSION
-    if sum(spec.nbytes for spec, _ in left) <= allowed:  # whatever they share
-        return
-    grown = _growth(spec for spec, _ in left)
-    if grown <= allowed:
-        return
-    left.sort(key=lambda item: item[0].nbytes)
-    hints: dict[str, None] = {}
-    while len(hints) < _MOST_HINTS and _growth(spec for spec, _ in left) > allowed:
-        hints[hint(left.pop()[1])] = None
-    raise FormatError(
-        str(checkpoint.path),
-        f"the expanded tensors would take {grown:,} bytes more than they are stored in",
-        expected=f"no more than the file and {_EXPANSION:,} bytes",
-        hint="" if _growth(spec for spec, _ in left) > allowed else " ".join(hints),
-    )
-
-
-def _growth(specs: Iterable[TensorSpec]) -> int:
-    """The bytes that these tensors would take beyond those that they are stored in."""
-    taken: dict[tuple[int, str], int] = {}
-    held: dict[tuple[int, str], int] = {}
-    for spec in {spec.view: spec for spec in specs}.values():
-        identity = spec.storage.identity
-        taken[identity] = taken.get(identity, 0) + spec.nbytes
-        held[identity] = spec.storage.nbytes
-    return sum(max(0, taken[identity] - held[identity]) for identity in taken)

@@ -27,8 +27,8 @@ class Elements(NamedTuple):
 class Magnitude(NamedTuple):
     """The g of `weight` along `dim`, `numel` elements.
 
-    `direction` is the place of the slot that receives its v, `offset` and `strides` (elements) that
-    of v in there: where a slice is all zero, v is given a direction. With `of_output` the weight is
+    `direction` is the place of the slot that receives its v, and `strides` (elements) are those of
+    v in there: where a slice is all zero, v is given a direction. With `of_output` the weight is
     what has been written there, and `weight` only tells its name, dtype and shape.
     """
 
@@ -36,7 +36,6 @@ class Magnitude(NamedTuple):
     dim: int | None
     numel: int
     direction: int
-    offset: int
     strides: tuple[int, ...]
     of_output: bool = False
 

@@ -107,8 +107,7 @@ def _magnitude(
         notes += split.notes
         if split.zero.size:
             step = 0 if dim is None else content.strides[dim]
-            elements = content.offset + step * split.zero
-            places = content.direction + elements * weight.dtype.itemsize
+            places = content.direction + step * split.zero * weight.dtype.itemsize
             patches.append(Patches(places, split.units))
         g = raw(split.g)
     yield 0, memoryview(g)
@@ -122,5 +121,5 @@ def _as_written(
     file = open(descriptor, "rb", buffering=0, closefd=False)  # noqa: SIM115
     written = Source(sources[weight.storage.file].path, file)
     storage = Storage(weight.name, content.direction, written.nbytes - content.direction)
-    placed = weight._replace(storage=storage, offset=content.offset, strides=content.strides)
+    placed = weight._replace(storage=storage, offset=0, strides=content.strides)
     return (written,), placed

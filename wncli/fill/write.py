@@ -19,8 +19,8 @@ from wncli.storage.signals import unfinished
 from wncli.storage.source import unreadable
 
 if TYPE_CHECKING:
+    from wncli.checkpoint.output import Output
     from wncli.layout.files import Outputs
-    from wncli.plan.actions import Plan
     from wncli.plan.destination import Target
     from wncli.storage.replace_folder import NewFiles
     from wncli.storage.source import Sources
@@ -47,11 +47,11 @@ def write(
     progress: Progress | None,
     *,
     force: bool,
-    verified: Plan | None = None,
+    verify_against: Output | None = None,
 ) -> tuple[Note, ...]:
     """Write everything, then put it in its place; what is there already only with `force`.
 
-    With `verified`, the plan that the outputs come from, all is read back before it is put there.
+    With `verify_against`, what the files are laid out for, all is read back before it is put there.
 
     Returns:
         What the data showed.
@@ -63,7 +63,7 @@ def write(
     from wncli.storage.replace_file import allocate, replacing
     from wncli.storage.replace_folder import replacing_folder
 
-    total = outputs.nbytes * (2 if verified else 1)
+    total = outputs.nbytes * (2 if verify_against else 1)
 
     def report(count: int) -> None:
         if progress:
@@ -72,10 +72,10 @@ def write(
     target = outputs.target
 
     def read_back(written: Path, notes: tuple[Note, ...]) -> None:
-        if verified:
+        if verify_against:
             from wncli.analysis.verify import verify
 
-            verify(verified, sources, written, str(target.path), notes, report)
+            verify(verify_against, sources, written, str(target.path), notes, report)
 
     if not target.is_folder:
         ((_, layout),) = outputs.files

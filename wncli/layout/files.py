@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from wncli.checkpoint.checkpoint import aliases
 from wncli.checkpoint.layout import Layout, Slot, Whole
+from wncli.checkpoint.output import Output, stored_nbytes
 from wncli.checkpoint.tensors import Storage
-from wncli.errors import UsageError, WnError
+from wncli.errors import WnError
 from wncli.formats.huggingface.index import index_kind
 from wncli.formats.huggingface.shard_files import resolve
-from wncli.hints import option
 from wncli.notes import Note
-from wncli.plan.actions import left_out
 from wncli.plan.destination import beside
 from wncli.plan.shards import (
     HUGGING_FACE_NAMES,
@@ -26,12 +25,10 @@ from wncli.plan.shards import (
     keep_shards,
     renamed,
     split_by_size,
-    stored_nbytes,
 )
 
 if TYPE_CHECKING:
     from wncli.checkpoint.checkpoint import Checkpoint
-    from wncli.plan.actions import Plan
     from wncli.plan.destination import Target
 
 #: The suffixes of what goes with a checkpoint, and the beginnings of names without one.
@@ -63,55 +60,55 @@ class Outputs:
         return sum(layout.nbytes for _, layout in self.files)
 
 
-def lay_out(plan: Plan, target: Target, folder: Path | None) -> Outputs:
-    """Lay out what `plan` comes to; `folder` is where the input's companions stand, if it is one.
+def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
+    """Lay out the files of an output; `folder` is where the input's companions stand, if it is one.
 
     Raises:
         WnError: the format, or a folder of shards, cannot hold it.
     """
+    checkpoint = output.checkpoint
     if not target.is_folder:
         # As torch.save has it: the file's name, unless it is no ASCII.
         stem = target.path.stem if target.path.stem.isascii() else ""
-        layout, found = _lay_out_file(plan, target.format, stem or "archive")
+        layout, found = _lay_out_file(output, target.format, stem or "archive")
         return Outputs(target, ((target.path.name, layout),), notes=found)
     companions = _companions(folder) if folder else ()
     along = _companion_notes(companions)
-    if target.max_shard is None and not plan.checkpoint.shards:  # one file, in a folder of its own
-        name = plan.checkpoint.path.name
-        if not plan.checkpoint.format.startswith(target.format):
+    if target.max_shard is None and not checkpoint.shards:  # one file, in a folder of its own
+        name = checkpoint.path.name
+        if not checkpoint.format.startswith(target.format):
             known = name in HUGGING_FACE_NAMES
             name = (
                 renamed(name, target.format)
                 if known
-                else beside(Path(), plan.checkpoint.path, target.format).name
+                else beside(Path(), checkpoint.path, target.format).name
             )
-        layout, found = _lay_out_file(plan, target.format, Path(name).stem)
+        layout, found = _lay_out_file(output, target.format, Path(name).stem)
         return Outputs(target, ((name, layout),), companions=companions, notes=found + along)
-    _refuse_several(plan)
     shards = (
-        keep_shards(plan, target.format)
+        keep_shards(output, target.format)
         if target.max_shard is None
-        else split_by_size(plan, target.format, target.max_shard)
+        else split_by_size(output, target.format, target.max_shard)
     )
     files: list[tuple[str, Layout]] = []
-    notes = _lost_with_files(plan, shards)
+    notes = _lost_with_files(output, shards)
     for shard in shards:
         if shard.copy_of is not None:
-            files.append((shard.name, _whole_file(plan.checkpoint, shard)))
+            files.append((shard.name, _whole_file(checkpoint, shard)))
             continue
-        layout, found = _lay_out_file(shard.plan, target.format, Path(shard.name).stem)
+        layout, found = _lay_out_file(shard.output, target.format, Path(shard.name).stem)
         files.append((shard.name, layout))
         notes += found
-    index = _index(plan, target.format, files) if len(files) > 1 else None
+    index = _index(output, target.format, files) if len(files) > 1 else None
     return Outputs(target, tuple(files), index, companions, (*dict.fromkeys(notes), *along))
 
 
-def _lost_with_files(plan: Plan, shards: Sequence[ShardOutput]) -> tuple[Note, ...]:
+def _lost_with_files(output: Output, shards: Sequence[ShardOutput]) -> tuple[Note, ...]:
     """What is no tensor in files of the input of which no tensor is left, so that none is made."""
-    held = {entry.path for shard in shards for entry in shard.plan.checkpoint.entries}
+    held = {entry.path for shard in shards for entry in shard.output.checkpoint.entries}
     for shard in shards:
-        held.update(*(part.state_dict.others for part in shard.plan.parts))
-    lost = [path for path in left_out(plan) if path not in held]
+        held.update(*(part.state_dict.others for part in shard.output.state_dicts))
+    lost = [path for path in output.left_out() if path not in held]
     return (Note("left-out", f"left out: {', '.join(lost)}"),) if lost else ()
 
 
@@ -121,16 +118,16 @@ def _companion_notes(companions: Sequence[Path]) -> tuple[Note, ...]:
 
 
 def _lay_out_file(
-    plan: Plan, output_format: OutputFormat, stem: str
+    output: Output, output_format: OutputFormat, stem: str
 ) -> tuple[Layout, tuple[Note, ...]]:
     if output_format == "safetensors":
         from wncli.formats.safetensors.writer import lay_out_safetensors
 
-        return lay_out_safetensors(plan)
+        return lay_out_safetensors(output)
     from wncli.formats.torch.writer import torch_content
     from wncli.formats.torch.zip_writer import lay_out_torch_zip
 
-    content = torch_content(plan)
+    content = torch_content(output)
     return lay_out_torch_zip(content, stem), content.notes
 
 
@@ -145,29 +142,18 @@ def _whole_file(checkpoint: Checkpoint, shard: ShardOutput) -> Layout:
     return Layout(own.nbytes, names, (Slot(0, own.nbytes, Whole(storage)),), ())
 
 
-def _refuse_several(plan: Plan) -> None:
-    if len(plan.parts) != 1:
-        roots = [part.state_dict.root or "the top" for part in plan.parts]
-        raise UsageError(
-            str(plan.checkpoint.path),
-            "a sharded checkpoint holds one state dict",
-            expected="one state dict",
-            found=f"{len(roots)}: {', '.join(roots)}" if roots else "none",
-            hint=" or ".join(option("--only", part.state_dict.root) for part in plan.parts),
-        )
-
-
 def _index(
-    plan: Plan, output_format: OutputFormat, files: Sequence[tuple[str, Layout]]
+    output: Output, output_format: OutputFormat, files: Sequence[tuple[str, Layout]]
 ) -> tuple[str, bytes]:
     """The index of the shards, as `save_pretrained` writes it."""
     weight_map = {name: file for file, layout in files for name in layout.names}
+    results = [result for part in output.state_dicts for result in part.results]
     content = {
-        "metadata": {"total_size": stored_nbytes(a for part in plan.parts for a in part.actions)},
+        "metadata": {"total_size": stored_nbytes(results)},
         "weight_map": weight_map,
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    name = index_name([file for file, _ in files], output_format, plan.checkpoint)
+    name = index_name([file for file, _ in files], output_format, output.checkpoint)
     return name, text.encode()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from wncli.checkpoint.checkpoint import Checkpoint, refuse_expansion
+from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.dims import resolve_dim
 from wncli.checkpoint.naming import Naming, split
 from wncli.checkpoint.pairs import Halves
@@ -14,7 +14,7 @@ from wncli.errors import WeightNormError, WnError
 from wncli.hints import glob_of, option
 from wncli.notes import Note
 from wncli.plan.actions import Action, Decompose, Plan
-from wncli.plan.guards import refuse_taken_names
+from wncli.plan.guards import refuse_expansion, refuse_taken_names
 from wncli.plan.request import (
     Request,
     listing,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wncli.checkpoint.checkpoint import Checkpoint, refuse_expansion, refuse_growth
+from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import DType, TensorSpec
 from wncli.errors import FormatError, UsageError
 from wncli.hints import glob_of, option, path_word
 from wncli.notes import Note
-from wncli.plan.prefixes import pair_up, plain_tensors, split_only
+from wncli.plan.guards import refuse_expansion, refuse_growth
+from wncli.plan.pairing import pair_up, plain_tensors, split_only
 from wncli.plan.request import Request, listing, look_alike_notes
 from wncli.plan.rules import Candidate, check_exclusions, choose_pairs
 from wncli.plan.survey import Survey, survey
@@ -71,11 +72,11 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
         if root not in paired:
             only_in_b += [(root, name) for name in others]
             continue
-        our_root, meeting = paired[root]
-        if meeting.words:
-            notes.append(Note("renamed", f"prefix of the names: {meeting.words}", our_root))
+        our_root, prefixes = paired[root]
+        if prefixes.description:
+            notes.append(Note("renamed", f"prefix of the names: {prefixes.description}", our_root))
         held = plain_tensors(ours_by_root[our_root])
-        met = {own: renamed for own in held if (renamed := meeting.rename(own)) in others}
+        met = {own: renamed for own in held if (renamed := prefixes.rename(own)) in others}
         only_in_a += [(our_root, own) for own in held if own not in met]
         taken_names = set(met.values())
         only_in_b += [(root, name) for name in others if name not in taken_names]

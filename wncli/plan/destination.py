@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,6 +15,12 @@ _SUFFIXES: dict[str, OutputFormat] = {
     ".safetensors": "safetensors",
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar"), "torch"),
 }
+
+
+_UNITS = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
 
 
 class Target(NamedTuple):
@@ -92,3 +99,19 @@ def beside(folder: Path, checkpoint: Path, chosen: Literal["torch", "safetensors
     new = ".safetensors" if chosen == "safetensors" else ".pt"
     known = suffix in _SUFFIXES
     return folder / (checkpoint.stem + new if known else checkpoint.name + new)
+
+
+def parse_size(text: str) -> int:
+    """A size as it is typed, `5GB` or `500MiB` or a number of bytes.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]{0,3})\s*", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    nbytes = int(float(match[1]) * unit) if match and unit else 0
+    if not nbytes:
+        raise UsageError(
+            f"--max-shard-size {text}", "no size", expected="bytes, as 5GB, 500MB or 2GiB"
+        )
+    return nbytes

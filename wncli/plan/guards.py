@@ -1,65 +1,304 @@
-"""Every refusal before anything is written."""
+"""Every refusal before anything is written, in one order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from wncli.checkpoint.checkpoint import Checkpoint, DangerousCall
 from wncli.checkpoint.keys import Keys
-from wncli.errors import FormatError, UsageError, WeightNormError, WnError, few
-from wncli.hints import glob_of, option
-from wncli.plan.actions import Action, Copy, Decompose, Plan, Respell
+from wncli.checkpoint.naming import join
+from wncli.checkpoint.tensors import TensorSpec
+from wncli.errors import FileError, FormatError, UsageError, WeightNormError, WnError, few
+from wncli.formats.open import open_checkpoint
+from wncli.hints import free_path, glob_of, option, path_word
+from wncli.plan.actions import Action, Copy, Decompose, Part, Plan, Respell
+from wncli.plan.destination import Target
 from wncli.plan.survey import Survey
 
 if TYPE_CHECKING:
     from wncli.formats.pickles.nodes import Node
     from wncli.formats.torch.tree import TorchTree
 
-from pathlib import Path
-
-from wncli.errors import FileError
-from wncli.formats.open import open_checkpoint
-from wncli.hints import free_path, path_word
-from wncli.plan.destination import Target
+Owner = TypeVar("Owner")
 
 #: As many state dicts are looked through for one without calls.
 _MOST_TRIED = 16
+#: How far an expanded tensor (stride 0) may grow beyond the file that it comes from, in bytes.
+_EXPANSION = 64 << 20
+#: As many tensors are named that can be left out.
+_MOST_HINTS = 8
+
+
+def refuse_destination(
+    target: Target, checkpoint: Path, *, force: bool, make_folder: bool, from_folder: bool
+) -> None:
+    """Refuse a target that cannot be written, before any work is done.
+
+    Args:
+        target: what is to be written.
+        checkpoint: what is to be read.
+        force: it may be there.
+        make_folder: it stands in the directory for several, which may still have to be made.
+        from_folder: the checkpoint is one of several files.
+
+    Raises:
+        FileError: it is there and `force` is not given, or cannot be there.
+    """
+    from wncli.storage.replace_file import check_output
+    from wncli.storage.replace_folder import check_folder
+
+    if make_folder and not target.path.parent.exists():
+        return
+    if not force:
+        _refuse_checkpoint(target.path, checkpoint, is_one_of_several=make_folder)
+    if target.is_folder:
+        check_folder(target.path, force=force)
+    else:
+        takes_files = not (make_folder or from_folder)
+        check_output(target.path, force=force, takes_files=takes_files)
+
+
+def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: bool) -> None:
+    """Name an OUTPUT that is a checkpoint, as a shell's `*.pt` makes one of an input.
+
+    Raises:
+        FileError: it is one.
+    """
+    where = str(output)
+    try:
+        is_itself = output.samefile(checkpoint)
+    except OSError:  # it is not there, or what it is called is refused as a name for OUTPUT
+        return
+    if is_itself:
+        free = free_path(output.parent / "out" if is_one_of_several else output)
+        raise FileError(
+            where,
+            "OUTPUT exists already: it is CHECKPOINT itself",
+            expected="a name for what is to be written",
+            hint=f"{option('--output-dir', str(free)) if is_one_of_several else path_word(free)}"
+            " keeps both",
+        )
+    if is_one_of_several:
+        return
+    try:
+        with open_checkpoint(output):
+            pass
+    except WnError:
+        return
+    raise FileError(
+        where,
+        "OUTPUT exists already, and is a checkpoint",
+        expected="a name for what is to be written",
+        hint="--output-dir DIR takes this file as a checkpoint too, --force replaces it",
+    )
+
+
+def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
+    """Refuse a plan that cannot be written as it is meant.
+
+    Raises:
+        UsageError: an object that is no state dict would have to be written back as itself.
+        FormatError: what is to be written is not what it seems, runs something when it is loaded,
+            or is out of all proportion to the file.
+    """
+    checkpoint = plan.checkpoint
+    if target.format == "torch":
+        _refuse_objects(plan)
+    refuse_ambiguity(checkpoint)
+    _refuse_noted(
+        checkpoint,
+        "checksum",
+        expected="the bytes that were written",
+        hint="copy or download the file again",
+    )
+    used = [
+        (spec, (part, action))
+        for part in plan.parts
+        for action in part.actions
+        for spec in action.sources
+    ]
+    refuse_growth(
+        checkpoint,
+        [
+            (spec, (part, action))
+            for spec, (part, action) in used
+            if target.format != "torch" or not isinstance(action, Copy)  # which keeps storages
+        ],
+        _without,
+    )
+    if verify:  # what is expanded is read back in full
+        hint = "leave --verify out"
+        for spec, _ in used:
+            refuse_expansion(checkpoint, spec, hint)
+        refuse_growth(checkpoint, used, lambda _: hint)
+    _refuse_calls(plan)
+    _refuse_several(plan, target)
+    if target.format == "safetensors":
+        for spec, (part, _) in used:
+            path = join(part.state_dict.root, spec.name)
+            refuse_expansion(checkpoint, spec, option("--drop", path))
+
+
+def refuse_without_state_dict(plan: Plan, target: Target) -> None:
+    """Refuse a file with something in it, but no state dict, unless all of it is only packed anew.
+
+    Raises:
+        FormatError: that is so.
+    """
+    checkpoint = plan.checkpoint
+    repacks = plan.command == "convert" and checkpoint.tree and target.format == "torch"
+    if not plan.parts and checkpoint.entries and not repacks:
+        found = ", ".join(f"{entry.path}: {entry.summary}" for entry in checkpoint.entries[:3])
+        raise FormatError(
+            str(checkpoint.path),
+            "no state dict was found",
+            expected="a mapping of names to tensors",
+            found=found,
+            hint="save the module's state_dict() with torch.save",
+        )
+
+
+def has_nothing_to_do(plan: Plan, target: Target) -> bool:
+    """Whether no layer changes, and the file would only be copied."""
+    if plan.changes or plan.command != "convert":
+        return not plan.changes
+    unnormalized = any(note.code == "no-weight-norm" for note in plan.notes)
+    same = plan.checkpoint.format == target.format and not target.is_folder
+    return unnormalized and same and not plan.alone and not plan.drop
+
+
+def _refuse_several(plan: Plan, target: Target) -> None:
+    """Refuse to write several state dicts, or none, where there is a place for one."""
+    is_sharded = target.is_folder and (target.max_shard or plan.checkpoint.shards)
+    if len(plan.parts) == 1 or not (is_sharded or target.format == "safetensors"):
+        return
+    roots = [part.state_dict.root for part in plan.parts]
+    holder = "a sharded checkpoint" if is_sharded else "safetensors"
+    raise UsageError(
+        str(plan.checkpoint.path),
+        f"{holder} holds one state dict" if roots else "there is no state dict to write",
+        expected="one state dict",
+        found=f"{len(roots)}: {', '.join(root or 'the top' for root in roots)}" if roots else "",
+        hint=" or ".join(option("--only", root) for root in roots),
+    )
+
+
+def _without(taken: tuple[Part, Action]) -> str:
+    """Say what leaves out the tensors that an action takes."""
+    part, action = taken
+    root = part.state_dict.root
+    return " ".join(option("--drop", join(root, spec.name)) for spec in action.sources)
 
 
 def refuse_ambiguity(checkpoint: Checkpoint) -> None:
-    """Nothing is made of, or said of, a file that may mean other tensors to PyTorch.
+    """Refuse a file that may mean other tensors to PyTorch.
 
     Raises:
         FormatError: what is in it cannot be told without running it.
     """
+    _refuse_noted(
+        checkpoint,
+        "ambiguous",
+        expected="tensors and keys as torch.save writes them",
+        hint="load it with PyTorch and save it again",
+    )
+
+
+def _refuse_noted(checkpoint: Checkpoint, code: str, *, expected: str, hint: str) -> None:
     for note in checkpoint.notes:
-        if note.code == "ambiguous":
-            raise FormatError(
-                str(checkpoint.path),
-                note.message,
-                expected="tensors and keys as torch.save writes them",
-                hint="load it with PyTorch and save it again",
-            )
+        if note.code == code:
+            raise FormatError(str(checkpoint.path), note.message, expected=expected, hint=hint)
 
 
-def refuse_damage(checkpoint: Checkpoint) -> None:
-    """Nothing is made of what is known to have changed since it was written.
+def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec, hint: str) -> None:
+    """Hold what a tensor would take when it is written out against the size of its file.
+
+    `hint` leaves it out.
 
     Raises:
-        FormatError: a part of the file that says what is in it is damaged.
+        FormatError: an expanded tensor would grow out of all proportion.
     """
-    for note in checkpoint.notes:
-        if note.code == "checksum":
-            raise FormatError(
-                str(checkpoint.path),
-                note.message,
-                expected="the bytes that were written",
-                hint="copy or download the file again",
-            )
+    if spec.nbytes > checkpoint.nbytes + _EXPANSION:
+        raise FormatError(
+            f"{checkpoint.path}: {spec.name}",
+            f"the expanded tensor would take {spec.nbytes:,} bytes",
+            expected=f"no more than the file and {_EXPANSION:,} bytes",
+            hint=hint,
+        )
 
 
-def refuse_calls(plan: Plan) -> None:
+def refuse_growth(
+    checkpoint: Checkpoint, owned: Iterable[tuple[TensorSpec, Owner]], hint: Callable[[Owner], str]
+) -> None:
+    """Hold what tensors over shared storages would take together against the size of their file.
+
+    Args:
+        checkpoint: the file.
+        owned: the tensors, each with what it is part of.
+        hint: leaves that out.
+
+    Raises:
+        FormatError: a few bytes would be written, or read, over and over.
+    """
+    left = list(owned)
+    allowed = checkpoint.nbytes + _EXPANSION
+    if sum(spec.nbytes for spec, _ in left) <= allowed:  # whatever they share
+        return
+    grown = _growth(spec for spec, _ in left)
+    if grown <= allowed:
+        return
+    left.sort(key=lambda item: item[0].nbytes)
+    hints: dict[str, None] = {}
+    while len(hints) < _MOST_HINTS and _growth(spec for spec, _ in left) > allowed:
+        hints[hint(left.pop()[1])] = None
+    raise FormatError(
+        str(checkpoint.path),
+        f"the expanded tensors would take {grown:,} bytes more than they are stored in",
+        expected=f"no more than the file and {_EXPANSION:,} bytes",
+        hint="" if _growth(spec for spec, _ in left) > allowed else " ".join(hints),
+    )
+
+
+def _growth(specs: Iterable[TensorSpec]) -> int:
+    """The bytes that these tensors would take beyond those that they are stored in."""
+    taken: dict[tuple[int, str], int] = {}
+    held: dict[tuple[int, str], int] = {}
+    for spec in {spec.view: spec for spec in specs}.values():
+        identity = spec.storage.identity
+        taken[identity] = taken.get(identity, 0) + spec.nbytes
+        held[identity] = spec.storage.nbytes
+    return sum(max(0, taken[identity] - held[identity]) for identity in taken)
+
+
+def _refuse_objects(plan: Plan) -> None:
+    """A module's tensors can be read without its class, but no module be made of others.
+
+    Args:
+        plan: what is to be written to a torch file.
+
+    Raises:
+        UsageError: an object that is no state dict would have to be written back as itself.
+    """
+    held = [part for part in plan.parts if part.state_dict.holder]
+    has_others = len(held) < len(plan.parts) or any(
+        entry.kind == "tensor" for entry in plan.checkpoint.entries
+    )
+    for part in held:
+        changes = any(not isinstance(action, Copy) for action in part.actions)
+        if plan.alone or (has_others and not changes):
+            continue
+        root = part.state_dict.root
+        raise UsageError(
+            f"{plan.checkpoint.path}: {root}" if root else str(plan.checkpoint.path),
+            f"this is {part.state_dict.holder}, which cannot be written back as itself",
+            expected="a state dict, which can be read off it",
+            hint=f"{option('--only', root)} writes that",
+        )
+
+
+def _refuse_calls(plan: Plan) -> None:
     """Nothing is made of a file that runs something when it is loaded, unless that is left out.
 
     Raises:
@@ -125,96 +364,6 @@ def _roots_of_parts(plan: Plan, tree: TorchTree) -> list[Node]:
         for part in plan.parts
         if part.state_dict.keys in tree.mappings and not part.state_dict.holder
     ]
-
-
-def refuse_objects(plan: Plan) -> None:
-    """A module's tensors can be read without its class, but no module be made of others.
-
-    Args:
-        plan: what is to be written to a torch file.
-
-    Raises:
-        UsageError: an object that is no state dict would have to be written back as itself.
-    """
-    held = [part for part in plan.parts if part.state_dict.holder]
-    has_others = len(held) < len(plan.parts) or any(
-        entry.kind == "tensor" for entry in plan.checkpoint.entries
-    )
-    for part in held:
-        changes = any(not isinstance(action, Copy) for action in part.actions)
-        if plan.alone or (has_others and not changes):
-            continue
-        root = part.state_dict.root
-        raise UsageError(
-            f"{plan.checkpoint.path}: {root}" if root else str(plan.checkpoint.path),
-            f"this is {part.state_dict.holder}, which cannot be written back as itself",
-            expected="a state dict, which can be read off it",
-            hint=f"{option('--only', root)} writes that",
-        )
-
-
-def check(
-    target: Target, checkpoint: Path, *, force: bool, make_folder: bool, from_folder: bool
-) -> None:
-    """Refuse a target that cannot be written, before any work is done.
-
-    Args:
-        target: what is to be written.
-        checkpoint: what is to be read.
-        force: it may be there.
-        make_folder: it stands in the directory for several, which may still have to be made.
-        from_folder: the checkpoint is one of several files.
-
-    Raises:
-        FileError: it is there and `force` is not given, or cannot be there.
-    """
-    from wncli.storage.replace_file import check_output
-    from wncli.storage.replace_folder import check_folder
-
-    if make_folder and not target.path.parent.exists():
-        return
-    if not force:
-        _refuse_checkpoint(target.path, checkpoint, is_one_of_several=make_folder)
-    if target.is_folder:
-        check_folder(target.path, force=force)
-    else:
-        takes_files = not (make_folder or from_folder)
-        check_output(target.path, force=force, takes_files=takes_files)
-
-
-def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: bool) -> None:
-    """Name an OUTPUT that is a checkpoint, as a shell's `*.pt` makes one of an input.
-
-    Raises:
-        FileError: it is one.
-    """
-    where = str(output)
-    try:
-        is_itself = output.samefile(checkpoint)
-    except OSError:  # it is not there, or what it is called is refused as a name for OUTPUT
-        return
-    if is_itself:
-        free = free_path(output.parent / "out" if is_one_of_several else output)
-        raise FileError(
-            where,
-            "OUTPUT exists already: it is CHECKPOINT itself",
-            expected="a name for what is to be written",
-            hint=f"{option('--output-dir', str(free)) if is_one_of_several else path_word(free)}"
-            " keeps both",
-        )
-    if is_one_of_several:
-        return
-    try:
-        with open_checkpoint(output):
-            pass
-    except WnError:
-        return
-    raise FileError(
-        where,
-        "OUTPUT exists already, and is a checkpoint",
-        expected="a name for what is to be written",
-        hint="--output-dir DIR takes this file as a checkpoint too, --force replaces it",
-    )
 
 
 def refuse_taken_names(

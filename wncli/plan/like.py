@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from wncli.checkpoint.checkpoint import Checkpoint, StateDict, refuse_expansion
+from wncli.checkpoint.checkpoint import Checkpoint, StateDict
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Halves, Pair
+from wncli.checkpoint.prefixes import PrefixMap
 from wncli.checkpoint.tensors import NORMALIZABLE, TensorSpec
 from wncli.errors import FormatError, UsageError, WeightNormError, few
 from wncli.hints import option
 from wncli.notes import Note
 from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
-from wncli.plan.prefixes import Meeting, pair_up, plain_tensors, split_only
+from wncli.plan.guards import refuse_expansion
+from wncli.plan.pairing import pair_up, plain_tensors, split_only
 from wncli.plan.request import Request, dropped, listing, surveys_of
 from wncli.plan.survey import Survey, survey
 from wncli.plan.ungathered import refuse_ungathered
@@ -75,11 +77,11 @@ def plan_like(
         if root not in paired:
             fit.missing += [join(root, name) for name in plain_tensors(wanted)]
             continue
-        our_root, meeting = paired[root]
+        our_root, prefixes = paired[root]
         found = by_root[our_root]
-        actions = _actions(checkpoint, found, wanted, meeting, fit)
+        actions = _actions(checkpoint, found, wanted, prefixes, fit)
         parts.append(Part(found.state_dict, actions, wanted.state_dict.keys))
-        notes += _renaming_notes(found.state_dict, wanted.state_dict, meeting)
+        notes += _renaming_notes(found.state_dict, wanted.state_dict, prefixes)
     if not parts:
         fit.unexpected += [
             join(found.state_dict.root, name) for found in ours for name in plain_tensors(found)
@@ -125,11 +127,11 @@ def _same_places(checkpoint: Checkpoint, ours: Sequence[Survey], parts: Sequence
 
 
 def _actions(
-    checkpoint: Checkpoint, found: Survey, wanted: Survey, meeting: Meeting, fit: _Fit
+    checkpoint: Checkpoint, found: Survey, wanted: Survey, prefixes: PrefixMap, fit: _Fit
 ) -> tuple[Action, ...]:
     root = wanted.state_dict.root
     held = plain_tensors(found)
-    by_name = {meeting.rename(own): item for own, item in held.items()}
+    by_name = {prefixes.rename(own): item for own, item in held.items()}
     actions: list[Action] = []
     targets = plain_tensors(wanted)
     for name, target in targets.items():
@@ -147,7 +149,7 @@ def _actions(
     fit.unexpected += [
         join(found.state_dict.root, own)
         for own in held
-        if (renamed := meeting.rename(own)) is None or renamed not in targets
+        if (renamed := prefixes.rename(own)) is None or renamed not in targets
     ]
     return tuple(actions)
 
@@ -218,10 +220,12 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     )
 
 
-def _renaming_notes(found: StateDict, wanted: StateDict, meeting: Meeting) -> list[Note]:
+def _renaming_notes(found: StateDict, wanted: StateDict, prefixes: PrefixMap) -> list[Note]:
     root = wanted.root
     notes = (
-        [Note("renamed", f"prefix of the names: {meeting.words}", root)] if meeting.words else []
+        [Note("renamed", f"prefix of the names: {prefixes.description}", root)]
+        if prefixes.description
+        else []
     )
     if found.keys != wanted.keys:
         moved = f"the state dict at {found.root or 'the top'} is written at {root or 'the top'}"

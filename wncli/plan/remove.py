@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from wncli.checkpoint.checkpoint import Checkpoint, refuse_expansion
+from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.hints import glob_of, option
 from wncli.plan.actions import Plan
+from wncli.plan.guards import refuse_expansion
 from wncli.plan.request import (
     Request,
     chosen_pairs,

@@ -8,32 +8,17 @@ The names are those that Hugging Face writes: `model-00001-of-00003.safetensors`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint, StateDict
 from wncli.checkpoint.naming import read_half
+from wncli.checkpoint.output import Output, OutputStateDict, Result, stored_nbytes
 from wncli.checkpoint.tensors import TensorSpec
-from wncli.errors import UsageError
-from wncli.plan.actions import (
-    Action,
-    Compose,
-    Copy,
-    Decompose,
-    Part,
-    Plan,
-    Renormalize,
-    Respell,
-    results_of,
-)
 
 OutputFormat = Literal["torch", "safetensors"]
 
-_UNITS = {
-    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-}  # fmt: skip
 _STEMS: dict[OutputFormat, str] = {"safetensors": "model", "torch": "pytorch_model"}
 _SUFFIXES: dict[OutputFormat, str] = {"safetensors": ".safetensors", "torch": ".bin"}
 
@@ -47,36 +32,20 @@ HUGGING_FACE_NAMES = {
 
 
 class ShardOutput(NamedTuple):
-    """One file of the output: its plan, or the number of the input's file that it is a copy of."""
+    """One file of the output: what is in it, or the number of the input's file that it copies."""
 
     name: str
-    plan: Plan
+    output: Output
     copy_of: int | None = None
 
 
-def parse_size(text: str) -> int:
-    """A size as it is typed, `5GB` or `500MiB` or a number of bytes.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]{0,3})\s*", text)
-    unit = _UNITS.get(match[2].upper()) if match else None
-    nbytes = int(float(match[1]) * unit) if match and unit else 0
-    if not nbytes:
-        raise UsageError(
-            f"--max-shard-size {text}", "no size", expected="bytes, as 5GB, 500MB or 2GiB"
-        )
-    return nbytes
-
-
-def keep_shards(plan: Plan, output_format: OutputFormat) -> tuple[ShardOutput, ...]:
-    """Each tensor in the file that it came from, v's where a pair is spread over two."""
-    (part,) = plan.parts
-    homes: dict[int, list[Action]] = {}
-    for action in part.actions:
-        homes.setdefault(_home(action).storage.file, []).append(action)
-    shards = plan.checkpoint.shards
+def keep_shards(output: Output, output_format: OutputFormat) -> tuple[ShardOutput, ...]:
+    """Put each tensor in the file that it came from, a pair of two files in that of v."""
+    (part,) = output.state_dicts
+    homes: dict[int, list[Result]] = {}
+    for result in part.results:
+        homes.setdefault(result.home.storage.file, []).append(result)
+    shards = output.checkpoint.shards
     names = [
         shard.name
         if _is_of(shard.checkpoint, output_format)
@@ -90,51 +59,53 @@ def keep_shards(plan: Plan, output_format: OutputFormat) -> tuple[ShardOutput, .
     for spec in part.state_dict.tensors:
         tensors.setdefault(spec.storage.file, []).append(spec)
     found = []
-    for name, (number, actions) in zip(names, sorted(homes.items()), strict=True):
+    for name, (number, results) in zip(names, sorted(homes.items()), strict=True):
         shard = shards[number].checkpoint
         (own,) = shard.state_dicts
         # The index may tie further names to this shard's tensors.
         state_dict = own._replace(tensors=tuple(tensors.get(number, ())))
         metadata = shard.metadata or {} if shard.format == "safetensors" else None
-        own_plan = plan._replace(
-            checkpoint=replace(shard, path=plan.checkpoint.path, metadata=metadata),
-            parts=(Part(state_dict, tuple(actions), ()),),
-            notes=(),
+        own_output = output._replace(
+            checkpoint=replace(shard, path=output.checkpoint.path, metadata=metadata),
+            state_dicts=(OutputStateDict(state_dict, tuple(results), ()),),
         )
-        untouched = _is_of(shard, output_format) and _keeps_all(own, actions)
-        found.append(ShardOutput(name, own_plan, number if untouched else None))
+        untouched = _is_of(shard, output_format) and _keeps_all(own, results)
+        found.append(ShardOutput(name, own_output, number if untouched else None))
     return tuple(found)
 
 
-def split_by_size(plan: Plan, output_format: OutputFormat, limit: int) -> tuple[ShardOutput, ...]:
-    """Files of at most `limit` bytes of tensors, in the order of the tensors.
+def split_by_size(
+    output: Output, output_format: OutputFormat, limit: int
+) -> tuple[ShardOutput, ...]:
+    """Make files of at most `limit` bytes of tensors, in the order of the tensors.
 
     A pair stays together, and so do tied tensors; what is larger than `limit` has its own file.
     """
-    (part,) = plan.parts
-    groups: list[list[Action]] = [[]]
+    (part,) = output.state_dicts
+    groups: list[list[Result]] = [[]]
     size = 0
-    for actions in _together(part.actions):
-        nbytes = stored_nbytes(actions)
+    for results in _inseparable(part.results):
+        nbytes = stored_nbytes(results)
         if groups[-1] and size + nbytes > limit:
             groups.append([])
             size = 0
-        groups[-1] += actions
+        groups[-1] += results
         size += nbytes
     files_of: dict[tuple[int, str], set[int]] = {}
     for number, group in enumerate(groups):
-        for action in group:
-            for spec in action.sources:
+        for result in group:
+            for spec in result.sources:
                 files_of.setdefault(spec.storage.identity, set()).add(number)
     elsewhere = frozenset(storage for storage, files in files_of.items() if len(files) > 1)
     names = _numbered(output_format, len(groups))
     return tuple(
         ShardOutput(
             name,
-            plan._replace(
-                parts=(Part(part.state_dict, tuple(group), (), keeps_others=not number),),
+            output._replace(
+                state_dicts=(
+                    OutputStateDict(part.state_dict, tuple(group), (), keeps_others=not number),
+                ),
                 alone=True,
-                notes=(),
                 elsewhere=elsewhere,
             ),
         )
@@ -151,9 +122,9 @@ def index_name(names: Sequence[str], output_format: OutputFormat, checkpoint: Ch
     return f"{stem}{_SUFFIXES[output_format]}.index.json"
 
 
-def _together(actions: Iterable[Action]) -> list[list[Action]]:
-    """Actions that must not be parted: those of tied tensors, and of the halves of a pair."""
-    #: By the number of an action, one before it that it stays with, or itself.
+def _inseparable(results: Sequence[Result]) -> list[list[Result]]:
+    """Group what must not be parted: tied tensors, and g and v of a pair."""
+    #: By the number of a result, one before it that it stays with, or itself.
     first: list[int] = []
     known: dict[object, int] = {}
 
@@ -163,30 +134,19 @@ def _together(actions: Iterable[Action]) -> list[list[Action]]:
             number = first[number]
         return number
 
-    every = list(actions)
-    for number, action in enumerate(every):
+    for number, result in enumerate(results):
         first.append(number)
-        keys: list[object] = [_home(action).view]
-        half = read_half(action.name) if isinstance(action, Copy) else None
+        keys: list[object] = [result.home.view]
+        half = read_half(result.weight) if result.is_kept and not result.naming else None
         if half:
             keys.append((half.weight, half.naming))
         for key in keys:
             one, other = sorted((group(known.setdefault(key, number)), group(number)))
             first[other] = one
-    found: dict[int, list[Action]] = {}
-    for number, action in enumerate(every):
-        found.setdefault(group(number), []).append(action)
+    found: dict[int, list[Result]] = {}
+    for number, result in enumerate(results):
+        found.setdefault(group(number), []).append(result)
     return list(found.values())
-
-
-def stored_nbytes(actions: Iterable[Action]) -> int:
-    """Bytes of the tensors that actions leave, tied ones counted once."""
-    sizes: dict[object, int] = {}
-    for action in actions:
-        views = tuple(spec.view for spec in action.sources)
-        for place, (_, nbytes) in enumerate(results_of(action)):
-            sizes[type(action), views, place] = nbytes
-    return sum(sizes.values())
 
 
 def _is_of(checkpoint: Checkpoint, output_format: OutputFormat) -> bool:
@@ -194,21 +154,14 @@ def _is_of(checkpoint: Checkpoint, output_format: OutputFormat) -> bool:
     return (checkpoint.format == "safetensors") == (output_format == "safetensors")
 
 
-def _home(action: Action) -> TensorSpec:
-    """The tensor whose file the result goes to."""
-    match action:
-        case Copy(tensor):
-            return tensor
-        case Decompose(weight):
-            return weight
-        case Compose(pair) | Respell(pair) | Renormalize(pair):
-            return pair.v
-
-
-def _keeps_all(state_dict: StateDict, actions: Sequence[Action]) -> bool:
+def _keeps_all(state_dict: StateDict, results: Sequence[Result]) -> bool:
     """Whether a shard's tensors all stay, under their names, with none added."""
-    kept = {a.tensor.name for a in actions if isinstance(a, Copy) and a.name == a.tensor.name}
-    return len(kept) == len(actions) and kept == {spec.name for spec in state_dict.tensors}
+    kept = {
+        result.weight
+        for result in results
+        if result.is_kept and not result.naming and result.weight == result.home.name
+    }
+    return len(kept) == len(results) and kept == {spec.name for spec in state_dict.tensors}
 
 
 def _numbered(output_format: OutputFormat, count: int) -> list[str]:

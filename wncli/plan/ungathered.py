@@ -11,15 +11,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from wncli.checkpoint.checkpoint import Checkpoint, StateDict
+from wncli.checkpoint.checkpoint import SHARDING_INFO, Checkpoint, StateDict
 from wncli.checkpoint.naming import read_half, split
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FormatError, few
 from wncli.notes import Note
 from wncli.plan.survey import Survey
-
-#: What the header of a shard says about the place of its tensors in the whole ones.
-SHARDING_INFO = "DCP_SHARDING_INFO"
 
 _FLAT = ("_flat_param", "flat_param")
 _PLACED = re.compile(r'"saved_offsets"\s*:\s*\[[^]]*[1-9]')

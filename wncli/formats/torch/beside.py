@@ -6,16 +6,16 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from wncli.checkpoint.keys import Keys, Position, is_within
+from wncli.checkpoint.output import Output
 from wncli.errors import FormatError, few
 from wncli.formats.pickles.nodes import Node
+from wncli.formats.torch.fitting import Fitting
 from wncli.formats.torch.keys import items_of
 from wncli.formats.torch.optimizers import Optimizer, read_optimizer, respell
 from wncli.formats.torch.tensors import read_tensor
 from wncli.formats.torch.tree import TorchTree
 from wncli.hints import option
 from wncli.notes import Note
-from wncli.plan.actions import Plan
-from wncli.plan.fitting import Fitting
 
 #: What torch_ema calls its lists of tensors (`torch_ema/ema.py`, `state_dict`).
 _EMA = ("shadow_params", "collected_params")
@@ -31,16 +31,16 @@ class _Item(NamedTuple):
     droppable: Keys
 
 
-def respell_beside(plan: Plan, edits: dict[int, list[Node]]) -> list[Note]:
+def respell_beside(output: Output, edits: dict[int, list[Node]]) -> list[Note]:
     """Respell what names parameters, in `edits`; notes on that, and on what no longer fits."""
-    tree = plan.checkpoint.tree
-    if tree is None or plan.alone:
+    tree = output.checkpoint.tree
+    if tree is None or output.alone:
         return []
-    fitting = Fitting.of(plan)
+    fitting = Fitting.of(output)
     if not fitting.is_changed:
         return []
-    items = [item for item in _items(tree) if not is_within(item.path, plan.drop)]
-    entries = {entry.keys for entry in plan.checkpoint.entries if entry.kind == "optimizer"}
+    items = [item for item in _items(tree) if not is_within(item.path, output.drop)]
+    entries = {entry.keys for entry in output.checkpoint.entries if entry.kind == "optimizer"}
     notes = _optimizer_notes(tree, items, entries, fitting, edits)
     return [*notes, *_list_notes(tree, items, fitting)]
 

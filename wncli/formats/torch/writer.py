@@ -1,4 +1,4 @@
-"""Makes the pickle of a torch file from a plan: the input's tree with its tensors exchanged."""
+"""Makes the pickle of a torch file: the input's tree with its tensors exchanged."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NamedTuple
 from wncli.checkpoint.checkpoint import aliases
 from wncli.checkpoint.keys import Key, Keys, Position, shown
 from wncli.checkpoint.layout import Content
+from wncli.checkpoint.output import Output, OutputStateDict
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Dict, Node, entries_of
 from wncli.formats.torch.beside import respell_beside
 from wncli.formats.torch.build import Build
 from wncli.formats.torch.keys import key_of
 from wncli.notes import Note
-from wncli.plan.actions import Part, Plan, left_out, results_of
 
 _DEFAULT_PROTOCOL = 2
 
@@ -33,41 +33,46 @@ class TorchContent(NamedTuple):
     notes: tuple[Note, ...]
 
 
-def torch_content(plan: Plan) -> TorchContent:
-    """The pickle that carries out `plan`, whatever the input's format.
+def torch_content(output: Output) -> TorchContent:
+    """Make the pickle of the output, whatever the input's format.
 
     Raises:
         FormatError: a tensor's dtype does not exist in PyTorch.
     """
-    tree = plan.checkpoint.tree
-    build = Build(tree, elsewhere=plan.elsewhere)
-    left = tree.without(plan.drop) if tree else {}
-    beside = respell_beside(plan, left)
+    tree = output.checkpoint.tree
+    build = Build(tree, elsewhere=output.elsewhere)
+    left = tree.without(output.drop) if tree else {}
+    beside = respell_beside(output, left)
     edits: dict[int, list[Node]] = dict(left)
     state_dicts: dict[Keys, Node] = {}
-    edited: dict[int, Part] = {}
-    for part in plan.parts:
+    edited: dict[int, OutputStateDict] = {}
+    for part in output.state_dicts:
         node = tree.mappings.get(part.state_dict.keys) if tree else None
         if node is None:
-            if plan.alone or tree is None:
+            if output.alone or tree is None:
                 state_dicts[part.keys] = build.flat(part)
             continue
         entries = left[id(node)] if id(node) in left else entries_of(node) or []
         first = edited.setdefault(id(node), part)
-        differs = first is not part and first.actions != part.actions
+        differs = first is not part and first.results != part.results
         if differs:  # one mapping under two keys, which is to become two
             node = replace(node)
         state_dicts[part.keys] = node
         if differs or first is part:
             edits[id(node)] = build.state_dict(part, entries)
-    if tree and not plan.alone:
+    if tree and not output.alone:
         root, protocol = tree.root, tree.protocol
     else:
-        root = _nested(state_dicts, edits, str(plan.checkpoint.path))
+        root = _nested(state_dicts, edits, str(output.checkpoint.path))
         protocol = tree.protocol if tree else _DEFAULT_PROTOCOL
     pickle, contents = build.finish(root, protocol, edits)
-    names = [name for part in plan.parts for a in part.actions for name, _ in results_of(a)]
-    notes = (*_lost_metadata(plan), *_lost_entries(plan), *beside)
+    names = [
+        tensor.name
+        for part in output.state_dicts
+        for result in part.results
+        for tensor in result.tensors
+    ]
+    notes = (*_lost_metadata(output), *_lost_entries(output), *beside)
     return TorchContent(pickle, tuple(names), contents, notes)
 
 
@@ -118,22 +123,23 @@ def _listed(
     return tuple(ordered) if positions[0].in_tuple else ordered
 
 
-def _lost_entries(plan: Plan) -> list[Note]:
+def _lost_entries(output: Output) -> list[Note]:
     """What stood beside or in the state dicts that are written by themselves."""
-    tree = plan.checkpoint.tree
-    mapped = [part for part in plan.parts if tree and part.state_dict.keys in tree.mappings]
-    lost = left_out(plan, mapped) if plan.alone or tree is None else []
+    tree = output.checkpoint.tree
+    mapped = [part for part in output.state_dicts if tree and part.state_dict.keys in tree.mappings]
+    lost = output.left_out(mapped) if output.alone or tree is None else []
     if not lost:
         return []
     return [Note("left-out", f"left out: {', '.join(lost)}")]
 
 
-def _lost_metadata(plan: Plan) -> list[Note]:
+def _lost_metadata(output: Output) -> list[Note]:
     """What safetensors metadata says, and torch files have no place for."""
-    ties = {name for part in plan.parts for name in aliases(plan.checkpoint, part.state_dict)}
-    metadata = plan.checkpoint.metadata or {}
+    checkpoint = output.checkpoint
+    ties = {name for part in output.state_dicts for name in aliases(checkpoint, part.state_dict)}
+    metadata = checkpoint.metadata or {}
     lost = [k for k, v in metadata.items() if k not in ties and (k, v) != ("format", "pt")]
     if not lost:
         return []
     message = f"torch files hold no safetensors metadata; left out: {', '.join(lost)}"
-    return [Note("left-out", message, str(plan.checkpoint.path), is_warning=True)]
+    return [Note("left-out", message, str(checkpoint.path), is_warning=True)]

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from wncli.checkpoint.naming import split
+from wncli.checkpoint.naming import read_half, split
+from wncli.checkpoint.output import Output, OutputStateDict, Result
+from wncli.checkpoint.prefixes import PrefixMap, find_prefix_map
 from wncli.checkpoint.tensors import TensorSpec
-from wncli.plan.actions import Action, Compose, Copy, Part, Plan, Respell
-from wncli.plan.prefixes import Meeting, meet
 
 #: As many times are prefixes looked for, and as many state dicts compared with a list of tensors.
 _MOST = 64
@@ -46,12 +46,12 @@ class Fitting:
     searches_left: int = _MOST
 
     @classmethod
-    def of(cls, plan: Plan) -> Fitting:
-        """Read it off a plan; tensors that are left out by name count as changed."""
-        before = {found.root: found.tensors for found in plan.checkpoint.state_dicts}
+    def of(cls, output: Output) -> Fitting:
+        """Read it off an output; tensors that are left out by name count as changed."""
+        before = {found.root: found.tensors for found in output.checkpoint.state_dicts}
         fates = tuple(
             _fate(part, before.get(part.state_dict.root, part.state_dict.tensors))
-            for part in plan.parts
+            for part in output.state_dicts
         )
         keeps_order = all(fate.keeps_order for fate in fates)
         fitting = cls(fates, keeps_order)
@@ -78,9 +78,9 @@ class Fitting:
             if not self.searches_left:
                 break
             self.searches_left -= 1
-            meeting = meet(others, fate.names.keys(), [fate.root, split(fate.root)[1]])
+            prefixes = find_prefix_map(others, fate.names.keys(), [fate.root, split(fate.root)[1]])
             for name in others:
-                if results := _follow(name, meeting, fate):
+                if results := _follow(name, prefixes, fate):
                     found.setdefault(name, set()).update(results)
         return {
             name: next(iter(results)) if len(results) == 1 else None
@@ -102,20 +102,14 @@ class Fitting:
         ]
 
 
-def _fate(part: Part, held: Iterable[TensorSpec]) -> Fate:
-    used = (spec for action in part.actions for spec in action.sources)
+def _fate(part: OutputStateDict, held: Iterable[TensorSpec]) -> Fate:
+    used = (spec for result in part.results for spec in result.sources)
     tensors = tuple({spec.name: spec for spec in (*held, *used)}.values())
     names: dict[str, str | None] = dict.fromkeys(spec.name for spec in tensors)
-    for action in part.actions:
-        match action:
-            case Copy(spec, name):
-                names[spec.name] = name
-            case Respell(pair, halves):
-                names[pair.v.name] = halves.v
-                if pair.g.shape == halves.g_shape:
-                    names[pair.g.name] = halves.g
-            case _:
-                pass
+    for result in part.results:
+        for tensor in result.tensors if result.is_kept else ():
+            if tensor.shape == tensor.source.shape:
+                names[tensor.source.name] = tensor.name
     return Fate(
         part.state_dict.root,
         names,
@@ -125,15 +119,15 @@ def _fate(part: Part, held: Iterable[TensorSpec]) -> Fate:
     )
 
 
-def _follow(name: str, meeting: Meeting, fate: Fate) -> set[str | None]:
+def _follow(name: str, prefixes: PrefixMap, fate: Fate) -> set[str | None]:
     """What becomes of the tensor that `name` leads to, under the same prefix; else nothing."""
-    own = meeting.rename(name)
+    own = prefixes.rename(name)
     if own is None or own not in fate.names:
         return set()
     new = fate.names[own]
-    if new is None or not new.startswith(meeting.on):
+    if new is None or not new.startswith(prefixes.add):
         return {None}
-    return {meeting.off + new[len(meeting.on) :]}
+    return {prefixes.strip + new[len(prefixes.add) :]}
 
 
 def _are_among(some: Iterable[Shape], every: Iterable[Shape]) -> bool:
@@ -143,7 +137,7 @@ def _are_among(some: Iterable[Shape], every: Iterable[Shape]) -> bool:
 
 
 def _keeps_parameters(
-    part: Part, tensors: Sequence[TensorSpec], names: Mapping[str, str | None]
+    part: OutputStateDict, tensors: Sequence[TensorSpec], names: Mapping[str, str | None]
 ) -> bool:
     """Whether the parameters keep number, shapes and order, which is how optimizers know them.
 
@@ -153,27 +147,25 @@ def _keeps_parameters(
     if any(names[spec.name] is None and _can_be_trained(spec) for spec in tensors):
         return False
     place = {spec.name: number for number, spec in enumerate(tensors)}
-    places = [min(place[spec.name] for spec in action.sources) for action in part.actions]
+    places = [min(place[spec.name] for spec in result.sources) for result in part.results]
     if places != sorted(places):
         return False
-    modules = sorted({split(_weight_of(action))[0] for action in part.actions})
+    modules = sorted({split(result.weight)[0] for result in part.results})
 
     def has_children(module: str) -> bool:
         below = f"{module}." if module else "\0"  # at the top, any module is one
         place = bisect_left(modules, below)
         return place < len(modules) and (not module or modules[place].startswith(below))
 
-    return all(
-        not isinstance(action, Respell)
-        or action.halves.naming == action.pair.naming
-        or not has_children(split(action.halves.weight)[0])
-        for action in part.actions
+    return not any(
+        _is_respelled(result) and has_children(split(result.weight)[0]) for result in part.results
     )
+
+
+def _is_respelled(result: Result) -> bool:
+    old = read_half(result.home.name)
+    return bool(result.is_kept and result.naming and old and old.naming != result.naming)
 
 
 def _can_be_trained(spec: TensorSpec) -> bool:
     return not spec.dtype.label.startswith(("int", "uint", "bool"))
-
-
-def _weight_of(action: Action) -> str:
-    return action.name if isinstance(action, (Copy, Compose)) else action.halves.weight

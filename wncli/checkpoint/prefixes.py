@@ -1,0 +1,193 @@
+"""Prefixes that lead from the names of one state dict to those of another."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Iterable
+from functools import cached_property
+from typing import NamedTuple
+
+#: What DataParallel and `torch.compile` put before every name.
+_WRAPPERS = ("module.", "_orig_mod.")
+#: As many prefixes are tried.
+_PROBES = 16
+#: As many modules deep they are looked for, in names of so many characters and no more.
+_DEEPEST = 32
+_LONGEST = 500
+#: Endings of names that are looked up on the other side; of more names, some are taken.
+_MOST_ENDINGS = 1 << 17
+
+
+class PrefixMap(NamedTuple):
+    """Leads from the names of one side to those of the other: `strip` goes, `add` is put on."""
+
+    strip: str = ""
+    add: str = ""
+
+    def rename(self, name: str) -> str | None:
+        """The name on the other side; None for a name without the prefix."""
+        return self.add + name[len(self.strip) :] if name.startswith(self.strip) else None
+
+    @property
+    def description(self) -> str:
+        """What is done to the names, for people; empty where it is nothing."""
+        done = [f"{self.strip!r} taken off"] if self.strip else []
+        done += [f"{self.add!r} put on"] if self.add else []
+        return ", ".join(done)
+
+
+class Tops(NamedTuple):
+    """Prefixes that roots make, each with its place in the order of preference."""
+
+    wanted: dict[str, int]
+    longest: int
+
+    @classmethod
+    def of(cls, roots: Iterable[str]) -> Tops:
+        """Those of these roots."""
+        tops = dict.fromkeys(f"{root}." for root in roots if root)
+        wanted = {top: place for place, top in enumerate(tops)}
+        return cls(wanted, max(map(len, wanted), default=0))
+
+
+class Names:
+    """The names of one state dict, and those among `tops` that stand before any of them.
+
+    What is done with a prefix costs no more than the names that begin with it.
+    """
+
+    def __init__(self, names: Collection[str], tops: Tops) -> None:
+        self.all = dict.fromkeys(names)
+        self.wanted, self.longest = tops
+
+    @cached_property
+    def sorted(self) -> list[str]:
+        """All names; whoever finds that all meet as they are needs no order."""
+        return sorted(self.all)
+
+    @cached_property
+    def wrapper(self) -> str:
+        """The wrappers' prefix that all names have in common."""
+        return _wrapper(self.all)
+
+    @cached_property
+    def tops(self) -> list[str]:
+        """The tops before whole names."""
+        return self._tops_behind(0)
+
+    @cached_property
+    def inner_tops(self) -> list[str]:
+        """The tops behind the wrapper."""
+        return self._tops_behind(len(self.wrapper)) if self.wrapper else self.tops
+
+    def _tops_behind(self, cut: int) -> list[str]:
+        found = {
+            name[cut:start]
+            for name in (self.all if self.wanted else ())
+            for start in _starts(name, cut)
+            if start - cut <= self.longest and name[cut:start] in self.wanted
+        }
+        return sorted(found, key=self.wanted.__getitem__)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def starting_with(self, prefix: str) -> Collection[str]:
+        """The names that begin with a prefix, which ends with a dot or is empty."""
+        if not prefix:
+            return self.all
+        end = f"{prefix[:-1]}/"  # which comes next to the dot
+        return self.sorted[bisect_left(self.sorted, prefix) : bisect_left(self.sorted, end)]
+
+    def wrappers_below(self, top: str) -> list[str]:
+        """The wrappers' prefix below a prefix of names, if any has both."""
+        below = [name[len(top) :] for name in self.starting_with(top)] if top else []
+        return [wrapper] if (wrapper := _wrapper(below)) else []
+
+
+def find_prefix_map(
+    names: Collection[str], others: Collection[str], roots: Iterable[str]
+) -> PrefixMap:
+    """The prefixes that make most of `names` meet `others`; none where none does better.
+
+    Wrappers and the `roots` are tried, and any other prefix if with it one side meets in full.
+    """
+    tops = Tops.of(roots)
+    return best_prefix_map(Names(names, tops), Names(others, tops))[0]
+
+
+def best_prefix_map(names: Names, others: Names) -> tuple[PrefixMap, int]:
+    """Find the prefixes, and how many names they lead to one of the others."""
+    best, most = PrefixMap(), _count(PrefixMap(), names, others)
+    if most == len(others) or not len(names):
+        return best, most
+    ours, theirs = names.wrapper, others.wrapper
+    usual = [PrefixMap(ours, theirs), PrefixMap(ours), PrefixMap("", theirs)]
+    usual += [PrefixMap(ours + top, theirs) for top in names.inner_tops]
+    usual += [
+        PrefixMap(top + inner, theirs) for top in names.tops for inner in names.wrappers_below(top)
+    ]
+    usual += [PrefixMap(ours, top + theirs) for top in others.tops]
+    usual += [
+        PrefixMap(ours, top + inner) for top in others.tops for inner in others.wrappers_below(top)
+    ]
+    for prefixes in usual:
+        count = _count(prefixes, names, others)
+        if count > most:
+            best, most = prefixes, count
+    probed = {prefixes: _count(prefixes, names, others) for prefixes in _probes(names, others)}
+    full = max(probed.values(), default=0)
+    if full > most and full in (len(others), len(names)):
+        fitting = [prefixes for prefixes, count in probed.items() if count == full]
+        if len(fitting) == 1:  # of several, none is more likely meant than the others
+            return fitting[0], full
+    return best, most
+
+
+def _count(prefixes: PrefixMap, names: Names, others: Names) -> int:
+    strip, add = prefixes
+    before, after = names.starting_with(strip), others.starting_with(add)
+    if len(before) > len(after):
+        return sum(strip + name[len(add) :] in names.all for name in after)
+    return sum(add + name[len(strip) :] in others.all for name in before)
+
+
+def _wrapper(names: Collection[str]) -> str:
+    """The wrappers' prefix that all names have in common."""
+    prefix = ""
+    while names:
+        more = next(
+            (w for w in _WRAPPERS if all(name.startswith(w, len(prefix)) for name in names)), ""
+        )
+        if not more:
+            break
+        prefix += more
+    return prefix
+
+
+def _probes(names: Names, others: Names) -> list[PrefixMap]:
+    """Prefixes that make single names meet, those that do so most often first."""
+    short = [name for name in names.all if len(name) <= _LONGEST]
+    endings = sum(name.count(".", 0, _LONGEST) + 1 for name in short)
+    probing = short[:: 1 + endings // _MOST_ENDINGS]
+    ends: dict[str, list[str]] = {name[start:]: [] for name in probing for start in _starts(name)}
+    for other in others.all:
+        for start in _starts(other) if len(other) <= _LONGEST else ():
+            prefixes = ends.get(other[start:])
+            if prefixes is not None and len(prefixes) < _PROBES:
+                prefixes.append(other[:start])
+    votes: Counter[PrefixMap] = Counter()
+    for name in probing:
+        start = next((start for start in _starts(name) if ends[name[start:]]), len(name))
+        for on in ends.get(name[start:], []):
+            votes[PrefixMap(name[:start], on)] += 1
+    return [prefixes for prefixes, _ in votes.most_common(_PROBES)]
+
+
+def _starts(name: str, begin: int = 0) -> list[int]:
+    """Where the dotted endings of a name begin, the longest first; of many, the first ones."""
+    starts = [begin]
+    while len(starts) < _DEEPEST and (dot := name.find(".", starts[-1])) >= 0:
+        starts.append(dot + 1)
+    return starts

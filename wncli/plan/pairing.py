@@ -1,0 +1,153 @@
+"""Which state dict of one checkpoint is which of another's, and how their names meet. Pure.
+
+A tensor goes by its **plain name** here: that of the weight where it is normalized, so that both
+spellings and the folded weight meet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.checkpoint.pairs import Pair
+from wncli.checkpoint.prefixes import Names, PrefixMap, Tops, best_prefix_map
+from wncli.checkpoint.tensors import TensorSpec
+from wncli.errors import UsageError
+from wncli.hints import option
+from wncli.plan.survey import Survey
+
+#: As many pairs of state dicts are compared, which come to as many names, or to so many times all.
+_MOST_PAIRS = 1 << 10
+_MOST_NAMES = 1 << 2
+_MOST_VISITS = 1 << 18
+
+
+def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
+    """What a state dict holds by plain names, in its order; stale weights are passed over."""
+    by_name: dict[str, Pair] = {}
+    for pair in found.pairs:
+        by_name |= dict.fromkeys((spec.name for spec in pair.tensors), pair)
+    held: dict[str, Pair | TensorSpec] = {}
+    for spec in found.state_dict.tensors:
+        pair_of = by_name.get(spec.name)
+        held[pair_of.weight if pair_of else spec.name] = pair_of or spec
+    return held
+
+
+def split_only(
+    only: str | None, ours: Collection[str], theirs: Collection[str]
+) -> tuple[str | None, str | None]:
+    """What `--only ROOT`, or `--only OURS=THEIRS`, names on each side; None takes all there.
+
+    Raises:
+        UsageError: neither side has such a root.
+    """
+    if only is None:
+        return None, None
+    if only in ours or only in theirs:
+        return only if only in ours else None, only if only in theirs else None
+    for equals in re.finditer("=", only):
+        our, their = only[: equals.start()], only[equals.end() :]
+        if our in ours and their in theirs:
+            return our, their
+    known = dict.fromkeys(root or "the top" for root in (*ours, *theirs))
+    raise UsageError(
+        f"--only {only}",
+        "there is no state dict of this name",
+        expected=f"one of: {', '.join(known)}" if known else "a checkpoint with a state dict",
+    )
+
+
+def pair_up(
+    our_checkpoint: Checkpoint,
+    ours: Sequence[Survey],
+    their_checkpoint: Checkpoint,
+    theirs: Sequence[Survey],
+) -> dict[str, tuple[str, PrefixMap]]:
+    """Which state dict of ours each of theirs means: root to root, and how the names meet.
+
+    The same path comes first, then one that reads the same, then the most names in common; each of
+    ours is meant once.
+
+    Raises:
+        UsageError: several would do equally well, and nothing says which is meant.
+    """
+    tops = Tops.of(found.state_dict.root for found in (*ours, *theirs))
+    names = {found.state_dict.root: Names(plain_tensors(found), tops) for found in ours}
+    wanted = {found.state_dict.root: Names(plain_tensors(found), tops) for found in theirs}
+    counts: dict[tuple[str, str], tuple[int, PrefixMap]] = {}
+    paired: dict[str, tuple[str, PrefixMap]] = {}
+    places = {found.state_dict.keys: found.state_dict.root for found in ours}
+    same = {
+        found.state_dict.root: places[found.state_dict.keys]
+        for found in theirs
+        if found.state_dict.keys in places
+    }
+    alike = [root for root in wanted if root in names and root not in same]
+    taken = set(same.values())
+    same |= {root: root for root in alike if root not in taken}
+    for their_root, our_root in same.items():
+        prefixes, count = best_prefix_map(names[our_root], wanted[their_root])
+        if count:
+            paired[their_root] = our_root, prefixes
+    met = {our_root for our_root, _ in paired.values()}
+    ours_left = [root for root in names if root not in met]
+    theirs_left = [root for root in wanted if root not in paired]
+    if not _can_be_compared([names[root] for root in ours_left],
+                            [wanted[root] for root in theirs_left]):  # fmt: skip
+        raise _too_many(our_checkpoint, their_checkpoint, ours_left, theirs_left)
+    for their_root in theirs_left:
+        for our_root in ours_left:
+            prefixes, count = best_prefix_map(names[our_root], wanted[their_root])
+            if count:
+                counts[our_root, their_root] = count, prefixes
+    while counts:
+        most = max(count for count, _ in counts.values())
+        best = [pair for pair, (count, _) in counts.items() if count == most]
+        our, their = best[0]
+        mine = [one for one, other in best if other == their]
+        yours = [other for one, other in best if one == our]
+        is_plain = len(wanted) == 1 and wanted.keys().isdisjoint(mine)
+        ways = mine if is_plain else [f"{one}={their}" for one in mine]
+        _refuse_rivals(our_checkpoint, mine, ways)
+        _refuse_rivals(their_checkpoint, yours, [f"{our}={other}" for other in yours])
+        paired[their] = our, counts[our, their][1]
+        counts = {
+            (one, other): offer
+            for (one, other), offer in counts.items()
+            if one != our and other != their
+        }
+    return paired
+
+
+def _can_be_compared(ours: Sequence[Names], theirs: Sequence[Names]) -> bool:
+    """Whether each of ours can be compared with each of theirs, in proportion to what they hold."""
+    pairs = len(ours) * len(theirs)
+    one, other = sum(map(len, ours)), sum(map(len, theirs))
+    visits = one * len(theirs) + other * len(ours)
+    return pairs <= _MOST_PAIRS and visits <= max(_MOST_NAMES * (one + other), _MOST_VISITS)
+
+
+def _too_many(
+    our_checkpoint: Checkpoint, their_checkpoint: Checkpoint, ours: Sequence[str],
+    theirs: Sequence[str],
+) -> UsageError:  # fmt: skip
+    return UsageError(
+        str(our_checkpoint.path),
+        "there are too many state dicts to find out which is meant by which",
+        expected="state dicts at the same places, or few others",
+        found=f"{len(ours):,} others here, {len(theirs):,} in {their_checkpoint.path}",
+        hint=option("--only", f"{ours[0]}={theirs[0]}"),
+    )
+
+
+def _refuse_rivals(checkpoint: Checkpoint, equal: Sequence[str], ways: Sequence[str]) -> None:
+    if len(equal) > 1:
+        raise UsageError(
+            str(checkpoint.path),
+            "several state dicts could be meant",
+            expected="one that has the names of the other side",
+            found=", ".join(root or "the top" for root in equal),
+            hint=" or ".join(option("--only", way) for way in ways),
+        )
