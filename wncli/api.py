@@ -369,10 +369,10 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
 def _nothing(plan: Plan) -> NothingToDo:
     apply = plan.command == "apply"
     return NothingToDo(
-        str(plan.checkpoint.path),
+        plan.checkpoint.name,
         "no weight to normalize was found (floating, of two or more dimensions, not yet normalized)"
         if apply
         else f"no weight norm to {'remove' if plan.command == 'remove' else 'respell'} was found",
-        hint=f"wn inspect {path_word(plan.checkpoint.path)}{' --tensors' * apply}",
+        hint=f"wn inspect {path_word(plan.checkpoint.name)}{' --tensors' * apply}",
         report=make_report(plan, ()),
     )

@@ -169,7 +169,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
     stored = [_stored(part.state_dict.tensors) for part in plan.parts]
     return Report(
         plan.command,
-        str(checkpoint.path),
+        checkpoint.name,
         tuple(shard.name for shard in checkpoint.shards),
         checkpoint.format,
         output,

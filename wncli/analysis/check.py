@@ -50,7 +50,7 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
     tensors = [(part.state_dict.root, spec) for part in plan.parts
                for spec in part.state_dict.tensors]  # fmt: skip
     views = {spec.view: spec for _, spec in tensors}
-    without = f"wn inspect {path_word(plan.checkpoint.path)} lists it without reading it"
+    without = f"wn inspect {path_word(plan.checkpoint.name)} lists it without reading it"
     for spec in views.values():
         refuse_expansion(plan.checkpoint, spec, without)
     refuse_growth(plan.checkpoint, ((spec, None) for spec in views.values()), lambda _: without)

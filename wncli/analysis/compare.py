@@ -81,7 +81,7 @@ def compare_weights(
     )
     notes = dict.fromkeys(note for _, noted in results for note in noted)
     return Comparison(
-        str(plan.a.path), str(plan.b.path), tolerance.rtol, tolerance.atol,
+        plan.a.name, plan.b.name, tolerance.rtol, tolerance.atol,
         Parameters(plan.stored_in_a, plan.stored_in_b), tuple(tensors),
         tuple(join(*place) for place in plan.only_in_a),
         tuple(join(*place) for place in plan.only_in_b),

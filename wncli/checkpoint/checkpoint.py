@@ -69,14 +69,15 @@ class DangerousCall(NamedTuple):
 class Checkpoint:
     """One opened file, or the files of a sharded checkpoint taken together.
 
-    `metadata` is the safetensors header's; `tree` is the torch file's whole pickled content;
-    `refused_names` are the classes and functions that `torch.load(weights_only=True)` will not
-    take, and that a plain `torch.load` would import; `would_run` is what that would run. `shards`
-    are the files of a sharded one, in the order of their numbers (`Storage.file`), and `index` is
-    the path of what lists them. `notes` are what opening it found that its reader should know.
+    `name` says which to people: the path as it was given. `metadata` is the safetensors header's;
+    `tree` is the torch file's whole pickled content; `refused_names` are the classes and functions
+    that `torch.load(weights_only=True)` will not take, and that a plain `torch.load` would import;
+    `would_run` is what that would run. `shards` are the files of a sharded one, in the order of
+    their numbers (`Storage.file`), and `index` is the path of what lists them. `notes` are what
+    opening it found that its reader should know.
     """
 
-    path: Path
+    name: str
     format: Format
     nbytes: int
     state_dicts: tuple[StateDict, ...]

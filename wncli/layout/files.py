@@ -75,13 +75,14 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
     companions = _companions(folder) if folder else ()
     along = _companion_notes(companions)
     if target.max_shard is None and not checkpoint.shards:  # one file, in a folder of its own
-        name = checkpoint.path.name
+        source = Path(checkpoint.name)
+        name = source.name
         if not checkpoint.format.startswith(target.format):
             known = name in HUGGING_FACE_NAMES
             name = (
                 renamed(name, target.format)
                 if known
-                else beside(Path(), checkpoint.path, target.format).name
+                else beside(Path(), source, target.format).name
             )
         layout, found = _lay_out_file(output, target.format, Path(name).stem)
         return Outputs(target, ((name, layout),), companions=companions, notes=found + along)

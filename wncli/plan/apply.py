@@ -85,7 +85,7 @@ def _candidate(root: str, spec: TensorSpec) -> Candidate:
 def _decompose(
     checkpoint: Checkpoint, spec: TensorSpec, dim: int | None, naming: Naming
 ) -> Decompose:
-    where = f"{checkpoint.path}: {spec.name}"
+    where = f"{checkpoint.name}: {spec.name}"
     refuse_expansion(checkpoint, spec, option("-x", glob_of(spec.name)))
     if spec.dtype not in NORMALIZABLE:
         raise WeightNormError(

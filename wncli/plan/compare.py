@@ -119,10 +119,10 @@ def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Surve
     for checkpoint, only in zip((a, b), split_only(request.only, *roots), strict=True):
         if not checkpoint.state_dicts:
             raise FormatError(
-                str(checkpoint.path),
+                checkpoint.name,
                 "no state dict was found",
                 expected="a mapping of names to tensors",
-                hint=f"wn inspect {path_word(checkpoint.path)}",
+                hint=f"wn inspect {path_word(checkpoint.name)}",
             )
         sides.append([survey(sd) for sd in checkpoint.state_dicts if only in {None, sd.root}])
     return sides[0], sides[1]

@@ -59,7 +59,7 @@ def decide_target(
         return Target(path, chosen or format_of(path, checkpoint))
     kept: OutputFormat = "safetensors" if checkpoint.format == "safetensors" else "torch"
     if max_shard is None and not from_folder and path.is_dir():  # as cp does
-        return Target(beside(path, checkpoint.path, chosen), chosen or kept)
+        return Target(beside(path, Path(checkpoint.name), chosen), chosen or kept)
     if suffix in _SUFFIXES:
         raise UsageError(
             output,

@@ -152,7 +152,7 @@ def refuse_without_state_dict(plan: Plan, target: Target) -> None:
     if not plan.parts and checkpoint.entries and not repacks:
         found = ", ".join(f"{entry.path}: {entry.summary}" for entry in checkpoint.entries[:3])
         raise FormatError(
-            str(checkpoint.path),
+            checkpoint.name,
             "no state dict was found",
             expected="a mapping of names to tensors",
             found=found,
@@ -177,7 +177,7 @@ def _refuse_several(plan: Plan, target: Target) -> None:
     roots = [part.state_dict.root for part in plan.parts]
     holder = "a sharded checkpoint" if is_sharded else "safetensors"
     raise UsageError(
-        str(plan.checkpoint.path),
+        plan.checkpoint.name,
         f"{holder} holds one state dict" if roots else "there is no state dict to write",
         expected="one state dict",
         found=f"{len(roots)}: {', '.join(root or 'the top' for root in roots)}" if roots else "",
@@ -209,7 +209,7 @@ def refuse_ambiguity(checkpoint: Checkpoint) -> None:
 def _refuse_noted(checkpoint: Checkpoint, code: str, *, expected: str, hint: str) -> None:
     for note in checkpoint.notes:
         if note.code == code:
-            raise FormatError(str(checkpoint.path), note.message, expected=expected, hint=hint)
+            raise FormatError(checkpoint.name, note.message, expected=expected, hint=hint)
 
 
 def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec, hint: str) -> None:
@@ -222,7 +222,7 @@ def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec, hint: str) -> Non
     """
     if spec.nbytes > checkpoint.nbytes + _EXPANSION:
         raise FormatError(
-            f"{checkpoint.path}: {spec.name}",
+            f"{checkpoint.name}: {spec.name}",
             f"the expanded tensor would take {spec.nbytes:,} bytes",
             expected=f"no more than the file and {_EXPANSION:,} bytes",
             hint=hint,
@@ -254,7 +254,7 @@ def refuse_growth(
     while len(hints) < _MOST_HINTS and _growth(spec for spec, _ in left) > allowed:
         hints[hint(left.pop()[1])] = None
     raise FormatError(
-        str(checkpoint.path),
+        checkpoint.name,
         f"the expanded tensors would take {grown:,} bytes more than they are stored in",
         expected=f"no more than the file and {_EXPANSION:,} bytes",
         hint="" if _growth(spec for spec, _ in left) > allowed else " ".join(hints),
@@ -291,7 +291,7 @@ def _refuse_objects(plan: Plan) -> None:
             continue
         root = part.state_dict.root
         raise UsageError(
-            f"{plan.checkpoint.path}: {root}" if root else str(plan.checkpoint.path),
+            f"{plan.checkpoint.name}: {root}" if root else plan.checkpoint.name,
             f"this is {part.state_dict.holder}, which cannot be written back as itself",
             expected="a state dict, which can be read off it",
             hint=f"{option('--only', root)} writes that",
@@ -324,7 +324,7 @@ def _refuse_calls(plan: Plan) -> None:
         return
     shown = [call for call in left if call.is_shown] or left
     raise FormatError(
-        str(checkpoint.path),
+        checkpoint.name,
         "loading this file with torch.load runs more than it takes to make tensors",
         expected="tensors and values",
         found=f"would run: {few(list(dict.fromkeys(call.call for call in shown)))}",
@@ -379,7 +379,7 @@ def refuse_taken_names(
         for name in (action.halves.g, action.halves.v):
             if (root, name) in names and name not in own:
                 raise WeightNormError(
-                    f"{checkpoint.path}: {weight}",
+                    f"{checkpoint.name}: {weight}",
                     f"the name {name} is taken already",
                     hint=f"{option('-x', glob_of(weight))} leaves this layer alone",
                 )

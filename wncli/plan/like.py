@@ -63,7 +63,7 @@ def plan_like(
     theirs = [survey(sd) for sd in reference.state_dicts if their_only in {None, sd.root}]
     if not theirs:
         raise FormatError(
-            str(reference.path), "no state dict was found", expected="a checkpoint as REFERENCE"
+            reference.name, "no state dict was found", expected="a checkpoint as REFERENCE"
         )
     refuse_ungathered(checkpoint, ours)
     refuse_ungathered(reference, theirs)
@@ -89,7 +89,7 @@ def plan_like(
     fit.ours = sum(len(plain_tensors(found)) for found in ours)
     fit.theirs = sum(len(plain_tensors(wanted)) for wanted in theirs)
     _judge(checkpoint, reference, fit, partial=partial)
-    notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.path}", ""))
+    notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.name}", ""))
     for code, names in (
         ("missing", fit.missing),
         ("unexpected", fit.unexpected),
@@ -173,7 +173,7 @@ def _action(
     if isinstance(source, TensorSpec):
         if source.dtype not in NORMALIZABLE:
             raise WeightNormError(
-                f"{checkpoint.path}: {source.name}",
+                f"{checkpoint.name}: {source.name}",
                 f"a {source.dtype.label} tensor cannot be normalized, as REFERENCE has it",
                 expected="float64, float32, float16 or bfloat16",
             )
@@ -208,12 +208,12 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     hint = "--partial writes those that meet"
     if 2 * fit.matched < min(fit.ours, fit.theirs) or not fit.matched:
         # What few of the names meet is another model, or one whose names were changed.
-        expected = f"names as in {reference.path}: {few(fit.missing)}"
+        expected = f"names as in {reference.name}: {few(fit.missing)}"
         found = f"{fit.matched:,} that meet; here: {few(fit.unexpected)}"
         hint = " && ".join(map(listing, (checkpoint, reference)))
     raise WeightNormError(
-        str(checkpoint.path),
-        f"this does not fit {reference.path}",
+        checkpoint.name,
+        f"this does not fit {reference.name}",
         expected=expected,
         found=found,
         hint=hint,

@@ -134,10 +134,10 @@ def _too_many(
     theirs: Sequence[str],
 ) -> UsageError:  # fmt: skip
     return UsageError(
-        str(our_checkpoint.path),
+        our_checkpoint.name,
         "there are too many state dicts to find out which is meant by which",
         expected="state dicts at the same places, or few others",
-        found=f"{len(ours):,} others here, {len(theirs):,} in {their_checkpoint.path}",
+        found=f"{len(ours):,} others here, {len(theirs):,} in {their_checkpoint.name}",
         hint=option("--only", f"{ours[0]}={theirs[0]}"),
     )
 
@@ -145,7 +145,7 @@ def _too_many(
 def _refuse_rivals(checkpoint: Checkpoint, equal: Sequence[str], ways: Sequence[str]) -> None:
     if len(equal) > 1:
         raise UsageError(
-            str(checkpoint.path),
+            checkpoint.name,
             "several state dicts could be meant",
             expected="one that has the names of the other side",
             found=", ".join(root or "the top" for root in equal),

@@ -119,7 +119,7 @@ def dropped(checkpoint: Checkpoint, request: Request) -> frozenset[Keys]:
             f"--drop {path}",
             "there is no entry of this name",
             expected=f"such as {', '.join(known)}" if known else "",
-            hint=f"wn inspect {path_word(checkpoint.path)}",
+            hint=f"wn inspect {path_word(checkpoint.name)}",
         )
     return found
 
@@ -136,7 +136,7 @@ def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
 
 def listing(checkpoint: Checkpoint) -> str:
     """What to type to see all names."""
-    return f"wn inspect --tensors {path_word(checkpoint.path)}"
+    return f"wn inspect --tensors {path_word(checkpoint.name)}"
 
 
 def chosen_pairs(
@@ -249,7 +249,7 @@ def stale_notes(pairs: Mapping[tuple[str, str], Pair], what_becomes: str) -> lis
 def _refuse_look_alike(checkpoint: Checkpoint, found: Survey, alike: LookAlike) -> WeightNormError:
     root = found.state_dict.root
     return WeightNormError(
-        f"{checkpoint.path}: {root + ': ' if root else ''}{alike.weight}",
+        f"{checkpoint.name}: {root + ': ' if root else ''}{alike.weight}",
         alike.message,
         expected="a g and a v of one layer, in one spelling, g keeping one axis of v",
         found=", ".join(alike.names),

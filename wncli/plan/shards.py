@@ -66,7 +66,7 @@ def keep_shards(output: Output, output_format: OutputFormat) -> tuple[ShardOutpu
         state_dict = own._replace(tensors=tuple(tensors.get(number, ())))
         metadata = shard.metadata or {} if shard.format == "safetensors" else None
         own_output = output._replace(
-            checkpoint=replace(shard, path=output.checkpoint.path, metadata=metadata),
+            checkpoint=replace(shard, name=output.checkpoint.name, metadata=metadata),
             state_dicts=(OutputStateDict(state_dict, tuple(results), ()),),
         )
         untouched = _is_of(shard, output_format) and _keeps_all(own, results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import SHARDING_INFO, Checkpoint, StateDict
@@ -53,7 +54,7 @@ def find_ungathered(checkpoint: Checkpoint, state_dict: StateDict) -> Ungathered
             " StateDictType.FULL_STATE_DICT), called on every rank",
         )
     if _is_distributed_shard(checkpoint):
-        folder = repr(str(checkpoint.path.parent))
+        folder = repr(str(Path(checkpoint.name).parent))
         return Ungathered(
             "distributed-shard",
             "this is a shard of a distributed checkpoint: it has some rows of each tensor",
@@ -112,7 +113,7 @@ def ungathered_notes(checkpoint: Checkpoint, surveys: Sequence[Survey]) -> list[
 
 
 def _where(checkpoint: Checkpoint, state_dict: StateDict) -> str:
-    return f"{checkpoint.path}: {state_dict.root}" if state_dict.root else str(checkpoint.path)
+    return f"{checkpoint.name}: {state_dict.root}" if state_dict.root else checkpoint.name
 
 
 def _placeholders(tensors: Iterable[TensorSpec]) -> tuple[str, ...]:
@@ -147,5 +148,5 @@ def _is_distributed_shard(checkpoint: Checkpoint) -> bool:
     info = (checkpoint.metadata or {}).get(SHARDING_INFO)
     if info is None:
         return False
-    is_whole = checkpoint.index is not None or _WHOLE_NAME.fullmatch(checkpoint.path.name)
+    is_whole = checkpoint.index is not None or _WHOLE_NAME.fullmatch(Path(checkpoint.name).name)
     return not is_whole or _PLACED.search(info) is not None

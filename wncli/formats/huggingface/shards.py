@@ -106,7 +106,7 @@ def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpo
     strangers = dict.fromkeys(name for found in contents.values() for name in found.others)
     parts = tuple(name for found in contents.values() for name in found.parts)
     return Checkpoint(
-        path,
+        str(path),
         kind,
         sum(shard.checkpoint.nbytes for shard in shards),
         (StateDict("", tuple(tensors.values()), tuple(strangers), parts=parts),),
@@ -130,7 +130,7 @@ def _as_shard(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     from wncli.formats.torch.state_dicts import top_state_dict
 
-    found = top_state_dict(tree, str(checkpoint.path))
+    found = top_state_dict(tree, checkpoint.name)
     if found is None:
         return checkpoint
     entries = tuple(
@@ -152,7 +152,7 @@ def _state_dict(checkpoint: Checkpoint) -> StateDict:
         return found[0]
     roots = [state_dict.holder or state_dict.root or "the top" for state_dict in found]
     raise FormatError(
-        str(checkpoint.path),
+        checkpoint.name,
         "this shard is no plain state dict",
         expected="tensors by their names at the top, and nothing else",
         found=f"state dicts at {few(roots)}" if roots else "no state dict",

@@ -65,7 +65,7 @@ def read_safetensors(source: Source) -> Checkpoint:
     _check_cover(source, tensors, data)
     tensors += tied(tensors, metadata or {})
     state_dicts = (StateDict("", tuple(tensors)),) if tensors else ()
-    return Checkpoint(source.path, "safetensors", source.nbytes, state_dicts, metadata=metadata)
+    return Checkpoint(source.where, "safetensors", source.nbytes, state_dicts, metadata=metadata)
 
 
 def _broken(source: Source, problem: str, expected: str = "", found: str = "") -> FormatError:

@@ -60,7 +60,7 @@ def lay_out_safetensors(output: Output) -> tuple[Layout, tuple[Note, ...]]:
     for tensor, *_ in kept.values():
         if tensor.dtype.safetensors is None:
             raise FormatError(
-                f"{checkpoint.path}: {tensor.name}",
+                f"{checkpoint.name}: {tensor.name}",
                 f"safetensors has no {tensor.dtype.label}",
                 hint="--format torch keeps it",
             )
@@ -105,7 +105,7 @@ def _check_name(checkpoint: Checkpoint, name: str) -> None:
         if name != "__metadata__":
             return
         problem = "safetensors keeps this name for its metadata"
-    where = f"{checkpoint.path}: {name}"
+    where = f"{checkpoint.name}: {name}"
     raise FormatError(where, problem, hint="--format torch keeps it")
 
 
@@ -172,7 +172,7 @@ def _losses(output: Output, tied: Mapping[str, str]) -> list[Note]:
             Note(
                 "left-out",
                 f"safetensors holds one state dict; left out: {', '.join(lost)}",
-                str(output.checkpoint.path),
+                output.checkpoint.name,
                 is_warning=not output.alone,
             )
         )

@@ -77,7 +77,7 @@ def read_torch_legacy(source: Source) -> Checkpoint:
 
     found = read_tree(content, nbytes, locate, source.where, is_legacy=True)
     return Checkpoint(
-        source.path,
+        source.where,
         "torch legacy",
         source.nbytes,
         found.state_dicts,

@@ -83,7 +83,7 @@ def read_torchscript(archive: TorchArchive) -> Checkpoint:
         pickles.append(read_pickle(constants, f"{source.where}: constants.pkl"))
     calls = find_calls(pickles, None)
     return Checkpoint(
-        source.path,
+        source.where,
         "TorchScript",
         source.nbytes,
         (state_dict,),

@@ -63,7 +63,7 @@ def torch_content(output: Output) -> TorchContent:
     if tree and not output.alone:
         root, protocol = tree.root, tree.protocol
     else:
-        root = _nested(state_dicts, edits, str(output.checkpoint.path))
+        root = _nested(state_dicts, edits, output.checkpoint.name)
         protocol = tree.protocol if tree else _DEFAULT_PROTOCOL
     pickle, contents = build.finish(root, protocol, edits)
     names = [
@@ -142,4 +142,4 @@ def _lost_metadata(output: Output) -> list[Note]:
     if not lost:
         return []
     message = f"torch files hold no safetensors metadata; left out: {', '.join(lost)}"
-    return [Note("left-out", message, str(checkpoint.path), is_warning=True)]
+    return [Note("left-out", message, checkpoint.name, is_warning=True)]

@@ -36,7 +36,7 @@ def read_torch_zip(source: Source) -> Checkpoint:
     pickled = read_pickle(pickle, f"{source.where}: data.pkl")
     found = read_tree(pickled, len(pickle), archive.locate, source.where)
     return Checkpoint(
-        source.path,
+        source.where,
         "torch",
         source.nbytes,
         found.state_dicts,
