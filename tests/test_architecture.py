@@ -28,7 +28,7 @@ PACKAGES = (
 #: What is still to be turned round: and a reader's names in storage.
 UPWARD = {
     "wncli.checkpoint.checkpoint imports wncli.formats.torch.tree",
-    "wncli.storage.replace_folder imports wncli.formats.huggingface.index",
+    "wncli.storage.replace_folder imports wncli.formats.huggingface.names",
 }
 #: The package's own face, and what makes `python -m wncli` run.
 FACES = {"wncli", "wncli.__main__"}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import wncli
 from wncli.errors import UsageError
-from wncli.plan.shards import OutputFormat
+from wncli.formats.registry import FormatName
 
 State = dict[str, Tensor]
 Wn = Callable[..., Ran]
@@ -262,7 +262,7 @@ def test_sharding_keeps_requires_grad_strides_and_metadata_or_says_what_it_loses
 @both_kinds
 @pytest.mark.parametrize("kind_out", KINDS)
 def test_shards_become_one_file_and_shards_again_in_either_format(
-    kind: OutputFormat, kind_out: OutputFormat, tmp_path: Path
+    kind: FormatName, kind_out: FormatName, tmp_path: Path
 ) -> None:
     shards = three()
     sharded(tmp_path / "in", kind, shards)

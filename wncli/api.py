@@ -13,6 +13,7 @@ from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.naming import Naming
 from wncli.errors import FileError, UsageError, WeightNormError
 from wncli.formats.open import open_checkpoint
+from wncli.formats.registry import FORMATS, FormatName
 from wncli.hints import path_word
 from wncli.plan.actions import Plan
 from wncli.plan.apply import plan_apply
@@ -21,7 +22,6 @@ from wncli.plan.guards import refuse_ambiguity
 from wncli.plan.inspect import plan_inspect
 from wncli.plan.remove import plan_remove
 from wncli.plan.request import Request
-from wncli.plan.shards import OutputFormat
 from wncli.report import NothingToDo, Report, make_report
 from wncli.storage.addresses import refuse_address
 
@@ -47,7 +47,7 @@ class WriteOptions:
         progress: called while writing.
     """
 
-    format: OutputFormat | None = None
+    format: FormatName | None = None
     max_shard_size: int | str | None = None
     force: bool = False
     dry_run: bool = False
@@ -59,7 +59,7 @@ class WriteOptions:
 class WriteKeywords(TypedDict, total=False):
     """`WriteOptions` as keyword arguments."""
 
-    format: OutputFormat | None
+    format: FormatName | None
     max_shard_size: int | str | None
     force: bool
     dry_run: bool
@@ -304,7 +304,7 @@ def _write(
     from wncli.plan.destination import decide_target, parse_size
     from wncli.plan.lower import lower_plan
 
-    _check_choice("format", options.format, (None, "torch", "safetensors"))
+    _check_choice("format", options.format, (None, *FORMATS))
     size = options.max_shard_size
     limit = parse_size(str(size)) if size is not None else None
     path = _path(checkpoint)

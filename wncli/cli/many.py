@@ -12,9 +12,9 @@ from wncli.cli.reports import show_line
 from wncli.cli.results import DONE, NEGATIVE, print_json, print_report
 from wncli.cli.terminal import show_refusal
 from wncli.errors import FileError, UsageError, WnError
+from wncli.formats.registry import FormatName
 from wncli.parallel.workers import allow_forking
 from wncli.plan.destination import beside
-from wncli.plan.shards import OutputFormat
 from wncli.report import SCHEMA, NothingToDo, Report
 from wncli.storage.signals import REFUSED
 
@@ -28,7 +28,7 @@ class Paths(NamedTuple):
     checkpoint: str
     others: list[str]
     output_dir: Path | None
-    format: OutputFormat | None
+    format: FormatName | None
     is_sharded: bool
 
 

@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wncli.errors import WnError
-from wncli.formats.huggingface.index import index_kind
+from wncli.formats.huggingface.names import WHOLE_FILES, index_format
 from wncli.notes import Note
-from wncli.plan.shards import (
-    HUGGING_FACE_NAMES,
-)
 from wncli.storage.replace_file import unwritable
 from wncli.storage.signals import unfinished
 from wncli.storage.source import unreadable
@@ -135,11 +132,11 @@ def _checkpoint_in(target: Target) -> tuple[str, ...]:
         return ()
     present = sorted(entry.name for entry in target.path.iterdir())
     formats = {"safetensors", target.format}
-    found = [name for name in present if HUGGING_FACE_NAMES.get(name) in formats]
-    found += [name for name in present if index_kind(name) in formats]
+    found = [name for name in present if WHOLE_FILES.get(name) in formats]
+    found += [name for name in present if index_format(name) in formats]
     with contextlib.suppress(WnError):
         found.append(find_in_folder(target.path)[0].name)
-    for name in [name for name in found if index_kind(name)]:
+    for name in [name for name in found if index_format(name)]:
         with contextlib.suppress(WnError, OSError), (target.path / name).open("rb") as file:
             found += read_index(Source(target.path / name, file)).file_names
     return tuple(dict.fromkeys(found))

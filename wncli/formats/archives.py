@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from wncli.formats.huggingface.folder import LONGEST_START, starts_as_checkpoint
+from wncli.formats.registry import LONGEST_START, kinds_of
 from wncli.hints import free_path, path_word, word
 from wncli.storage.source import Source
 
@@ -60,7 +60,7 @@ def look_into(source: Source, start: bytes) -> Found | None:
             inner = stream.peek(512) if stream else b""
             if stream and inner[_TAR] == b"ustar":
                 return _tar(source, stream, f"a tar archive compressed with {name}")
-            if stream and not starts_as_checkpoint(inner, sys.maxsize):
+            if stream and not kinds_of(inner, sys.maxsize):
                 return Found(f"compressed with {name}, and no checkpoint inside", hint="")
             if name in _OPENERS and not stream:
                 return Found(f"compressed with {name}, and damaged", hint=_AGAIN)
@@ -150,7 +150,7 @@ def _members(stream: io.BufferedReader[_Bounded]) -> dict[str, bool]:
             file = archive.extractfile(member) if member.isfile() else None
             if file:
                 start = file.read(LONGEST_START)
-                members[member.name] = starts_as_checkpoint(start, member.size)
+                members[member.name] = bool(kinds_of(start, member.size))
     return members
 
 

@@ -13,6 +13,7 @@ from typing import IO
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import FileError, FormatError
+from wncli.formats.registry import LONGEST_START, kinds_of
 from wncli.hints import path_word
 from wncli.notes import Note
 from wncli.storage.source import Source, Sources, unreadable
@@ -108,7 +109,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint, Sources]:
     """What a file holds, or the files that it is the index of."""
-    start = source.read_at(0, min(512, source.nbytes), "the first bytes")
+    start = source.read_at(0, min(LONGEST_START, source.nbytes), "the first bytes")
     if start.lstrip().startswith(b"{") and b"\0" not in start[:8]:  # no safetensors' length
         from wncli.formats.huggingface.index import is_index, read_index
         from wncli.formats.huggingface.shards import open_shards
@@ -119,52 +120,30 @@ def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint,
 
 
 def _read(source: Source) -> Checkpoint:
-    start = source.read_at(0, min(512, source.nbytes), "the first bytes")
-    _refuse_two_formats(source, start)
+    start = source.read_at(0, min(LONGEST_START, source.nbytes), "the first bytes")
+    kinds = kinds_of(start, source.nbytes)
+    _refuse_two_formats(source, [kind.label for kind in kinds], start)
     if source.path.suffix == ".distcp":  # a part may look whole
         from wncli.formats.distributed import refuse_distributed_file
 
         refuse_distributed_file(source.path, start)
-    if start.startswith(b"PK\x03\x04"):
-        from wncli.formats.torch.zip_reader import read_torch_zip
-
-        return read_torch_zip(source)
-    if _is_legacy(start):
-        from wncli.formats.torch.legacy import read_torch_legacy
-
-        return read_torch_legacy(source)
-    from wncli.formats.safetensors.reader import looks_like_safetensors, read_safetensors
-
-    if looks_like_safetensors(start, source.nbytes):
-        return read_safetensors(source)
+    if kinds:
+        return kinds[0].read(source)
     from wncli.formats.foreign import refuse_file
 
     raise refuse_file(source, start)
 
 
-def _refuse_two_formats(source: Source, start: bytes) -> None:
-    """A file that is one thing to one reader, and another to the next, is nothing.
+def _refuse_two_formats(source: Source, claims: list[str], start: bytes) -> None:
+    """Refuse a file that is one thing to one reader, and another to the next.
 
     PyTorch tries zip, then tar, then its legacy format; safetensors' reader takes what is its own.
 
     Raises:
         FormatError: it can be read in two formats.
     """
-    claims = [
-        name
-        for name, claimed in (
-            ("a zip archive", start.startswith(b"PK\x03\x04")),
-            ("a legacy torch file", _is_legacy(start)),
-            ("safetensors", start[8:].lstrip(b" \t\r\n").startswith(b"{")),
-            ("a tar archive", _is_tar(start)),
-        )
-        if claimed
-    ]
-    if "safetensors" in claims and len(claims) > 1:
-        from wncli.formats.safetensors.reader import looks_like_safetensors
-
-        if not looks_like_safetensors(start, source.nbytes):
-            claims.remove("safetensors")
+    if claims and _is_tar(start):
+        claims = [*claims, "a tar archive"]
     if len(claims) > 1:
         raise FormatError(
             source.where,
@@ -173,14 +152,6 @@ def _refuse_two_formats(source: Source, start: bytes) -> None:
             found=" and ".join(claims),
             hint="load it in the way that it was meant, and save it again",
         )
-
-
-def _is_legacy(start: bytes) -> bool:
-    if not start.startswith(b"\x80"):
-        return False
-    from wncli.formats.torch.legacy import MAGIC
-
-    return MAGIC in start[:32]  # behind the protocol, and from 4 on a frame
 
 
 #: Bytes of a tar's header, where its checksum is in it, and what that is spelled with.

@@ -13,19 +13,12 @@ from wncli.checkpoint.layout import Layout, Slot, Whole
 from wncli.checkpoint.output import Output, stored_nbytes
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import WnError
-from wncli.formats.huggingface.index import index_kind
+from wncli.formats.huggingface.names import WHOLE_FILES, index_format, index_name, renamed
 from wncli.formats.huggingface.shard_files import resolve
+from wncli.formats.registry import FORMATS, FormatName, written_format
 from wncli.notes import Note
 from wncli.plan.destination import beside
-from wncli.plan.shards import (
-    HUGGING_FACE_NAMES,
-    OutputFormat,
-    ShardOutput,
-    index_name,
-    keep_shards,
-    renamed,
-    split_by_size,
-)
+from wncli.plan.shards import ShardOutput, keep_shards, split_by_size
 
 if TYPE_CHECKING:
     from wncli.checkpoint.checkpoint import Checkpoint
@@ -67,24 +60,25 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
         WnError: the format, or a folder of shards, cannot hold it.
     """
     checkpoint = output.checkpoint
+    lay_out_file = FORMATS[target.format].lay_out
     if not target.is_folder:
         # As torch.save has it: the file's name, unless it is no ASCII.
         stem = target.path.stem if target.path.stem.isascii() else ""
-        layout, found = _lay_out_file(output, target.format, stem or "archive")
+        layout, found = lay_out_file(output, stem or "archive")
         return Outputs(target, ((target.path.name, layout),), notes=found)
     companions = _companions(folder) if folder else ()
     along = _companion_notes(companions)
     if target.max_shard is None and not checkpoint.shards:  # one file, in a folder of its own
         source = Path(checkpoint.name)
         name = source.name
-        if not checkpoint.format.startswith(target.format):
-            known = name in HUGGING_FACE_NAMES
+        if written_format(checkpoint) != target.format:
+            known = name in WHOLE_FILES
             name = (
                 renamed(name, target.format)
                 if known
                 else beside(Path(), source, target.format).name
             )
-        layout, found = _lay_out_file(output, target.format, Path(name).stem)
+        layout, found = lay_out_file(output, Path(name).stem)
         return Outputs(target, ((name, layout),), companions=companions, notes=found + along)
     shards = (
         keep_shards(output, target.format)
@@ -97,7 +91,7 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
         if shard.copy_of is not None:
             files.append((shard.name, _whole_file(checkpoint, shard)))
             continue
-        layout, found = _lay_out_file(shard.output, target.format, Path(shard.name).stem)
+        layout, found = lay_out_file(shard.output, Path(shard.name).stem)
         files.append((shard.name, layout))
         notes += found
     index = _index(output, target.format, files) if len(files) > 1 else None
@@ -118,20 +112,6 @@ def _companion_notes(companions: Sequence[Path]) -> tuple[Note, ...]:
     return (Note("companions", f"copied beside it: {names}"),) if names else ()
 
 
-def _lay_out_file(
-    output: Output, output_format: OutputFormat, stem: str
-) -> tuple[Layout, tuple[Note, ...]]:
-    if output_format == "safetensors":
-        from wncli.formats.safetensors.writer import lay_out_safetensors
-
-        return lay_out_safetensors(output)
-    from wncli.formats.torch.writer import torch_content
-    from wncli.formats.torch.zip_writer import lay_out_torch_zip
-
-    content = torch_content(output)
-    return lay_out_torch_zip(content, stem), content.notes
-
-
 def _whole_file(checkpoint: Checkpoint, shard: ShardOutput) -> Layout:
     """A shard that no action changes, as the file it is."""
     number = shard.copy_of or 0
@@ -144,7 +124,7 @@ def _whole_file(checkpoint: Checkpoint, shard: ShardOutput) -> Layout:
 
 
 def _index(
-    output: Output, output_format: OutputFormat, files: Sequence[tuple[str, Layout]]
+    output: Output, output_format: FormatName, files: Sequence[tuple[str, Layout]]
 ) -> tuple[str, bytes]:
     """The index of the shards, as `save_pretrained` writes it."""
     weight_map = {name: file for file, layout in files for name in layout.names}
@@ -154,7 +134,8 @@ def _index(
         "weight_map": weight_map,
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    name = index_name([file for file, _ in files], output_format, output.checkpoint)
+    old = output.checkpoint.index.name if output.checkpoint.index else ""
+    name = index_name([file for file, _ in files], output_format, old)
     return name, text.encode()
 
 
@@ -165,7 +146,7 @@ def _companions(folder: Path) -> tuple[Path, ...]:
         for entry in sorted(folder.iterdir())
         if not entry.name.startswith(".")
         and (entry.suffix.lower() in _COMPANIONS or entry.name.startswith(_PAPERS))
-        and not index_kind(entry.name)
+        and not index_format(entry.name)
         and _is_small_file(entry)
     )
 

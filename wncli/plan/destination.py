@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import UsageError
+from wncli.formats.registry import FORMATS, SUFFIXES, FormatName, written_format
 from wncli.hints import path_word
-from wncli.plan.shards import OutputFormat
-
-_SUFFIXES: dict[str, OutputFormat] = {
-    ".safetensors": "safetensors",
-    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar"), "torch"),
-}
-
 
 _UNITS = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -31,7 +25,7 @@ class Target(NamedTuple):
     """
 
     path: Path
-    format: OutputFormat
+    format: FormatName
     is_folder: bool = False
     max_shard: int | None = None
 
@@ -39,7 +33,7 @@ class Target(NamedTuple):
 def decide_target(
     output: str,
     checkpoint: Checkpoint,
-    chosen: OutputFormat | None,
+    chosen: FormatName | None,
     max_shard: int | None,
     *,
     from_folder: bool,
@@ -55,49 +49,49 @@ def decide_target(
     path = Path(output)
     suffix = path.suffix.lower()
     slash = output.endswith("/")
-    if max_shard is None and not slash and (suffix in _SUFFIXES or not from_folder):
+    if max_shard is None and not slash and (suffix in SUFFIXES or not from_folder):
         return Target(path, chosen or format_of(path, checkpoint))
-    kept: OutputFormat = "safetensors" if checkpoint.format == "safetensors" else "torch"
+    kept = written_format(checkpoint)
     if max_shard is None and not from_folder and path.is_dir():  # as cp does
         return Target(beside(path, Path(checkpoint.name), chosen), chosen or kept)
-    if suffix in _SUFFIXES:
+    if suffix in SUFFIXES:
         raise UsageError(
             output,
             "OUTPUT is to be a folder of shards, and has the suffix of a file",
             expected="a folder's name",
-            hint=f"{path_word(path.with_suffix(''))}/ --format {chosen or _SUFFIXES[suffix]}",
+            hint=f"{path_word(path.with_suffix(''))}/ --format {chosen or SUFFIXES[suffix]}",
         )
     return Target(path, chosen or kept, is_folder=True, max_shard=max_shard)
 
 
-def format_of(output: Path, checkpoint: Checkpoint) -> OutputFormat:
+def format_of(output: Path, checkpoint: Checkpoint) -> FormatName:
     """What OUTPUT's suffix says; without a suffix, as HiFi-GAN's files, the input's kind.
 
     Raises:
         UsageError: the suffix says no format.
     """
     suffix = output.suffix.lower()
-    if suffix in _SUFFIXES:
-        return _SUFFIXES[suffix]
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
     if not suffix:
-        return "safetensors" if checkpoint.format == "safetensors" else "torch"
+        return written_format(checkpoint)
     raise UsageError(
         str(output),
         f"the suffix {output.suffix} does not say which format to write",
-        expected=", ".join(_SUFFIXES),
-        hint="--format torch or --format safetensors",
+        expected=", ".join(SUFFIXES),
+        hint=" or ".join(f"--format {name}" for name in FORMATS),
     )
 
 
-def beside(folder: Path, checkpoint: Path, chosen: Literal["torch", "safetensors"] | None) -> Path:
+def beside(folder: Path, checkpoint: Path, chosen: FormatName | None) -> Path:
     """The OUTPUT in `folder` for one of several inputs: its name, the suffix that of the format."""
     if checkpoint.name in {"", ".."}:
         checkpoint = checkpoint.resolve()
     suffix = checkpoint.suffix.lower()
-    if chosen is None or _SUFFIXES.get(suffix) == chosen:
+    if chosen is None or SUFFIXES.get(suffix) == chosen:
         return folder / checkpoint.name
-    new = ".safetensors" if chosen == "safetensors" else ".pt"
-    known = suffix in _SUFFIXES
+    new = FORMATS[chosen].suffixes[0]
+    known = suffix in SUFFIXES
     return folder / (checkpoint.stem + new if known else checkpoint.name + new)
 
 

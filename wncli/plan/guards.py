@@ -12,6 +12,7 @@ from wncli.checkpoint.naming import join
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FileError, FormatError, UsageError, WeightNormError, WnError, few
 from wncli.formats.open import open_checkpoint
+from wncli.formats.registry import FORMATS
 from wncli.hints import free_path, glob_of, option, path_word
 from wncli.plan.actions import Action, Copy, Decompose, Part, Plan, Respell
 from wncli.plan.destination import Target
@@ -104,7 +105,8 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
             or is out of all proportion to the file.
     """
     checkpoint = plan.checkpoint
-    if target.format == "torch":
+    holds_a_tree = FORMATS[target.format].holds_a_tree
+    if holds_a_tree:
         _refuse_objects(plan)
     refuse_ambiguity(checkpoint)
     _refuse_noted(
@@ -124,7 +126,7 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
         [
             (spec, (part, action))
             for spec, (part, action) in used
-            if target.format != "torch" or not isinstance(action, Copy)  # which keeps storages
+            if not (holds_a_tree and isinstance(action, Copy))  # which keeps storages
         ],
         _without,
     )
@@ -135,7 +137,7 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
         refuse_growth(checkpoint, used, lambda _: hint)
     _refuse_calls(plan)
     _refuse_several(plan, target)
-    if target.format == "safetensors":
+    if not holds_a_tree:
         for spec, (part, _) in used:
             path = join(part.state_dict.root, spec.name)
             refuse_expansion(checkpoint, spec, option("--drop", path))
@@ -148,7 +150,7 @@ def refuse_without_state_dict(plan: Plan, target: Target) -> None:
         FormatError: that is so.
     """
     checkpoint = plan.checkpoint
-    repacks = plan.command == "convert" and checkpoint.tree and target.format == "torch"
+    repacks = plan.command == "convert" and checkpoint.tree and FORMATS[target.format].holds_a_tree
     if not plan.parts and checkpoint.entries and not repacks:
         found = ", ".join(f"{entry.path}: {entry.summary}" for entry in checkpoint.entries[:3])
         raise FormatError(
@@ -172,10 +174,10 @@ def has_nothing_to_do(plan: Plan, target: Target) -> bool:
 def _refuse_several(plan: Plan, target: Target) -> None:
     """Refuse to write several state dicts, or none, where there is a place for one."""
     is_sharded = target.is_folder and (target.max_shard or plan.checkpoint.shards)
-    if len(plan.parts) == 1 or not (is_sharded or target.format == "safetensors"):
+    if len(plan.parts) == 1 or (FORMATS[target.format].holds_a_tree and not is_sharded):
         return
     roots = [part.state_dict.root for part in plan.parts]
-    holder = "a sharded checkpoint" if is_sharded else "safetensors"
+    holder = "a sharded checkpoint" if is_sharded else target.format
     raise UsageError(
         plan.checkpoint.name,
         f"{holder} holds one state dict" if roots else "there is no state dict to write",

@@ -1,34 +1,17 @@
-"""Decides which file of a sharded output each tensor goes to. Pure.
-
-The names are those that Hugging Face writes: `model-00001-of-00003.safetensors` beside
-`model.safetensors.index.json`, `pytorch_model-00001-of-00003.bin` beside
-`pytorch_model.bin.index.json`; a single file has neither number nor index.
-"""
+"""Decides which file of a sharded output each tensor goes to. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from wncli.checkpoint.checkpoint import Checkpoint, StateDict
+from wncli.checkpoint.checkpoint import StateDict
 from wncli.checkpoint.naming import read_half
 from wncli.checkpoint.output import Output, OutputStateDict, Result, stored_nbytes
 from wncli.checkpoint.tensors import TensorSpec
-
-OutputFormat = Literal["torch", "safetensors"]
-
-_STEMS: dict[OutputFormat, str] = {"safetensors": "model", "torch": "pytorch_model"}
-_SUFFIXES: dict[OutputFormat, str] = {"safetensors": ".safetensors", "torch": ".bin"}
-
-
-#: What single files are called that `from_pretrained` looks for.
-HUGGING_FACE_NAMES = {
-    f"{stem}{suffix}": output_format
-    for stem in ("model", "pytorch_model", "diffusion_pytorch_model")
-    for output_format, suffix in _SUFFIXES.items()
-}
+from wncli.formats.huggingface.names import numbered, renamed
+from wncli.formats.registry import FormatName, written_format
 
 
 class ShardOutput(NamedTuple):
@@ -39,7 +22,7 @@ class ShardOutput(NamedTuple):
     copy_of: int | None = None
 
 
-def keep_shards(output: Output, output_format: OutputFormat) -> tuple[ShardOutput, ...]:
+def keep_shards(output: Output, output_format: FormatName) -> tuple[ShardOutput, ...]:
     """Put each tensor in the file that it came from, a pair of two files in that of v."""
     (part,) = output.state_dicts
     homes: dict[int, list[Result]] = {}
@@ -48,13 +31,13 @@ def keep_shards(output: Output, output_format: OutputFormat) -> tuple[ShardOutpu
     shards = output.checkpoint.shards
     names = [
         shard.name
-        if _is_of(shard.checkpoint, output_format)
+        if written_format(shard.checkpoint) == output_format
         else renamed(shard.name, output_format)
         for number, shard in enumerate(shards)
         if number in homes
     ]
     if len(set(names)) < len(shards):
-        names = _numbered(output_format, len(homes))
+        names = numbered(output_format, len(homes))
     tensors: dict[int, list[TensorSpec]] = {}
     for spec in part.state_dict.tensors:
         tensors.setdefault(spec.storage.file, []).append(spec)
@@ -69,14 +52,12 @@ def keep_shards(output: Output, output_format: OutputFormat) -> tuple[ShardOutpu
             checkpoint=replace(shard, name=output.checkpoint.name, metadata=metadata),
             state_dicts=(OutputStateDict(state_dict, tuple(results), ()),),
         )
-        untouched = _is_of(shard, output_format) and _keeps_all(own, results)
+        untouched = written_format(shard) == output_format and _keeps_all(own, results)
         found.append(ShardOutput(name, own_output, number if untouched else None))
     return tuple(found)
 
 
-def split_by_size(
-    output: Output, output_format: OutputFormat, limit: int
-) -> tuple[ShardOutput, ...]:
+def split_by_size(output: Output, output_format: FormatName, limit: int) -> tuple[ShardOutput, ...]:
     """Make files of at most `limit` bytes of tensors, in the order of the tensors.
 
     A pair stays together, and so do tied tensors; what is larger than `limit` has its own file.
@@ -97,7 +78,7 @@ def split_by_size(
             for spec in result.sources:
                 files_of.setdefault(spec.storage.identity, set()).add(number)
     elsewhere = frozenset(storage for storage, files in files_of.items() if len(files) > 1)
-    names = _numbered(output_format, len(groups))
+    names = numbered(output_format, len(groups))
     return tuple(
         ShardOutput(
             name,
@@ -111,15 +92,6 @@ def split_by_size(
         )
         for number, (name, group) in enumerate(zip(names, groups, strict=True))
     )
-
-
-def index_name(names: Sequence[str], output_format: OutputFormat, checkpoint: Checkpoint) -> str:
-    """The name of the index: the input's own where it fits, else the one its files go by."""
-    old = checkpoint.index.name if checkpoint.index else ""
-    if old.endswith(f"{_SUFFIXES[output_format]}.index.json"):
-        return old
-    stem = re.sub(r"-\d+-of-\d+$", "", names[0].removesuffix(_SUFFIXES[output_format]))
-    return f"{stem}{_SUFFIXES[output_format]}.index.json"
 
 
 def _inseparable(results: Sequence[Result]) -> list[list[Result]]:
@@ -149,11 +121,6 @@ def _inseparable(results: Sequence[Result]) -> list[list[Result]]:
     return list(found.values())
 
 
-def _is_of(checkpoint: Checkpoint, output_format: OutputFormat) -> bool:
-    """Whether a shard is of the output's format already."""
-    return (checkpoint.format == "safetensors") == (output_format == "safetensors")
-
-
 def _keeps_all(state_dict: StateDict, results: Sequence[Result]) -> bool:
     """Whether a shard's tensors all stay, under their names, with none added."""
     kept = {
@@ -162,21 +129,3 @@ def _keeps_all(state_dict: StateDict, results: Sequence[Result]) -> bool:
         if result.is_kept and not result.naming and result.weight == result.home.name
     }
     return len(kept) == len(results) and kept == {spec.name for spec in state_dict.tensors}
-
-
-def _numbered(output_format: OutputFormat, count: int) -> list[str]:
-    stem, suffix = _STEMS[output_format], _SUFFIXES[output_format]
-    if count == 1:
-        return [stem + suffix]
-    return [f"{stem}-{number:05}-of-{count:05}{suffix}" for number in range(1, count + 1)]
-
-
-def renamed(name: str, output_format: OutputFormat) -> str:
-    """The name of a file of the other format, as Hugging Face would have it."""
-    stem = name.rpartition(".")[0]
-    old, new = ("pytorch_model", "model") if output_format == "safetensors" else (
-        "model", "pytorch_model"
-    )  # fmt: skip
-    if re.fullmatch(rf"{old}(-\d+-of-\d+)?", stem):
-        stem = new + stem.removeprefix(old)
-    return stem + _SUFFIXES[output_format]

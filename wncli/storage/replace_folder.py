@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from wncli.errors import FileError
-from wncli.formats.huggingface.index import index_kind
+from wncli.formats.huggingface.names import index_format
 from wncli.storage.permissions import take_over
 from wncli.storage.replace_file import check_parent, target_of, unwritable
 from wncli.storage.temporary import (
@@ -215,7 +215,7 @@ def _move_in(files: NewFiles, names: Sequence[str], old: Sequence[str]) -> None:
     replaced = partial / REPLACED
     replaced.mkdir()
     there = [name for name in dict.fromkeys((*old, *names)) if _is_file(target / name)]
-    there.sort(key=lambda name: index_kind(name) is None)
+    there.sort(key=lambda name: index_format(name) is None)
     for name in names:
         with (partial / name).open("rb") as file:
             files.permit(name, file.fileno(), is_complete=True)

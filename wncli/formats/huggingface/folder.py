@@ -16,22 +16,17 @@ from pathlib import Path, PurePosixPath
 
 from wncli.errors import FileError, few
 from wncli.formats.distributed import refuse_distributed_folder
-from wncli.formats.huggingface.index import index_kind
-from wncli.formats.safetensors.reader import looks_like_safetensors
+from wncli.formats.huggingface.names import WHOLE_FILES, index_format
+from wncli.formats.registry import FORMATS, LONGEST_START, SUFFIXES, kinds_of
 from wncli.hints import path_word
 from wncli.notes import Note
 from wncli.storage.source import unreadable
 from wncli.storage.temporary import PARTIAL_SUFFIX, REPLACED
 
-_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar"}
-_RANKS = {
-    "model.safetensors": 0,
-    "diffusion_pytorch_model.safetensors": 0,
-    "pytorch_model.bin": 2,
-    "diffusion_pytorch_model.bin": 2,
-}
-_INDEX_RANKS = {"safetensors": 1, "torch": 3}
-_OTHER = 4
+#: Whole files before indexes, in the order of the formats.
+_ORDER = {name: 2 * place for place, name in enumerate(FORMATS)}
+_INDEX_RANKS = {name: rank + 1 for name, rank in _ORDER.items()}
+_OTHER = 2 * len(FORMATS)
 _SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.\w+")
 #: What the Trainer of transformers, and accelerate, write beside a model.
 _TRAINER = re.compile(
@@ -41,8 +36,6 @@ _TRAINER = re.compile(
 )
 #: Entries of a folder that are looked at to say where a checkpoint is.
 _MOST_ENTRIES = 1000
-#: Bytes that show whether a file begins as a checkpoint does.
-LONGEST_START = 512
 
 
 def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
@@ -95,16 +88,16 @@ def _rank(names: list[str]) -> dict[str, int]:
     """The files that can be meant, each with its place in the order of preference."""
     ranks: dict[str, int] = {}
     spare: dict[str, int] = {}
-    indexes = {name: _INDEX_RANKS[kind] for name in names if (kind := index_kind(name))}
+    indexes = {name: _INDEX_RANKS[kind] for name in names if (kind := index_format(name))}
     for name in names:
         if name.startswith("."):
             continue
         shard = _SHARD.fullmatch(name)
         whole = not shard or (not indexes and int(shard[1]) == 1)
-        if not whole or PurePosixPath(name).suffix not in _SUFFIXES:
+        if not whole or PurePosixPath(name).suffix not in SUFFIXES:
             continue
         group = spare if _TRAINER.fullmatch(name) else ranks
-        group[name] = _RANKS.get(name, _OTHER)
+        group[name] = _ORDER[WHOLE_FILES[name]] if name in WHOLE_FILES else _OTHER
     return ranks | indexes or spare
 
 
@@ -132,7 +125,7 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
         str(folder),
         "no checkpoint stands in this directory",
         expected="a checkpoint file, or the index of a sharded one,"
-        f" by the names {' '.join(sorted(_SUFFIXES))} .index.json",
+        f" by the names {' '.join(sorted(SUFFIXES))} .index.json",
         found=few(names, 8) or "no files",
         hint=inspect_commands(near) or "give the file itself",
     )
@@ -169,13 +162,4 @@ def _places(folder: Path) -> Iterator[Path]:
 
 def _is_checkpoint(path: Path) -> bool:
     with path.open("rb") as file:
-        return starts_as_checkpoint(file.read(LONGEST_START), os.fstat(file.fileno()).st_size)
-
-
-def starts_as_checkpoint(start: bytes, nbytes: int) -> bool:
-    """Whether a file of so many bytes begins as checkpoints do."""
-    if start.startswith(b"\x80"):
-        from wncli.formats.torch.legacy import MAGIC
-
-        return MAGIC in start[:32]
-    return start.startswith(b"PK\x03\x04") or looks_like_safetensors(start, nbytes)
+        return bool(kinds_of(file.read(LONGEST_START), os.fstat(file.fileno()).st_size))

@@ -6,24 +6,20 @@ Source: transformers `modeling_utils.py` (`model.safetensors.index.json`, with a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from wncli.errors import FormatError
+from wncli.formats.huggingface.names import index_format
 from wncli.formats.huggingface.shard_files import is_bare_name, resolve
+from wncli.formats.registry import FORMATS
 from wncli.formats.strict_json import parse_object
 from wncli.storage.source import Source
 
 #: Bytes; what a safetensors header may take, although an index says less of each tensor.
 LONGEST_INDEX = 100_000_000
-_NAME = re.compile(r".*\.(safetensors|bin|pt|pth)\.index(\.[^.]+)?\.json", re.DOTALL)
-_SAFETENSORS = frozenset({".safetensors"})
-_TORCH = frozenset({".bin", ".pt", ".pth"})
-
-Kind = Literal["safetensors", "torch"]
 
 
 class ShardIndex(NamedTuple):
@@ -43,18 +39,10 @@ class ShardIndex(NamedTuple):
         return tuple(sorted(set(self.weight_map.values())))
 
 
-def index_kind(name: str) -> Kind | None:
-    """Which files an index of this name lists; None where this is no index's name."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    return "safetensors" if match[1] == "safetensors" else "torch"
-
-
 def is_index(source: Source) -> bool:
     """Whether a file that begins with a brace is meant as an index, by its name or its content."""
     name = source.path.name
-    if index_kind(name) or name.endswith(".index.json"):
+    if index_format(name) or name.endswith(".index.json"):
         return True
     if source.nbytes > LONGEST_INDEX:
         return False
@@ -85,8 +73,13 @@ def read_index(source: Source) -> ShardIndex:
         )
     if not isinstance(metadata, dict):
         raise _broken(source, "metadata is no object", "{…}", type(metadata).__name__)
-    kind = index_kind(source.path.name)
-    suffixes = {"safetensors": _SAFETENSORS, "torch": _TORCH, None: _SAFETENSORS | _TORCH}[kind]
+    only = index_format(source.path.name)
+    suffixes = frozenset(
+        suffix
+        for name, listed in FORMATS.items()
+        if only in {None, name}
+        for suffix in listed.shard_suffixes
+    )
     checked: set[str] = set()
     for name, file in weight_map.items():
         if not isinstance(file, str):

@@ -1,0 +1,152 @@
+"""The one list of formats: how a file is recognised, read, named and laid out.
+
+A new format is a package beside this file, and a line in each of the two lists here. Readers and
+writers are imported when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from wncli.checkpoint.checkpoint import Checkpoint
+    from wncli.checkpoint.layout import Layout
+    from wncli.checkpoint.output import Output
+    from wncli.notes import Note
+    from wncli.storage.source import Source
+
+FormatName = Literal["safetensors", "torch"]
+
+#: Bytes from which every kind of file is known.
+LONGEST_START = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format that can be written.
+
+    Attributes:
+        name: as `--format` takes it.
+        suffixes: of its files; a new file has the first.
+        shard_suffixes: of the files that an index lists; a new shard has the first.
+        hub_stem: what Hugging Face calls a model's file, before the suffix.
+        holds_a_tree: whether it holds several state dicts, and what is no tensor.
+        lay_out: gives the layout of one file, and notes on what the format has no place for. The
+            file's name without its suffix is for formats that repeat it inside.
+    """
+
+    name: FormatName
+    suffixes: tuple[str, ...]
+    shard_suffixes: tuple[str, ...]
+    hub_stem: str
+    holds_a_tree: bool
+    lay_out: Callable[[Output, str], tuple[Layout, tuple[Note, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """A kind of file that can be read.
+
+    Attributes:
+        label: what it is called in a refusal.
+        begins: whether a file of so many bytes can be of this kind, from its first bytes.
+        read: opens it.
+    """
+
+    label: str
+    begins: Callable[[bytes, int], bool]
+    read: Callable[[Source], Checkpoint]
+
+
+def _lay_out_safetensors(output: Output, _stem: str) -> tuple[Layout, tuple[Note, ...]]:
+    from wncli.formats.safetensors.writer import lay_out_safetensors
+
+    return lay_out_safetensors(output)
+
+
+def _lay_out_torch(output: Output, stem: str) -> tuple[Layout, tuple[Note, ...]]:
+    from wncli.formats.torch.writer import torch_content
+    from wncli.formats.torch.zip_writer import lay_out_torch_zip
+
+    content = torch_content(output)
+    return lay_out_torch_zip(content, stem), content.notes
+
+
+def _begins_zip(start: bytes, _nbytes: int) -> bool:
+    return start.startswith(b"PK\x03\x04")
+
+
+def _begins_legacy(start: bytes, _nbytes: int) -> bool:
+    if not start.startswith(b"\x80"):
+        return False
+    from wncli.formats.torch.legacy import MAGIC
+
+    return MAGIC in start[:32]  # behind the protocol, and from 4 on a frame
+
+
+def _begins_safetensors(start: bytes, nbytes: int) -> bool:
+    if not start[8:].lstrip(b" \t\r\n").startswith(b"{"):
+        return False
+    from wncli.formats.safetensors.reader import looks_like_safetensors
+
+    return looks_like_safetensors(start, nbytes)
+
+
+def _read_zip(source: Source) -> Checkpoint:
+    from wncli.formats.torch.zip_reader import read_torch_zip
+
+    return read_torch_zip(source)
+
+
+def _read_legacy(source: Source) -> Checkpoint:
+    from wncli.formats.torch.legacy import read_torch_legacy
+
+    return read_torch_legacy(source)
+
+
+def _read_safetensors(source: Source) -> Checkpoint:
+    from wncli.formats.safetensors.reader import read_safetensors
+
+    return read_safetensors(source)
+
+
+#: In the order in which `from_pretrained` prefers them.
+FORMATS: dict[FormatName, Format] = {
+    "safetensors": Format(
+        name="safetensors",
+        suffixes=(".safetensors",),
+        shard_suffixes=(".safetensors",),
+        hub_stem="model",
+        holds_a_tree=False,
+        lay_out=_lay_out_safetensors,
+    ),
+    "torch": Format(
+        name="torch",
+        suffixes=(".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar"),
+        shard_suffixes=(".bin", ".pt", ".pth"),
+        hub_stem="pytorch_model",
+        holds_a_tree=True,
+        lay_out=_lay_out_torch,
+    ),
+}
+#: Which format a file's suffix names.
+SUFFIXES: dict[str, FormatName] = {
+    suffix: made.name for made in FORMATS.values() for suffix in made.suffixes
+}
+FILE_KINDS = (
+    FileKind("a zip archive", _begins_zip, _read_zip),
+    FileKind("a legacy torch file", _begins_legacy, _read_legacy),
+    FileKind("safetensors", _begins_safetensors, _read_safetensors),
+)
+
+
+def kinds_of(start: bytes, nbytes: int) -> list[FileKind]:
+    """List the kinds that a file of so many bytes can be, from its first `LONGEST_START` bytes."""
+    return [kind for kind in FILE_KINDS if kind.begins(start, nbytes)]
+
+
+def written_format(checkpoint: Checkpoint) -> FormatName:
+    """Give the format that keeps what a checkpoint is: TorchScript and legacy files are torch's."""
+    return "safetensors" if checkpoint.format == "safetensors" else "torch"
