@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Entry, StateDict
-from wncli.checkpoint.keys import Key, Keys, Position, shown, shown_key
+from wncli.checkpoint.keys import Key, Keys, Position, shown
 from wncli.checkpoint.tensors import DType, Storage, TensorSpec
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
-    Built,
     Call,
     Dict,
     Node,
     PersistentId,
-    Set,
     entries_of,
 )
 from wncli.formats.pickles.reader import Pickle
+from wncli.formats.torch.entries import EntryLister, Paths
 from wncli.formats.torch.keys import find_ambiguous, items_of, spelled
 from wncli.formats.torch.modules import (
     TENSOR,
@@ -30,10 +29,9 @@ from wncli.formats.torch.modules import (
     holder_of,
     read_module,
 )
-from wncli.formats.torch.optimizers import count_parameters, is_optimizer
+from wncli.formats.torch.optimizers import is_optimizer
 from wncli.formats.torch.tensors import (
     StorageId,
-    called_name,
     class_of,
     find_changes,
     is_part,
@@ -49,12 +47,8 @@ _DEEPEST_ROOT = 16
 #: What `torch.optim` keeps for each parameter, besides `exp_avg` and its kin.
 _KEPT = frozenset({"acc_delta", "exp_inf", "momentum_buffer", "square_avg"})
 _MOST_KEPT = 16
-#: What is shown as something else is shown already has a mark, from the third on with a number.
-_SECOND = 2
 #: How tensors of a module without submodules are called.
 _USUAL = ("weight", "bias")
-#: What a path, or an entry, counts for beside its characters: about what it takes in memory.
-_PLACE = 64
 #: Values that hold nothing; and as many items are looked at each time, instead of remembered.
 _VALUES = frozenset({str, bytes, int, float, bool, type(None)})
 _FEW = 8
@@ -113,7 +107,7 @@ def read_tree(
     root = pickled.root
     found = _Finder(references, allowance_for(where, nbytes)).run(root)
     tree = TorchTree(
-        root, pickled.protocol, references, found.mappings, found.containers, found.shown,
+        root, pickled.protocol, references, found.mappings, found.containers, found.paths.shown,
         found.closed,
     )  # fmt: skip
     return Content(
@@ -181,11 +175,7 @@ class _Finder:
         self.closed: set[int] = set()
         #: Whether something may hold state dicts, by the ids of what has many items.
         self.may: dict[int, bool] = {}
-        #: The kinds and summaries of entries, by the ids of their nodes.
-        self.summaries: dict[int, tuple[str, str]] = {}
-        #: How often something was to be shown so.
-        self.taken: dict[str, int] = {}
-        self.shown: dict[Keys, str] = {}
+        self.paths = Paths(allowance)
         self.containers: dict[Keys, Node] = {}
         self.mappings: dict[Keys, Node] = {}
         self.state_dicts: list[StateDict] = []
@@ -196,7 +186,14 @@ class _Finder:
         self.look_through(root)
         self.find_leading()
         self.name_all(root)
-        self.list_entries(root)
+        lister = EntryLister(self.modules, self.references, self.where, self.paths)
+        if id(root) not in self.held and id(root) not in self.found:
+            self.entries.append(lister.entry("(top)", root, ()))
+        for path, node in self.containers.items():
+            self.entries += lister.entries(path, node, is_state_dict=path in self.mappings)
+        for held in self.held.values():
+            if id(held.node) not in self.leading:
+                self.containers.setdefault(held.keys, held.node)
         return self
 
     def look_through(self, root: Node) -> None:
@@ -326,7 +323,7 @@ class _Finder:
             keys, node, above = stack.pop()
             if id(node) in above or len(keys) > _DEEPEST_ROOT:
                 continue
-            path = self.name(keys, shown(keys))
+            path = self.paths.name(keys, shown(keys))
             state_dict = self.found.get(id(node))
             if state_dict:
                 # Every tensor has a full name here, wherever else the mapping stands as well.
@@ -347,101 +344,6 @@ class _Finder:
                 for key, value in reversed(held.inner)
                 if id(value) in self.leading
             )
-
-    def name(self, keys: Keys, path: str) -> str:
-        """How a path is shown: marked where another reads the same, as keys can have dots."""
-        self.allowance.spend(len(path) + _PLACE)
-        name = path
-        while name in self.taken:
-            self.taken[path] += 1
-            number = self.taken[path]
-            name = f"{path}'{number if number > _SECOND else ''}"
-        self.taken[name] = 1
-        self.shown[keys] = name
-        return name
-
-    def list_entries(self, root: Node) -> None:
-        """List what stands beside the state dicts: the other members of whatever holds one."""
-        if id(root) not in self.held and id(root) not in self.found:
-            self.entries.append(self.entry("(top)", root, ()))
-        for path, node in self.containers.items():
-            above = f"{self.shown[path]}." if self.shown[path] else ""
-            for key, value, is_taken in self.beside(path, node):
-                keys, name = (*path, key), above + shown_key(key)
-                if is_taken:
-                    self.taken.setdefault(name, 1)
-                self.entries.append(self.entry(self.name(keys, name), value, keys))
-        for held in self.held.values():
-            if id(held.node) not in self.leading:
-                self.containers.setdefault(held.keys, held.node)
-
-    def beside(self, path: Keys, node: Node) -> list[tuple[Key, Node, bool]]:
-        """The members of a container that have not been named, as state dicts or holders of some.
-
-        Of a state dict only those that have no name in it, as their keys are no text; and whether
-        something in it has a name that reads the same.
-        """
-        is_state_dict = path in self.mappings
-        if is_state_dict and all(isinstance(key, str) for key, _ in entries_of(node) or []):
-            return []
-        members = dict(items_of(node))  # of a key that was set twice, the last is what counts
-        return [
-            (key, value, is_state_dict and shown_key(key) in members)
-            for key, value in members.items()
-            if not (is_state_dict and isinstance(key, str)) and (*path, key) not in self.shown
-        ]
-
-    def entry(self, path: str, value: Node, keys: Keys) -> Entry:
-        found = self.summaries.get(id(value))
-        if found is None:
-            found = self.summaries[id(value)] = self.summary(path, value)
-        return Entry(path, *found, keys)
-
-    def summary(self, path: str, value: Node) -> tuple[str, str]:
-        """The kind of an entry, and what to say of it."""
-        spec = read_tensor(value, self.references, path, self.where)
-        if spec:
-            return "tensor", f"{spec.dtype.label} tensor {list(spec.shape)}"
-        optimizers = _optimizers(value)
-        if optimizers:
-            count = sum(optimizers)
-            what = "optimizer" if len(optimizers) == 1 else f"{len(optimizers)} optimizers"
-            plural = "s" if count != 1 else ""
-            return "optimizer", f"{what}, state of {count} parameter{plural}"
-        if isinstance(value, Call):
-            if self.modules.module(value):
-                return "object", f"{holder_of(value)} without tensors"
-            name = called_name(value) or "object"
-            built = [e.state for e in value.effects if isinstance(e, Built)]
-            items = entries_of(value) or (entries_of(built[0]) if built else None)
-            return "object", f"{name}, {_items(items)}" if items else name
-        return "value", _summary(value)
-
-
-def _optimizers(node: Node, depth: int = 2) -> list[int]:
-    """How many parameters each optimizer has that `node` is, or consists of, as a dict or list."""
-    if depth == 0:
-        return []
-    members: Iterable[Node]
-    if isinstance(node, (list, tuple)):
-        members = node
-    else:
-        values = dict(items_of(node))
-        named = {key: value for key, value in values.items() if isinstance(key, str)}
-        if is_optimizer(named):
-            return [count_parameters(named)]
-        members = values.values()
-    found: list[int] = []
-    seen: set[int] = set()
-    for member in members:
-        if id(member) in seen:
-            continue
-        seen.add(id(member))
-        counts = _optimizers(member, depth - 1)
-        if not counts:
-            return []
-        found += counts
-    return found
 
 
 def _is_value(node: Node) -> bool:
@@ -475,21 +377,3 @@ def _could_be_a_weight(spec: TensorSpec) -> bool:
     """Not a counter, a score or a random generator's state."""
     rank = len(spec.shape)
     return rank > 1 or (rank == 1 and spec.dtype is not DType.U8)
-
-
-def _items(items: Sequence[tuple[Node, Node]]) -> str:
-    return f"{len(items)} item{'s' if len(items) != 1 else ''}"
-
-
-def _summary(value: Node) -> str:
-    if isinstance(value, Dict):
-        return f"dict, {_items(value.entries)}"
-    if isinstance(value, (list, tuple, Set)):
-        size = len(value.items if isinstance(value, Set) else value)
-        return f"{type(value).__name__.lower()}, {size} item{'s' if size != 1 else ''}"
-    if isinstance(value, (str, bytes)):
-        shown = repr(value[:40])
-        return shown if len(value) <= 40 else f"{shown}… ({len(value)} characters)"  # noqa: PLR2004
-    if isinstance(value, int) and value.bit_length() > 128:  # noqa: PLR2004
-        return f"int of {value.bit_length()} bits"
-    return repr(value) if isinstance(value, (int, float, type(None))) else type(value).__name__
