@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from checkpoints import AGREEMENT, SUFFIXES, Checkpoint
-from measure import Process
+from benchmarks.checkpoints import AGREEMENT, SUFFIXES, Checkpoint
+from benchmarks.measure import Process
 
 #: `help` has no file; `respell` is `wn convert --naming parametrized`; `folder` is `wn remove` on
 #: what transformers saved.
@@ -29,7 +29,6 @@ _SPOKEN = {
     "respell": "wn convert --naming parametrized",
     "folder": "wn remove FOLDER",
 }
-_HERE = Path(__file__).parent
 #: As pip installs it.
 _WN = (str(Path(sys.executable).with_name("wn")),)
 
@@ -156,8 +155,8 @@ def _options(
     return (), ()
 
 
-def _python(file: str) -> tuple[str, str]:
-    return sys.executable, str(_HERE / file)
+def _python(file: str) -> tuple[str, str, str]:
+    return sys.executable, "-m", f"benchmarks.{Path(file).stem}"
 
 
 def _imports() -> tuple[Process, Process]:

@@ -26,7 +26,7 @@ def held_memory() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    command = [sys.executable, __file__]
+    command = [sys.executable, "-m", "benchmarks.holding"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdin  # noqa: S101 - for the type checker
         assert holder.stdout  # noqa: S101 - for the type checker

@@ -1,6 +1,6 @@
 """Runs `wn` on every file of the hostile corpus, and shows the most time and memory that one took.
 
-    python benchmarks/hostile_files.py [CORPUS...]
+    python -m benchmarks.hostile_files [CORPUS...]
 
 The corpus is built by the tests. The exit code is 1 where a file that has to be refused was not,
 or where one took more than 5 seconds or 300 MB.
@@ -14,14 +14,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
-from show import Table, as_markdown
+from benchmarks.show import Table, as_markdown
+from tests.corpus import hostile_legacy, hostile_safetensors, hostile_zip
+from tests.corpus.hostile import Hostile
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-CORPORA = ("hostile_safetensors", "hostile_zip", "hostile_legacy")
+CORPORA: Mapping[str, Mapping[str, Hostile]] = {
+    "safetensors": hostile_safetensors.FILES,
+    "zip": hostile_zip.FILES,
+    "legacy": hostile_legacy.FILES,
+}
 #: What a file may take: seconds, and bytes of resident memory.
 SECONDS, NBYTES = 5.0, 300 << 20
 _REFUSED = 2
@@ -48,11 +51,11 @@ def _run(arguments: list[str]) -> Ended:
     return Ended(arguments[1], code, time.perf_counter() - start, usage.ru_maxrss * 1024)
 
 
-def _ended(files: Mapping[str, object], folder: Path) -> Iterator[Ended]:
+def _ended(files: Mapping[str, Hostile], folder: Path) -> Iterator[Ended]:
     """Each file is converted, which has to be refused."""
     for name, hostile in files.items():
         path = folder / name
-        hostile.write(path)  # type: ignore[attr-defined]
+        hostile.write(path)
         yield _run(["convert", str(path), str(folder / "out.pt")])
         path.unlink()
 
@@ -63,11 +66,11 @@ def main() -> int:
     sound = True
     for corpus in sys.argv[1:] or CORPORA:
         with tempfile.TemporaryDirectory() as folder:
-            runs = list(_ended(import_module(corpus).FILES, Path(folder)))
+            runs = list(_ended(CORPORA[corpus], Path(folder)))
         refused = [run for run in runs if run.code == _REFUSED]
         slowest = max(runs, key=lambda run: run.wall)
         largest = max(runs, key=lambda run: run.peak)
-        names = corpus.removeprefix("hostile_"), Path(slowest.name).name, Path(largest.name).name
+        names = corpus, Path(slowest.name).name, Path(largest.name).name
         figures = len(runs), len(refused), f"{slowest.wall:.2f}", f"{largest.peak / 1e6:.0f}"
         rows.append((*names, *map(str, figures)))
         sound &= len(refused) == len(runs)

@@ -8,8 +8,8 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Sequence
 
-from measure import ProcessFailedError
-from show import Table
+from benchmarks.measure import ProcessFailedError
+from benchmarks.show import Table
 
 _SHOWN = 12
 # "import time:      1479 |       3858 | rich.table": microseconds (own and cumulative), the name

@@ -1,4 +1,4 @@
-"""Kills conversions on their way and looks at what is left: `python benchmarks/kill_points.py`.
+"""Kills conversions on their way and looks at what is left: `python -m benchmarks.kill_points`.
 
 Each conversion is killed (SIGKILL) at as many points as `--points` says, spread over its steps:
 before and in the middle of the calls that write, flush, move and remove files; and at some moments
@@ -19,14 +19,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from show import Table, print_tables
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-if TYPE_CHECKING:
-    from killing import Case, Forks
+from benchmarks.show import Table, print_tables
+from tests.support.faults import (
+    CASES,
+    SUFFIXES,
+    Case,
+    Fault,
+    Forks,
+    leftovers,
+    points,
+    prepare,
+    snapshot,
+    without_leftovers,
+)
+from tests.support.run import environment
 
 _HEADERS = (
     "conversion", "steps", "points", "by the clock", "old kept", "new complete", "being moved",
@@ -82,8 +89,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def kill_all(options: argparse.Namespace, folder: Path) -> Iterator[Tally]:
     """Kill every conversion at every point."""
-    from killing import CASES, SUFFIXES, Forks, prepare
-
     (folder / "forks").mkdir()
     with Forks(folder / "forks") as forks:
         for kind in SUFFIXES:
@@ -101,8 +106,6 @@ def kill_all(options: argparse.Namespace, folder: Path) -> Iterator[Tally]:
 
 def kill_at_steps(forks: Forks, tally: Tally, most: int) -> None:
     """Kill a run before or in the middle of a call that it makes."""
-    from killing import Fault, points
-
     case = tally.case
     for number in points(case.steps, most):
         case.begin()
@@ -114,8 +117,6 @@ def kill_at_steps(forks: Forks, tally: Tally, most: int) -> None:
 
 def kill_at_moments(forks: Forks, tally: Tally, count: int) -> None:
     """Kill processes that nothing is in the way of, the first when they begin to read."""
-    from conftest import environment
-
     case = tally.case
     command = [sys.executable, "-m", "wncli", *case.arguments]
     for number in range(-1, count):
@@ -137,8 +138,6 @@ def kill_at_moments(forks: Forks, tally: Tally, count: int) -> None:
 
 def judge(forks: Forks, tally: Tally, where: str) -> None:
     """Count what a kill left, and say what should not be there."""
-    from killing import leftovers, snapshot, without_leftovers
-
     case = tally.case
     state = snapshot(case.home)
     verdict = case.judge(state)

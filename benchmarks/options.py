@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from checkpoints import Checkpoint, DTypeName, Format
-from contenders import Command
+from benchmarks.checkpoints import Checkpoint, DTypeName, Format
+from benchmarks.contenders import Command
 
 T = TypeVar("T")
 

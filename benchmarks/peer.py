@@ -1,11 +1,11 @@
 """The script that a user would write with PyTorch: load all, loop over the layers, save all.
 
-python benchmarks/peer.py inspect INPUT
-python benchmarks/peer.py remove INPUT OUTPUT
-python benchmarks/peer.py apply INPUT OUTPUT DIM [WEIGHT ...]
-python benchmarks/peer.py convert INPUT OUTPUT
-python benchmarks/peer.py respell INPUT OUTPUT
-python benchmarks/peer.py compare NORMALIZED FOLDED RTOL
+python -m benchmarks.peer inspect INPUT
+python -m benchmarks.peer remove INPUT OUTPUT
+python -m benchmarks.peer apply INPUT OUTPUT DIM [WEIGHT ...]
+python -m benchmarks.peer convert INPUT OUTPUT
+python -m benchmarks.peer respell INPUT OUTPUT
+python -m benchmarks.peer compare NORMALIZED FOLDED RTOL
 """
 
 from __future__ import annotations

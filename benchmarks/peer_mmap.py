@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 
 import torch
-from peer import State, run
 from safetensors import safe_open
+
+from benchmarks.peer import State, run
 
 
 def load(path: str) -> State:

@@ -1,7 +1,7 @@
 """The way through the model's code: load with transformers, remove weight norm there, save.
 
-python benchmarks/peer_transformers.py write FOLDER BYTES
-python benchmarks/peer_transformers.py remove FOLDER OUTPUT
+python -m benchmarks.peer_transformers write FOLDER BYTES
+python -m benchmarks.peer_transformers remove FOLDER OUTPUT
 
 The hook spelling is used: that is what the model's own `remove_weight_norm` takes away (it calls
 `torch.nn.utils.remove_weight_norm`, which refuses parametrizations).

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from checkpoints import Checkpoint
-from contenders import TORCH, TYPER, Command
-from measure import Samples
-from show import Table
+from benchmarks.checkpoints import Checkpoint
+from benchmarks.contenders import TORCH, TYPER, Command
+from benchmarks.measure import Samples
+from benchmarks.show import Table
 
 _HEADERS = ("checkpoint", "process", "wall s", "CPU s", "s/GB", "peak MB", "wn ÷ it")
 

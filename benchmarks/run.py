@@ -1,4 +1,4 @@
-"""Measures `wn` beside PyTorch, `cp` and bare imports: `python benchmarks/run.py --help`.
+"""Measures `wn` beside PyTorch, `cp` and bare imports: `python -m benchmarks.run --help`.
 
 Nothing here judges a time: the exit code is 0 whenever every process did its work.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from checkpoints import (
+from benchmarks.checkpoints import (
     AGREEMENT,
     Checkpoint,
     DisagreementError,
@@ -21,7 +21,7 @@ from checkpoints import (
     in_own_process,
     write,
 )
-from contenders import (
+from benchmarks.contenders import (
     CP,
     TRANSFORMERS,
     Command,
@@ -34,15 +34,22 @@ from contenders import (
     inspecting,
     writing_folder,
 )
-from holding import held_memory
-from imports import import_table
-from machine import machine, versions
-from measure import ProcessFailedError, Samples, alternate, discard, discard_outputs, run_once
-from memory import Memory
-from options import Options, parse
-from results import Result, main_table
-from show import Table, as_markdown, print_tables
-from targets import target_table
+from benchmarks.holding import held_memory
+from benchmarks.imports import import_table
+from benchmarks.machine import machine, versions
+from benchmarks.measure import (
+    ProcessFailedError,
+    Samples,
+    alternate,
+    discard,
+    discard_outputs,
+    run_once,
+)
+from benchmarks.memory import Memory
+from benchmarks.options import Options, parse
+from benchmarks.results import Result, main_table
+from benchmarks.show import Table, as_markdown, print_tables
+from benchmarks.targets import target_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from contenders import CP, SCRIPT, TORCH, TYPER, Command
-from results import Result
-from show import Table
+from benchmarks.contenders import CP, SCRIPT, TORCH, TYPER, Command
+from benchmarks.results import Result
+from benchmarks.show import Table
 
 _LARGE = 500 * 10**6
 _PEAK = 100 * 10**6

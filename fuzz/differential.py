@@ -1,4 +1,4 @@
-"""Holds `wn` against PyTorch and safetensors over many files: `python fuzz/differential.py`.
+"""Holds `wn` against PyTorch and safetensors over many files: `python -m fuzz.differential`.
 
 Every file has to be the same tensors, bit for bit, to both, or `wn` has to refuse it.
 """
@@ -25,16 +25,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from fuzz.generate import Made, make
+from fuzz.oracle import IDLE, LOADING, READING, Examiner, Verdict, load
+from fuzz.reduce import reduced
+from fuzz.sandbox import install
+from fuzz.target import import_everything
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import torch  # noqa: E402 - the folders have to be known first
-from generate import Made, make  # noqa: E402
-from oracle import IDLE, LOADING, READING, Examiner, Verdict, load  # noqa: E402
-from reduce import reduced  # noqa: E402
-from sandbox import install  # noqa: E402
-from target import import_everything  # noqa: E402
-
 #: Files that one process examines before another takes its place.
 _BATCH = 500
 #: Of each kind of finding, how many files are kept, and how many of them reduced.

@@ -12,8 +12,8 @@ from random import Random
 from typing import Literal
 
 import safetensors
-from bounds import bounded
 
+from tests.support.bounds import bounded
 from wncli import api
 from wncli.checkpoint.naming import Naming
 from wncli.errors import WnError

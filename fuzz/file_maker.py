@@ -13,9 +13,9 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from pickle_maker import PickleMaker
-from safetensors_maker import SafetensorsMaker
-from tensor_maker import itemsize_of
+from fuzz.pickle_maker import PickleMaker
+from fuzz.safetensors_maker import SafetensorsMaker
+from fuzz.tensor_maker import itemsize_of
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _SYSTEM = {

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from file_maker import legacy, torch_zip
-from mutations import BYTES, LEGACY, SAFETENSORS, Mutation
-from pickle_maker import PickleMaker
-from safetensors_maker import SafetensorsMaker
 from torch import Tensor, nn
-from zip_mutations import ZIP, unzipped, zipped
+
+from fuzz.file_maker import legacy, torch_zip
+from fuzz.pickle_maker import PickleMaker
+from fuzz.safetensors_maker import SafetensorsMaker
+from tests.support.mutations import BYTES, LEGACY, SAFETENSORS, Mutation
+from tests.support.zip_mutations import ZIP, unzipped, zipped
 
 ROOT = Path(__file__).resolve().parents[1]
 _SEEDS = ROOT / "fuzz" / "seeds"

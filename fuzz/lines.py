@@ -1,6 +1,6 @@
-"""Counts which lines of the readers some inputs reach: `python fuzz/lines.py READER INPUTS`.
+"""Counts which lines of the readers some inputs reach: `python -m fuzz.lines READER INPUTS`.
 
-A script of its own, because tracing slows down everything else.
+A process of its own, because tracing slows down everything else.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, cast
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-FORMATS = ROOT / "wncli" / "formats"
+from fuzz.exercise import Exercise, Reader
+
+FORMATS = Path(__file__).resolve().parents[1] / "wncli" / "formats"
 
 
 class Reached:
@@ -56,8 +56,6 @@ def lines_of(path: Path) -> set[int]:
 
 def main() -> None:
     """Run every input; print the lines of each file, and how many of them were reached."""
-    from exercise import Exercise, Reader
-
     reader, inputs = cast("Reader", sys.argv[1]), Path(sys.argv[2])
     reached = Reached(FORMATS)
     with tempfile.TemporaryDirectory() as folder:

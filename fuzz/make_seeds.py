@@ -1,4 +1,4 @@
-"""Writes the seeds, small sound checkpoints of every kind: `python fuzz/make_seeds.py`.
+"""Writes the seeds, small sound checkpoints of every kind: `python -m fuzz.make_seeds`.
 
 Needs PyTorch. Storage keys of legacy files are addresses, so that their bytes differ every time.
 """

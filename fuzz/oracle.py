@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from generate import Made
-from sandbox import timed, watched
 from torch import Tensor, nn
 
+from fuzz.generate import Made
+from fuzz.sandbox import timed, watched
 from wncli.checkpoint.checkpoint import Checkpoint, StateDict
 from wncli.checkpoint.keys import Keys, Position
 from wncli.checkpoint.tensors import TensorSpec

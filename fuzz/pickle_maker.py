@@ -5,9 +5,9 @@ from __future__ import annotations
 import pickle
 import struct
 
-from opcodes import Op
-from tensor_maker import ORDERED, TensorMaker
-from value_maker import FRAMED
+from fuzz.tensor_maker import ORDERED, TensorMaker
+from fuzz.value_maker import FRAMED
+from tests.support.opcodes import Op
 
 _NAMES = ("weight", "bias", "weight_g", "weight_v", "running_mean", "original0", "w")
 #: The first protocol that Python 2 does not have.

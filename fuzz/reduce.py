@@ -6,8 +6,8 @@ import pickletools
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 
-from generate import Made
-from zip_mutations import unzipped, zipped
+from fuzz.generate import Made
+from tests.support.zip_mutations import unzipped, zipped
 
 Holds = Callable[[bytes], bool]
 Members = list[tuple[str, bytes]]

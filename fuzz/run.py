@@ -1,4 +1,4 @@
-"""Fuzzes a reader with atheris: `python fuzz/run.py --help`; see README.md beside this."""
+"""Fuzzes a reader with atheris: `python -m fuzz.run --help`; see README.md beside this."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _seeds_of(reader: str) -> str:
 def _fuzz(options: argparse.Namespace, corpus: str, findings: Path, work: str) -> tuple[int, str]:
     """The exit code of the process that fuzzes, and what libFuzzer said of it."""
     command = [
-        *(sys.executable, str(HERE / "target.py"), options.reader, str(findings), work, "--"),
+        *(sys.executable, "-m", "fuzz.target", options.reader, str(findings), work, "--"),
         *(corpus, f"-max_total_time={options.seconds}", f"-runs={options.executions}"),
         *(f"-seed={options.seed}", f"-max_len={LONGEST}", "-timeout=0", "-rss_limit_mb=0"),
         *("-print_final_stats=1", f"-artifact_prefix={findings}/"),
@@ -93,7 +93,7 @@ def _report(reader: str, findings: Path, log: str) -> None:
 
 def _lines(reader: str, corpus: str) -> str:
     """How many lines the inputs reach that libFuzzer found to be worth keeping."""
-    command = [sys.executable, str(HERE / "lines.py"), reader, corpus]
+    command = [sys.executable, "-m", "fuzz.lines", reader, corpus]
     ran = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     found: dict[str, tuple[int, int]] = json.loads(ran.stdout)
     met = {name: counts for name, counts in found.items() if counts[0]}

@@ -20,7 +20,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from bounds import NBYTES, SECONDS
+
+from tests.support.bounds import NBYTES, SECONDS
 
 _FUNCTIONS = frozenset({
     "_codecs.encode", "copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__",

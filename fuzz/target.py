@@ -17,12 +17,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
 if TYPE_CHECKING:
-    from exercise import Reader
-    from mutations import Mutation
+    from fuzz.exercise import Reader
+    from tests.support.mutations import Mutation
 
 #: How often to begin with an input that was opened, how many to keep for that, how often to leave
 #: it to libFuzzer, and how often to take a mutation that knows the format.
@@ -69,9 +66,9 @@ class Mutator:
     """
 
     def __init__(self, reader: Reader, atheris: Any) -> None:  # noqa: ANN401 - it has no types
-        from exercise import seeds_of
-        from mutations import BYTES, INDEX, LEGACY, SAFETENSORS, splice
-        from zip_mutations import ZIP
+        from fuzz.exercise import seeds_of
+        from tests.support.mutations import BYTES, INDEX, LEGACY, SAFETENSORS, splice
+        from tests.support.zip_mutations import ZIP
 
         tables: dict[Reader, dict[str, Mutation]] = {
             "safetensors": SAFETENSORS,
@@ -112,7 +109,7 @@ def main() -> None:
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["wncli"]):
         import_everything()
-    from exercise import Exercise
+    from fuzz.exercise import Exercise
 
     warnings.simplefilter("error")
     findings = Findings(work)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Final
 
-from opcodes import Op
-from value_maker import ValueMaker
-
+from fuzz.value_maker import ValueMaker
+from tests.support.opcodes import Op
 from wncli.checkpoint.tensors import row_major
 
 #: The typed storages, with the bytes of an element.

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterable
 from random import Random
 
-from opcodes import Op
+from tests.support.opcodes import Op
 
 #: How a number can be written in text; some are others.
 _SPELLINGS = (

@@ -1,4 +1,7 @@
-"""Compares what `wn` lists with what torch.load runs, on random files: see README.md beside it."""
+"""Compares what `wn` lists with what torch.load runs on random files: `python -m fuzz.would_run`.
+
+See README.md beside it.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-TESTS = ROOT / "tests"
-sys.path[:0] = [str(ROOT), str(TESTS)]
+from tests.support.unlisted import Count, look_at
+
 #: Files that one process loads, before another starts.
 _AT_ONCE = 500
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make files, load all of them; 1 where one ran something that is not listed."""
-    from unlisted import Count, look_at
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("--files", type=int, default=10_000, help="how many (10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first file")

@@ -1,0 +1,1 @@
+"""Measures `wn`: `python -m benchmarks.run`, see README.md."""

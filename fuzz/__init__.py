@@ -1,0 +1,1 @@
+"""Fuzzes the readers: `python -m fuzz.differential` and others, see README.md."""

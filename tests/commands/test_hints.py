@@ -1,0 +1,324 @@
+"""Types what messages say to type next: it works as it stands, and harms nothing."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.package.package_exporter import PackageExporter
+from torch.package.package_importer import PackageImporter
+
+import wncli
+from tests.support.hint_cases import CASES, Case
+from tests.support.hint_files import STEM
+from tests.support.run import Ran, environment
+
+PACKAGE = Path(wncli.__file__).parent
+
+STORED = "storage_reader=HuggingFaceStorageReader('folder')"
+LOADING = f"torch.distributed.checkpoint.load(state_dict, {STORED})"
+GATHERING = "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+FULL = "FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT)"
+#: What is said to do and is nothing to type; each stands in the code, and nothing else does.
+ADVICE = (
+    "copy or download the file again",
+    "copy or download it again",
+    "copy or download it again: it is truncated",
+    "download it first, and give the file",
+    "download it again, or give one of the shards",
+    "download the file itself",
+    "download or copy the rest into the folder of the index",
+    "download the index and its shards again, all from the same revision",
+    "copy the whole folder, with its .metadata",
+    "copy the index, and add it to the weight_map of the copy",
+    "put the index and all its files, or links to nothing else, into one folder",
+    "have Git LFS fetch the file: git lfs pull in its repository",
+    "have the hard limit of open files raised to 5,000",
+    "unpack it, and give the checkpoint in it",
+    "give the file itself",
+    "write a file, and upload that",
+    "choose another OUTPUT, or move the folder",
+    "run them one after the other, each with an --output-dir of its own",
+    "nothing has been put in its place; run it again, and check the disk and the memory",
+    "report it, with what it prints after export WN_TRACEBACK=1",
+    "leave -l out",
+    "leave --verify out",
+    "run wn where the byte order is little: on x86-64 or arm64",
+    "load it with PyTorch and save it again",
+    "load it in the way that it was meant, and save it again",
+    "take as REFERENCE a file with the state dict alone, without the list",
+    "leave one out",
+    "leave it out, or name a checkpoint to be fitted with --like",
+    "check that the file is complete, or save it again with torch.save",
+    "save its state dict with torch.save",
+    "save the module's state_dict() with torch.save",
+    "save the module itself, not what torch.jit.freeze or optimize_for_inference made",
+    "load it with torch.load and save it again",
+    "load it with torch.load and save it again on a little-endian machine",
+    "load it with torch.load where its code is, and save its state_dict()",
+    "load it with torch.jit.load, and save it under a new name with torch.jit.save",
+    "load the object with torch.package.PackageImporter and save its state_dict()",
+    "load it with torch.distributed.checkpoint.load on as many ranks as wrote it",
+    f"load them with {LOADING}, and save the state dict",
+    f"load all shards with {LOADING}, and save the state dict",
+    f"save {GATHERING} of torch.distributed.checkpoint.state_dict, called on every rank",
+    f"save model.state_dict() under {FULL}, called on every rank",
+    "gather them with the zero_to_fp32.py that DeepSpeed puts into the folder that it saves to",
+)
+
+
+# -- what is said, typed ------------------------------------------------------------------------
+
+#: In place of what fetches files: puts the one that is asked for where it is told to.
+FETCH = """#!/bin/bash
+case "$*" in
+*"/model%27.pt?"*|*"s3://bucket/"*|*"gs://a b/c.pt"*|*"http://[x/"*) cp "$STORE" "${!#}" ;;
+"download owner/name a b.pt"|"download owner/name") ;;
+*) exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the commands that hints name, and a file to fetch."""
+    folder = tmp_path_factory.mktemp("bin")
+    scripts = dict.fromkeys(("aws", "gcloud", "curl", "hf"), FETCH)
+    scripts |= {"wn": f'#!/bin/sh\nexec {sys.executable} -m wncli "$@"\n'}
+    scripts |= {"python": f'#!/bin/sh\nexec {sys.executable} "$@"\n'}
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    shutil.copy(PACKAGE.parent / "sample_models" / "linear.pt", folder / "store")
+    return folder
+
+
+def type_in(command: str, cwd: Path, commands: Path) -> Ran:
+    """Type a command in a shell that stands in this folder."""
+    path = f"{commands}{os.pathsep}{os.environ['PATH']}"
+    ran = subprocess.run(
+        ["bash", "-c", command], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True,
+        check=False, timeout=120, env=environment(PATH=path, STORE=str(commands / "store")),
+    )  # fmt: skip
+    printed = (stream.decode(errors="backslashreplace") for stream in (ran.stdout, ran.stderr))
+    return Ran(ran.returncode, *printed)
+
+
+def in_folder(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder and below it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def next_of(says: str, ran: Ran) -> list[str]:
+    """What stands, in what was printed, where braces stand in `says`."""
+    pattern = re.escape(says).replace(r"\*", ".*").replace(r"\{", "(").replace(r"\}", ")")
+    hint = re.search(r"^  try:      (.*)$", ran.stderr, re.MULTILINE)
+    if not says:
+        assert hint is None
+        return []
+    match = re.fullmatch(pattern, hint[1]) if hint else re.search(pattern, ran.stdout + ran.stderr)
+    assert match, ran
+    return list(match.groups())
+
+
+def retyped(case: Case, words: str) -> str:
+    """The whole line that is typed next."""
+    if case.instead_of:
+        start, _, end = case.typed.rpartition(case.instead_of)
+        return start + words + end
+    if words.startswith(("-", "'-", "$'-")):
+        return f"{case.typed} {words}"
+    stay = re.match(r"cd .* && ", case.typed, re.DOTALL)
+    command = f"{stay[0]}{words}" if stay else words
+    return f"{command} && {case.typed}" if case.again else command
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_said_works_as_typed_and_harms_nothing(
+    name: str, tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    if "zstd" in case.says and not shutil.which("zstd"):
+        pytest.skip("no zstd is installed")
+    made = tmp_path / "made"
+    made.mkdir()
+    monkeypatch.chdir(made)
+    case.make()
+    before = in_folder(made)
+    ran = type_in(case.typed, made, commands)
+    assert ran.code == case.first, ran.stderr
+    kept = {
+        path: data for path, data in in_folder(made).items() if not path.startswith(case.changes)
+    }
+    assert kept == {path: before[path] for path in kept}
+    for number, words in enumerate(next_of(case.says, ran)):
+        here = tmp_path / str(number)
+        shutil.copytree(made, here, symlinks=True)
+        ran = type_in(retyped(case, words), here, commands)
+        assert ran.code == case.code, (words, ran)
+        after = in_folder(here)
+        changed = {path for path in before if after.get(path) != before[path]}
+        assert all(path.startswith(case.changes) for path in changed), (words, changed)
+
+
+@pytest.mark.parametrize("name", ["half a pair", "no direction", "a misfit", "a vast direction"])
+def test_what_a_hint_leaves_as_it_is_stays_so_and_the_rest_is_folded(
+    name: str, tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    monkeypatch.chdir(tmp_path)
+    case.make()
+    (words,) = next_of(case.says, type_in(case.typed, tmp_path, commands))
+    assert type_in(retyped(case, words), tmp_path, commands).code == 0
+    before, after = (read(Path(f"{STEM}{end}.pt")) for end in ("", " out"))
+    g, v = (before.pop(f"sound.weight_{half}").double() for half in "gv")
+    folded = after.pop("sound.weight").double()
+    torch.testing.assert_close(folded, torch._weight_norm(v, g, 0), rtol=2**-23, atol=0)
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """PyTorch opens no file whose name is no UTF-8."""
+    with path.open("rb") as file:
+        found: dict[str, torch.Tensor] = torch.load(file)
+    return found
+
+
+def test_the_advice_names_what_pytorch_has(tmp_path: Path, commands: Path) -> None:
+    code = f"""
+from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, StateDictOptions
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP, StateDictType
+model, reader = torch.nn.Linear(3, 2), HuggingFaceStorageReader
+state_dict = {GATHERING}
+torch.save(state_dict, "gathered.pt")
+FSDP.state_dict_type, StateDictType.FULL_STATE_DICT
+"""
+    ran = type_in(f"python -c 'import torch\n{code}'", tmp_path, commands)
+    assert ran.code == 0, ran.stderr
+    assert type_in("wn inspect gathered.pt", tmp_path, commands).code == 0
+
+
+def test_a_package_is_read_as_its_refusal_says(tmp_path: Path, commands: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with PackageExporter(str(tmp_path / "in.pt")) as exporter:
+            exporter.extern("torch.**")
+            exporter.save_pickle("model", "model.pkl", nn.Linear(3, 2))
+        ran = type_in("wn inspect in.pt", tmp_path, commands)
+        assert "torch.package.PackageImporter and save its state_dict()" in ran.stderr
+        module = PackageImporter(str(tmp_path / "in.pt")).load_pickle("model", "model.pkl")
+    torch.save(module.state_dict(), tmp_path / "out.pt")
+    assert type_in("wn inspect out.pt", tmp_path, commands).code == 0
+
+
+# -- nothing else is said -----------------------------------------------------------------------
+
+
+#: What quotes names, and says nothing by itself.
+QUOTING = {"word", "path_word", "option", "free_path", "glob_of"}
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    """Everything in the code, with its file."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            yield str(path.relative_to(PACKAGE)), node
+
+
+def is_hint(target: ast.expr) -> bool:
+    return ast.unparse(target).rpartition(".")[2] == "hint"
+
+
+def hints() -> Iterator[tuple[str, ast.expr]]:
+    """What is given as a hint, and what messages say beside one."""
+    for file, node in nodes():
+        match node:
+            case ast.keyword("hint", value):
+                yield file, value
+            case ast.Assign([target], value) | ast.AnnAssign(target, _, ast.expr() as value):
+                if is_hint(target):
+                    yield file, value
+            case ast.JoinedStr() if "option('--" in ast.unparse(node):
+                yield file, node
+            case ast.Constant(str(text)) if "--json lists" in text:
+                yield file, node
+
+
+def returned() -> dict[str, list[ast.expr]]:
+    """What the functions of the code return."""
+    return {
+        node.name: [
+            one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value
+        ]
+        for _, node in nodes()
+        if isinstance(node, ast.FunctionDef) and node.name not in QUOTING
+    }
+
+
+def parts_of(node: ast.expr, functions: dict[str, list[ast.expr]]) -> list[ast.expr]:
+    """The expressions of which one is what this one comes to."""
+    match node:
+        case ast.FormattedValue(value):
+            return [value]
+        case ast.BoolOp(_, values):
+            return values
+        case ast.IfExp(_, body, orelse):
+            return [body, orelse]
+        case ast.Call(ast.Name(name)):
+            return functions.get(name, [])
+    return []
+
+
+def patterns(node: ast.expr, functions: dict[str, list[ast.expr]]) -> Iterator[str]:
+    """What an expression can come to: its constant parts, and `.*` for all others."""
+    in_turn: list[ast.expr] = []
+    match node:
+        case ast.Constant(str(text)):
+            yield re.escape(text)
+        case ast.Call(ast.Name("option"), [ast.Constant(str(flag)), _]):
+            yield f".*{flag}.*"
+        case ast.Call(ast.Attribute(_, "join"), [ast.GeneratorExp(each)]):
+            yield from (f"{pattern}.*" for pattern in patterns(each, functions))
+        case ast.JoinedStr(values):
+            in_turn = values
+        case ast.BinOp(left, ast.Add(), right):
+            in_turn = [left, right]
+        case _ if not parts_of(node, functions):
+            yield ".*"
+    for part in parts_of(node, functions):
+        yield from patterns(part, functions)
+    if in_turn:
+        yield from map("".join, product(*(list(patterns(one, functions)) for one in in_turn)))
+
+
+def test_every_hint_of_the_code_is_typed_here_or_is_advice() -> None:
+    functions = returned()
+    said = {re.sub("[{}]", "", case.says) for case in CASES.values()} | set(ADVICE)
+    found = {
+        (file, pattern)
+        for file, node in hints()
+        for pattern in patterns(node, functions)
+        if pattern.replace(".*", "")  # else it passes on what others say
+    }
+    untried = {one for one in found if not any(re.fullmatch(one[1], text) for text in said)}
+    assert not untried
+    idle = [text for text in ADVICE if not any(re.fullmatch(one, text) for _, one in found)]
+    assert not idle
+    assert len(found) > 70

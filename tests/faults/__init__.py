@@ -1,0 +1,1 @@
+"""Runs that are killed, interrupted, refused by the system."""

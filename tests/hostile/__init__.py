@@ -1,0 +1,1 @@
+"""Files that lie, run something, or cost too much."""

@@ -1,0 +1,1 @@
+"""What others made and others read, held against them."""

@@ -1,0 +1,502 @@
+"""What people's files are: parts of distributed models, archives, addresses; called by name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+import wncli
+from tests.support.layers import normalize
+from tests.support.oracles import load
+from tests.support.refusals import snapshot
+from tests.support.run import Ran, environment
+
+RunHere = Callable[..., Ran]
+Tensors = dict[str, Tensor]
+
+COMMANDS = {
+    "remove": ("remove", "in", "out"),
+    "convert": ("convert", "in", "out"),
+    "respell": ("convert", "in", "out", "--naming", "hook"),
+    "like": ("convert", "in", "out", "--like", "whole.pt", "--partial"),
+    "reference": ("convert", "whole.pt", "out", "--like", "in", "--partial"),
+    "compare": ("compare", "in", "whole.pt"),
+}
+
+
+def network() -> nn.Module:
+    """A vocoder in small, normalized."""
+    torch.manual_seed(0)
+    made = nn.ModuleDict({
+        "ups": nn.ModuleList([nn.ConvTranspose1d(4, 6, 4)]),
+        "blocks": nn.ModuleList([nn.Conv1d(6, 6, 3), nn.PReLU()]),
+        "post": nn.Conv1d(6, 1, 3, bias=False),
+    })  # fmt: skip
+    for name in ("ups.0", "blocks.0"):
+        normalize(made.get_submodule(name), "weight", 0, "parametrized")
+    return made
+
+
+def hold_refused_everywhere(
+    wn_here: RunHere, folder: Path, name: str, code: str, *says: str
+) -> None:
+    """Every command but `inspect` refuses the file by name; a check has a finding of this code."""
+    torch.save(network().state_dict(), folder / "whole.pt")
+    before = snapshot(folder)
+    words = {"in": folder / name, "out": folder / "out.pt", "whole.pt": folder / "whole.pt"}
+    for command in COMMANDS.values():
+        ran = wn_here(*(words.get(word, word) for word in command))
+        assert ran.code == 2, (command, ran.stdout, ran.stderr)
+        assert all(text in ran.stderr for text in says), ran.stderr
+    assert snapshot(folder) == before
+    checked = wn_here("inspect", "--check", "--json", folder / name)
+    assert checked.code == 1
+    assert code in [finding["code"] for finding in json.loads(checked.stdout)["findings"]]
+    looked = wn_here("inspect", folder / name)
+    assert looked.code == 0
+    assert says[0] in looked.stderr
+
+
+# -- placeholders ------------------------------------------------------------------------------
+
+
+def emptied(state: Tensors, size: int) -> Tensors:
+    return {name: torch.ones(size) for name in state}
+
+
+def small_kept(state: Tensors, size: int) -> Tensors:
+    """As ZeRO-3 has it: what is below a threshold stays whole on each rank."""
+    return {name: t if t.numel() < 10 else torch.ones(size) for name, t in state.items()}
+
+
+@pytest.mark.parametrize("size", [0, 1])
+@pytest.mark.parametrize("make", [emptied, small_kept])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_placeholders_of_zero3_are_refused(
+    make: Callable[[Tensors, int], Tensors],
+    size: int,
+    suffix: str,
+    wn_here: RunHere,
+    tmp_path: Path,
+) -> None:
+    state = make(dict(network().state_dict()), size)
+    if suffix == ".pt":
+        torch.save({"module": state, "param_shapes": [{}], "ds_version": "0.9"}, tmp_path / "z.pt")
+    else:
+        save_file(state, tmp_path / "z.safetensors")
+    hold_refused_everywhere(
+        wn_here, tmp_path, f"z{suffix}", "placeholders", "ZeRO-3", "zero_to_fp32.py"
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_placeholders_of_plain_weights_are_refused(
+    size: int, wn_here: RunHere, tmp_path: Path
+) -> None:
+    torch.save(emptied(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)).state_dict(), size),
+               tmp_path / "z.pt")  # fmt: skip
+    ran = wn_here("apply", tmp_path / "z.pt", tmp_path / "out.pt")
+    assert ran.code == 2
+    assert "zero_to_fp32.py" in ran.stderr
+
+
+def test_weights_of_one_element_beside_others_are_no_placeholders(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    model = network()
+    torch.save(model.state_dict(), tmp_path / "in.pt")
+    assert wn_here("remove", tmp_path / "in.pt", tmp_path / "out.pt").code == 0
+    folded = load(tmp_path / "out.pt")
+    assert torch.equal(folded["blocks.1.weight"], model.state_dict()["blocks.1.weight"])
+    assert wn_here("inspect", "--check", tmp_path / "in.pt").code == 0
+
+
+# -- parts of tensors --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("which", ["all", "v alone", "parameters"])
+def test_dtensors_in_a_torch_file_are_refused(which: str, wn_here: RunHere, tmp_path: Path) -> None:
+    mesh = init_device_mesh("cpu", (1,))
+
+    def spread(name: str, tensor: Tensor) -> Tensor:
+        if which == "v alone" and not name.endswith("original1"):
+            return tensor
+        made = distribute_tensor(tensor.detach(), mesh, [Shard(0)])
+        return nn.Parameter(made) if which == "parameters" else made
+
+    state = {name: spread(name, tensor) for name, tensor in network().state_dict().items()}
+    torch.save({"model": state, "step": 3}, tmp_path / "d.pt")
+    hold_refused_everywhere(
+        wn_here, tmp_path, "d.pt", "distributed-tensors", "DTensor", "full_state_dict=True"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "_fsdp_wrapped_module.", "ups.0._fsdp_wrapped_module."])
+def test_flattened_parameters_of_fsdp_are_refused(
+    prefix: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    torch.save({f"{prefix}_flat_param": torch.ones(40), "post.weight": torch.ones(2, 3)},
+               tmp_path / "f.pt")  # fmt: skip
+    hold_refused_everywhere(wn_here, tmp_path, "f.pt", "flat-parameters", "FULL_STATE_DICT")
+
+
+def halved(state: Tensors, rank: int) -> tuple[Tensors, dict[str, str]]:
+    """What two ranks write: half of the rows of each tensor, and where they belong."""
+    mine, info = {}, {}
+    for name, tensor in state.items():
+        rows = tensor.shape[0] // 2 if tensor.ndim and tensor.shape[0] > 1 else 0
+        if rows or not rank:
+            mine[name] = tensor[rows:] if rank and rows else tensor[: rows or None]
+            offsets = [rows if rank else 0] + [0] * (tensor.ndim - 1)
+            info[name] = {"saved_offsets": offsets}
+    mine = {name: tensor.contiguous() for name, tensor in mine.items()}
+    return mine, {"DCP_SHARDING_INFO": json.dumps(info), "DCP_VERSION": "1.0", "format": "pt"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("is_renamed", [False, True])
+def test_a_shard_of_a_distributed_checkpoint_is_refused(
+    rank: int, *, is_renamed: bool, wn_here: RunHere, tmp_path: Path
+) -> None:
+    made, metadata = halved(dict(network().state_dict()), rank)
+    name = f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+    name = "model.safetensors" if is_renamed else name
+    save_file(made, tmp_path / name, metadata)
+    hold_refused_everywhere(
+        wn_here, tmp_path, name, "distributed-shard", "some rows", "HuggingFaceStorageReader"
+    )
+
+
+def test_what_torch_writes_whole_with_sharding_info_is_folded(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    model = network()
+    writer = HuggingFaceStorageWriter(str(tmp_path / "hf"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(dict(model.state_dict()), storage_writer=writer)
+    (file,) = (tmp_path / "hf").glob("model-*.safetensors")
+    for source in (tmp_path / "hf", file):
+        out = tmp_path / "out.safetensors"
+        ran = wn_here("remove", source, out, "--force")
+        assert ran.code == 0, ran.stderr
+        assert torch.equal(load_file(out)["ups.0.bias"], model.state_dict()["ups.0.bias"])
+        assert wn_here("convert", out, tmp_path / "out.pt", "--force").code == 0
+
+
+def test_the_part_of_a_model_parallel_rank_is_refused(wn_here: RunHere, tmp_path: Path) -> None:
+    content = {"module": network().state_dict(), "mp_world_size": 2, "dp_world_size": 1}
+    torch.save(content, tmp_path / "mp_rank_00_model_states.pt")
+    hold_refused_everywhere(
+        wn_here, tmp_path, "mp_rank_00_model_states.pt", "model-parallel", "model-parallel"
+    )
+
+
+# -- folders and files of distributed training -----------------------------------------------------
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run what a hint says as typed, in the folder that the user stands in."""
+    binary = folder.parent / f"{folder.name}-bin"
+    binary.mkdir(exist_ok=True)
+    for name, words in {"wn": '-m wncli "$@"', "python": '"$@"'}.items():
+        script = binary / name
+        script.write_text(f"#!/bin/sh\nexec {os.fspath(_python())} {words}\n")
+        script.chmod(0o755)
+    path = f"{binary}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment(PATH=path), capture_output=True,
+        text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def _python() -> str:
+    import sys
+
+    return sys.executable
+
+
+def hint_of(ran: Ran) -> str:
+    (hint,) = [line for line in ran.stderr.splitlines() if line.startswith("  try:      ")]
+    return hint.removeprefix("  try:      ")
+
+
+def hold_hint_works(wn: Callable[..., Ran], folder: Path, name: str, *says: str) -> str:
+    """The file is refused by name, and what the message says to type works and changes nothing."""
+    ran = wn("inspect", name, cwd=folder)
+    assert ran.code == 2, ran.stdout
+    assert all(text in ran.stderr for text in says), ran.stderr
+    before = snapshot(folder)
+    typed = shell(hint_of(ran), folder)
+    assert typed.returncode == 0, (hint_of(ran), typed.stderr)
+    after = snapshot(folder)
+    assert {path: after[path] for path in before} == before
+    return typed.stdout
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Path:
+    """The folder that a user stands in."""
+    (tmp_path / "user").mkdir()
+    return tmp_path / "user"
+
+
+@pytest.mark.parametrize("name", ["dcp", "dcp/.metadata", "dcp/__0_0.distcp"])
+def test_a_dcp_folder_is_named_with_what_gathers_it(
+    name: str, wn: Callable[..., Ran], user: Path
+) -> None:
+    state = {"model": dict(network().state_dict())}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(state, checkpoint_id=user / "dcp")
+    (user / "dcp.pt").write_bytes(b"precious")
+    hold_hint_works(wn, user, name, "distributed checkpoint", "dcp_to_torch")
+    gathered = load(user / "dcp-2.pt")["model"]
+    assert all(torch.equal(gathered[key], value) for key, value in state["model"].items())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_items_of_a_dcp_file_are_never_read_as_a_checkpoint(
+    count: int, wn: Callable[..., Ran], user: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save({str(n): torch.ones(n + 2, 3) for n in range(count)}, checkpoint_id=user / "d")
+    for name in ("d/__0_0.distcp", "alone.distcp", *(["alone.pt"] if count > 1 else [])):
+        if name.startswith("alone"):
+            shutil.copy(user / "d/__0_0.distcp", user / name)
+        ran = wn("inspect", name, cwd=user)
+        assert ran.code == 2
+        assert "distributed checkpoint" in ran.stderr
+
+
+def test_deepspeed_folders_are_named_with_the_file_or_the_script(
+    wn: Callable[..., Ran], user: Path
+) -> None:
+    step = user / "ds" / "global_step5"
+    step.mkdir(parents=True)
+    (user / "ds" / "latest").write_text("global_step5")
+    (user / "ds" / "zero_to_fp32.py").write_text("import sys; open(sys.argv[2], 'x')")
+    torch.save({"module": network().state_dict()}, step / "mp_rank_00_model_states.pt")
+    torch.save({"state": {}}, step / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    for name in ("ds", "ds/latest", "ds/global_step5"):
+        assert "blocks.0.weight" in hold_hint_works(wn, user, name, "DeepSpeed")
+    (step / "mp_rank_00_model_states.pt").rename(step / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    for number, name in enumerate(("ds", "ds/latest", "ds/global_step5"), 1):
+        hold_hint_works(wn, user, name, "DeepSpeed", "ds/zero_to_fp32.py ds")
+        assert len(list(user.glob("ds-gathered*"))) == number
+
+
+def test_shards_of_a_distributed_checkpoint_are_named_as_a_folder(
+    wn: Callable[..., Ran], user: Path
+) -> None:
+    for rank in (0, 1):
+        made, metadata = halved(dict(network().state_dict()), rank)
+        name = f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+        save_file(made, user / name, metadata)
+    ran = wn("remove", ".", "../out.pt", cwd=user)
+    assert ran.code == 2
+    assert "some rows of each tensor" in ran.stderr
+    assert "HuggingFaceStorageReader" in ran.stderr
+
+
+def test_what_distributed_folders_gather_to_is_folded(tmp_path: Path) -> None:
+    model = network()
+    torch.save(get_model_state_dict(model), tmp_path / "in.pt")
+    wncli.remove(tmp_path / "in.pt", tmp_path / "out.pt")
+    weight = model.get_submodule("ups.0").weight
+    assert isinstance(weight, Tensor)
+    assert torch.allclose(load(tmp_path / "out.pt")["ups.0.weight"], weight, rtol=1e-6)
+
+
+# -- archives, pipelines, addresses ----------------------------------------------------------------
+
+
+def saved_in(folder: Path) -> bytes:
+    torch.save(network().state_dict(), folder / "x")
+    data = (folder / "x").read_bytes()
+    (folder / "x").unlink()
+    return data
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("inner", ["./model_weights.ckpt", "model_weights.ckpt", "a b/best (1).pt"])
+def test_an_archive_is_named_with_what_takes_the_checkpoint_out(
+    mode: str, inner: str, wn: Callable[..., Ran], user: Path
+) -> None:
+    source = user.parent / "w"
+    source.write_bytes(saved_in(user))
+    (user.parent / "c").write_text("target: x")
+    with tarfile.open(user / "my tts.nemo", mode) as archive:  # type: ignore[call-overload]
+        archive.add(user.parent / "c", "./model_config.yaml")
+        archive.add(source, inner)
+    says = "NeMo" if "model_weights" in inner else "tar archive"
+    assert "blocks.0.weight" in hold_hint_works(wn, user, "my tts.nemo", says, "tar -xf")
+
+
+@pytest.mark.parametrize("name", ["model.pt.gz", "model.pt", "-model.gz"])
+def test_a_compressed_file_is_named_with_what_unpacks_it(
+    name: str, wn: Callable[..., Ran], user: Path
+) -> None:
+    (user / name).write_bytes(gzip.compress(saved_in(user)))
+    argument = f"./{name}" if name.startswith("-") else name
+    assert "blocks.0.weight" in hold_hint_works(wn, user, argument, "gzip")
+
+
+@pytest.mark.parametrize("mark", [b"03", b"05", b"06"])
+def test_a_version_mark_in_front_of_a_zip_is_kept(
+    mark: bytes, wn: Callable[..., Ran], user: Path
+) -> None:
+    (user / "it's mine.pth").write_bytes(mark + saved_in(user)[2:])
+    says = f"version mark ({mark.decode()})"
+    assert "blocks.0.weight" in hold_hint_works(wn, user, "it's mine.pth", says, "GPT-SoVITS")
+
+
+def test_a_pipeline_is_named_with_the_folder_of_its_model(
+    wn: Callable[..., Ran], user: Path
+) -> None:
+    (user / "sao/vae").mkdir(parents=True)
+    (user / "sao/scheduler").mkdir()
+    (user / "sao/scheduler/scheduler_config.json").write_text("{}")
+    save_file(network().state_dict(), user / "sao/vae/diffusion_pytorch_model.safetensors")
+    (user / "sao/model_index.json").write_text('{"_class_name": "StableAudioPipeline"}')
+    for name in ("sao", "sao/model_index.json"):
+        assert "blocks.0.weight" in hold_hint_works(wn, user, name, "wn inspect sao/vae")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("https://example.org/a/model.pt?download=true", "-o model.pt"),
+        ("https://huggingface.co/a/b/blob/main/g.pt", "https://huggingface.co/a/b/resolve/main"),
+        ("hf://a/b/sub/model.pt", "hf download a/b sub/model.pt"),
+        ("s3://bucket/model.pt", "aws s3 cp"),
+        ("gs://bucket/model.pt", "gcloud storage cp"),
+        ("ftp://example.org/model.pt", "download it first"),
+    ],
+)
+def test_an_address_is_no_path(address: str, says: str, wn_here: RunHere, tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "in.pt")
+    for command in (("inspect", address), ("remove", address, tmp_path / "out.pt"),
+                    ("compare", tmp_path / "in.pt", address)):  # fmt: skip
+        ran = wn_here(*command)
+        assert ran.code == 2
+        assert ran.stderr.startswith(f"error: {address}: ")
+        assert says in ran.stderr
+    ran = wn_here("remove", tmp_path / "in.pt", address)
+    assert ran.code == 2
+    assert "OUTPUT has to be a file here" in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
+
+
+def test_an_address_of_a_local_file_is_named_by_its_path(
+    wn: Callable[..., Ran], user: Path
+) -> None:
+    torch.save(network().state_dict(), user / "in 1.pt")
+    address = (user / "in 1.pt").as_uri()
+    ran = wn("inspect", address, cwd=user)
+    assert ran.code == 2
+    assert "blocks.0.weight" in shell(f"wn inspect {hint_of(ran)}", user).stdout
+
+
+# -- what is typed ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [(), ("c.pt",)])
+def test_further_checkpoints_in_place_of_output_are_no_output(
+    more: tuple[str, ...], wn: Callable[..., Ran], user: Path
+) -> None:
+    for name in ("a.pt", "b.pt", *more):
+        torch.save(network().state_dict(), user / name)
+    before = snapshot(user)
+    ran = wn("remove", "a.pt", "b.pt", *more, cwd=user)
+    assert ran.code == 2
+    hint = hint_of(ran)
+    assert hint.startswith("--output-dir")
+    assert ("is a checkpoint" in ran.stderr) is not bool(more)
+    assert snapshot(user) == before
+    assert wn("remove", "a.pt", "b.pt", *more, "--output-dir", "d", cwd=user).code == 0
+    assert sorted(path.name for path in (user / "d").iterdir()) == ["a.pt", "b.pt", *more]
+
+
+def test_the_checkpoint_itself_as_output_is_named_so(wn: Callable[..., Ran], user: Path) -> None:
+    torch.save(network().state_dict(), user / "x.pt")
+    ran = wn("remove", "x.pt", "./x.pt", cwd=user)
+    assert ran.code == 2
+    assert "it is CHECKPOINT itself" in ran.stderr
+
+
+def test_what_would_run_is_a_finding(wn_here: RunHere, tmp_path: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, ("true",)
+
+    torch.save({"model": network().state_dict(), "extra": Runs()}, tmp_path / "x.pt")
+    ran = wn_here("inspect", "--check", "--json", tmp_path / "x.pt")
+    assert ran.code == 1
+    (finding,) = json.loads(ran.stdout)["findings"]
+    assert (finding["code"], finding["where"]) == ("would-run", "extra")
+    assert "posix.system('true')" in finding["message"]
+    assert "nothing is wrong" not in wn_here("inspect", "--check", tmp_path / "x.pt").stdout
+
+
+def test_names_that_do_not_meet_are_shown_and_partial_is_not_offered(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    ours = {f"enc.{n}.w": torch.ones(2, 3) for n in range(20)} | {"post.bias": torch.ones(2)}
+    theirs = {f"net.{n}.kernel": torch.ones(2, 3) for n in range(20)} | {"post.bias": torch.ones(2)}
+    torch.save(ours, tmp_path / "a.pt")
+    torch.save(theirs, tmp_path / "b.pt")
+    ran = wn_here("convert", tmp_path / "a.pt", tmp_path / "o.pt", "--like", tmp_path / "b.pt")
+    assert ran.code == 2
+    assert "--partial" not in ran.stderr
+    for name in ("enc.0.w", "enc.1.w", "enc.2.w", "net.0.kernel", "net.1.kernel", "net.2.kernel"):
+        assert name in ran.stderr
+    del ours["enc.7.w"]
+    torch.save(dict(ours, extra=torch.ones(1)), tmp_path / "b.pt")
+    ran = wn_here("convert", tmp_path / "a.pt", tmp_path / "o.pt", "--like", tmp_path / "b.pt")
+    assert "--partial" in ran.stderr
+
+
+def test_every_tensor_is_listed_with_its_shape_and_dtype(wn_here: RunHere, tmp_path: Path) -> None:
+    state = {**network().state_dict(), "steps": torch.tensor(3), "h": torch.ones(2).bfloat16()}
+    torch.save({"a": state, "b": {"x.weight": torch.ones(2, 3)}}, tmp_path / "x.pt")
+    ran = wn_here("inspect", "--tensors", "--json", tmp_path / "x.pt")
+    listed = [(t["root"], t["name"], tuple(t["shape"]), t["dtype"])
+              for t in json.loads(ran.stdout)["tensors"]]  # fmt: skip
+    wanted = [("a", name, tuple(t.shape), str(t.dtype).removeprefix("torch."))
+              for name, t in state.items()]  # fmt: skip
+    assert listed == [*wanted, ("b", "x.weight", (2, 3), "float32")]
+    shown = wn_here("inspect", "--tensors", tmp_path / "x.pt").stdout
+    assert all(name in shown for _, name, _, _ in wanted)
+    names = wn_here("inspect", "--tensors", "-q", tmp_path / "x.pt").stdout.split()
+    assert names == [*state, "x.weight"]
+    assert json.loads(wn_here("inspect", "--json", tmp_path / "x.pt").stdout)["tensors"] is None

@@ -1,0 +1,1 @@
+"""How the project is built, and that what it says of itself is true."""

@@ -1,0 +1,1 @@
+"""What the tests share: runs, oracles, layers, strategies, faults."""

@@ -1,0 +1,1 @@
+"""The parts of the package, in the folders that the package has."""

@@ -1,0 +1,1 @@
+"""Weight norm of arrays, held to exact arithmetic."""

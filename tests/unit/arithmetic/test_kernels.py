@@ -1,0 +1,357 @@
+"""The compiled loops: held to exact arithmetic, and to what NumPy makes of the same files."""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import wncli
+import wncli.arithmetic.kernels
+from tests.support.loops import NAMES, every_shape, numbers, raw, without_compiled_loops
+from tests.support.oracles import bits as bits_of
+from tests.support.strategies import (
+    BFLOAT16,
+    DTYPES,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    LIMITS,
+    Array,
+    Dtype,
+    bits,
+    exact,
+    from_torch,
+    is_near_quotient,
+    is_near_root,
+    legs,
+    named,
+    normal,
+    square_sum,
+    to_torch,
+    ulp_of_root,
+)
+from wncli.arithmetic.kernels import kernel
+from wncli.storage.source import BLOCK
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=named)
+compiled = pytest.mark.skipif(kernel is None, reason="no C compiler built the loops")
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="not built for this system, or not for this processor",
+)
+def test_the_loops_are_built_where_they_run() -> None:
+    assert wncli.arithmetic.kernels.kernel is not None
+
+
+def norms(v: Array) -> tuple[Array, bool]:
+    """The norms of `(outer, channels, inner)`, and whether all is usual."""
+    sums, g = numbers(v.shape[1]), np.empty(v.shape[1], v.dtype)
+    kernel.add_squares(NAMES[v.dtype], raw(v), sums, v.shape[2])
+    found = bytearray(g.nbytes)
+    usual = kernel.to_magnitudes(NAMES[v.dtype], sums, found, v.size // v.shape[1])
+    return np.frombuffer(bytes(found), v.dtype), usual
+
+
+def fold(g: Array, v: Array) -> tuple[Array, bool]:
+    """The product, and whether all is usual."""
+    sums, w = numbers(v.shape[1]), np.empty_like(v)
+    kernel.add_squares(NAMES[v.dtype], raw(v), sums, v.shape[2])
+    usual = kernel.to_factors(NAMES[v.dtype], raw(g).tobytes(), sums, v.size // v.shape[1])
+    return w, kernel.scale(NAMES[v.dtype], raw(v), sums, raw(w), v.shape[2]) and usual
+
+
+@compiled
+@every_dtype
+@every_shape
+def test_norms_are_within_three_quarters_of_an_ulp(
+    dtype: Dtype, shape: tuple[int, int, int]
+) -> None:
+    v = normal(shape, dtype)
+    g, usual = norms(v)
+    assert usual
+    for channel, found in enumerate(g):
+        square = square_sum(v[:, channel])
+        distance = Fraction(3, 4) * ulp_of_root(square, dtype)
+        assert is_near_root(exact(found), square, distance)
+
+
+@compiled
+@every_dtype
+@every_shape
+def test_products_are_within_an_ulp(dtype: Dtype, shape: tuple[int, int, int]) -> None:
+    v, g = normal(shape, dtype), np.abs(normal((shape[1],), dtype, seed=1))
+    w, usual = fold(g, v)
+    assert usual
+    for channel in range(shape[1]):
+        square = square_sum(v[:, channel])
+        for found, value in zip(w[:, channel].flat, v[:, channel].flat, strict=True):
+            assert is_near_quotient(found, exact(g[channel]) * exact(value), square, dtype)
+
+
+@compiled
+@every_dtype
+@every_shape
+def test_a_weight_under_its_own_norm_comes_back(dtype: Dtype, shape: tuple[int, int, int]) -> None:
+    v = normal(shape, dtype)
+    v.reshape(-1)[::5] = -0.0
+    v.reshape(-1)[1::7] = LIMITS[dtype].tiny if dtype != FLOAT64 else 0.0
+    v[0] += np.asarray(normal((shape[1], 1), dtype) / 4, dtype)
+    g, _ = norms(v)
+    w, usual = fold(g, v)
+    assert usual
+    assert bits(w) == bits(v)
+
+
+@compiled
+@pytest.mark.parametrize("scale", [2.0**-400, 1.0, 2.0**400])
+def test_float64_products_are_rounded_from_far_more_digits(scale: float) -> None:
+    """Without the low parts, these would be rounded twice."""
+    v = np.full((1, 1, 4), 1 + 2.0**-30) * scale
+    v[0, 0, 1] = (1 + 2.0**-52) * scale
+    g = np.array([(3 - 2.0**-50) * scale])
+    w, usual = fold(g, v)
+    assert usual
+    for found, value in zip(w.flat, v.flat, strict=True):
+        assert is_near_quotient(found, exact(g[0]) * exact(value), square_sum(v), FLOAT64)
+
+
+LARGE = {FLOAT64: 1e300, FLOAT32: 3e38, FLOAT16: 65504.0, BFLOAT16: 3e38}
+
+
+@compiled
+@every_dtype
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("place", [0, 30])
+def test_a_direction_that_is_no_number_is_unusual(dtype: Dtype, odd: float, place: int) -> None:
+    v = normal((1, 2, 31), dtype)
+    v[0, 1, place] = odd
+    assert not norms(v)[1]
+    assert not fold(np.ones(2, dtype), v)[1]
+
+
+@compiled
+@every_dtype
+@pytest.mark.parametrize("odd", [np.nan, np.inf], ids=str)
+def test_a_magnitude_that_is_no_number_is_unusual(dtype: Dtype, odd: float) -> None:
+    assert not fold(np.array([1, odd], dtype), normal((1, 2, 5), dtype))[1]
+
+
+@compiled
+@every_dtype
+def test_a_slice_of_zeros_is_unusual_under_a_magnitude_that_is_not_zero(dtype: Dtype) -> None:
+    v = normal((1, 2, 5), dtype)
+    v[0, 1] = 0
+    assert not norms(v)[1]
+    assert not fold(np.ones(2, dtype), v)[1]
+
+
+@compiled
+@every_dtype
+def test_a_norm_beyond_the_dtype_is_unusual(dtype: Dtype) -> None:
+    assert not norms(np.full((1, 1, 9), LARGE[dtype], dtype))[1]
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("g", "size"), [(1.0, 1e-200), (1e-155, 1e-155), (1e200, 1.0), (1e-290, 1e-5), (1.0, 1e160)]
+)
+def test_what_float64_would_lose_on_the_way_is_unusual(g: float, size: float) -> None:
+    assert not fold(np.array([g]), np.full((1, 1, 5), size))[1]
+
+
+@compiled
+def test_a_subnormal_float64_beside_others_is_unusual_and_a_zero_is_not() -> None:
+    v = normal((1, 1, 6), FLOAT64)
+    v[0, 0, 3] = 0
+    assert fold(np.ones(1), v)[1]
+    v[0, 0, 3] = 5e-324
+    assert not fold(np.ones(1), v)[1]
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16], ids=named)
+def test_what_is_no_number_stays_none_whatever_its_bits(dtype: Dtype) -> None:
+    """NumPy's way has the loops scale slices that are not usual, too."""
+    kinds = {FLOAT32: (0x7F800000, 0x007FFFFF), FLOAT16: (0x7C00, 0x03FF), BFLOAT16: (0x7F80, 0x7F)}
+    infinite, payload = kinds[dtype]
+    sign = 1 << (8 * dtype.itemsize - 1)
+    patterns = [
+        infinite | low | high for low in (1, payload, payload // 2 + 1) for high in (0, sign)
+    ]
+    v = np.array(patterns, f"u{dtype.itemsize}").view(dtype).reshape(1, 1, 6)
+    w = np.empty_like(v)
+    kernel.scale(NAMES[dtype], raw(v), np.array([0.75, 0]), raw(w), 6)
+    assert np.isnan(w.astype(np.float64)).all()
+
+
+@compiled
+@pytest.mark.parametrize("inner", [0, -1, 2, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("size", [0, 16, 160])
+def test_sizes_that_do_not_fit_are_refused(inner: int, size: int) -> None:
+    v, sums = memoryview(bytearray(20)), memoryview(bytearray(size))
+    if (inner, size) == (2, 16):
+        sums = sums[:0]
+    with pytest.raises(ValueError, match="do not fit"):
+        kernel.add_squares("F32", v, sums, inner)
+    with pytest.raises(ValueError, match="do not fit"):
+        kernel.scale("F32", v, sums, v, inner)
+
+
+@compiled
+def test_a_buffer_that_is_too_small_or_unknown_is_refused() -> None:
+    v, sums = memoryview(bytearray(20)), memoryview(bytearray(16))
+    with pytest.raises(ValueError, match="not as large"):
+        kernel.scale("F32", v, sums, v[:16], 5)
+    with pytest.raises(ValueError, match="do not fit"):
+        kernel.to_factors("F32", bytes(4), memoryview(bytearray(32)), 5)
+    for size in (0, 2, 12):
+        with pytest.raises(ValueError, match="do not fit"):
+            kernel.to_factors("F32", bytes(size), sums, 5)
+        with pytest.raises(ValueError, match="do not fit"):
+            kernel.to_magnitudes("F32", sums, bytearray(size), 5)
+    with pytest.raises(ValueError, match="no loops for I32"):
+        kernel.add_squares("I32", v, sums, 5)
+
+
+# Files
+
+
+def odd_layers(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Pairs of which some are usual, some are not, and some have blocks of both kinds."""
+    torch.manual_seed(5)
+    state: dict[str, torch.Tensor] = {}
+    sizes = [("plain", (4, 5, 3), 0), ("last", (40, 6), 1), ("whole", (7, 9), None),
+             ("long", (2, 300_000), 0), ("tall", (300_000, 2), 1), ("middle", (3, 70, 2000), 1),
+             ("mixed", (3000, 100), 0), ("nan", (6, 4), 0), ("dead", (6, 4), 0),
+             ("tiny", (5, 40), 0), ("huge", (5, 40), 0)]  # fmt: skip
+    for name, shape, dim in sizes:
+        v = torch.randn(shape, dtype=torch.float64)
+        kept = [size if axis == dim else 1 for axis, size in enumerate(shape)]
+        g = torch.rand(kept if dim is not None else (), dtype=torch.float64) + 0.5
+        state[f"{name}.weight_v"] = v.to(dtype)
+        state[f"{name}.weight_g"] = g.to(dtype)
+    state["nan.weight_v"][2, 1] = torch.nan
+    state["nan.weight_g"][4] = torch.inf
+    state["mixed.weight_v"][2999, 7] = torch.inf
+    state["dead.weight_v"][3] = 0
+    state["dead.weight_g"][3] = 0
+    info = torch.finfo(dtype)
+    state["tiny.weight_v"] *= info.tiny
+    state["huge.weight_v"] *= info.max / 64
+    return state
+
+
+@compiled
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_files_are_the_same_as_numpy_makes_them(
+    dtype: torch.dtype, suffix: str, tmp_path: Path
+) -> None:
+    source = tmp_path / f"in{suffix}"
+    state = odd_layers(dtype)
+    torch.save(state, source) if suffix == ".pt" else save_file(state, source)
+    found = []
+    for way in ("compiled", "numpy"):
+        folder = tmp_path / way
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            if way == "numpy":
+                without_compiled_loops(patch)
+            removed = wncli.remove(source, folder / f"plain{suffix}", exclude=["huge"])
+            applied = wncli.apply(folder / f"plain{suffix}", folder / "again.safetensors",
+                                  layers=["*"], exclude=["nan", "mixed", "huge*"])  # fmt: skip
+        notes = [(note.code, note.message) for note in (*removed.notes, *applied.notes)]
+        found.append((load_all(folder), notes))
+    assert found[0] == found[1]
+    assert {"non-finite", "zero-slices"} <= {code for code, _ in found[0][1]}
+
+
+def load_all(folder: Path) -> dict[str, Any]:
+    """The bits of all tensors in two files."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
+        found |= {f"{path.name} {name}": bits_of(tensor) for name, tensor in state.items()}
+    return found
+
+
+@compiled
+@pytest.mark.parametrize("second", ["compiled", "numpy"])
+@pytest.mark.parametrize("first", ["compiled", "numpy"])
+@pytest.mark.parametrize("length", [9, 25, 49, 121, 200_000])
+@every_dtype
+def test_a_round_trip_gives_the_same_bits_whichever_way_and_order(
+    dtype: Dtype, length: int, first: str, second: str, tmp_path: Path
+) -> None:
+    """Norms of equal elements are ties for odd squares, and all summation errors go one way."""
+    few = 2 if length > 1000 else 60
+    values = np.abs(normal((few, 1), dtype, seed=length)) + np.asarray(0.5, dtype)
+    w = to_torch(np.broadcast_to(values, (few, length)).astype(dtype)).t()
+    torch.save({"weight": w}, tmp_path / "a.pt")
+    for way, command in ((first, wncli.apply), (second, wncli.remove)):
+        with pytest.MonkeyPatch.context() as patch:
+            if way == "numpy":
+                without_compiled_loops(patch)
+            if command is wncli.apply:  # in the order of memory, then in row-major order
+                wncli.apply(tmp_path / "a.pt", tmp_path / "b.safetensors", dim=1)
+            else:
+                wncli.remove(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
+    assert bits_of(load_file(tmp_path / "c.safetensors")["weight"]) == bits_of(w.contiguous())
+
+
+@compiled
+@pytest.mark.parametrize("first", ["compiled", "numpy"])
+def test_many_sums_that_one_float64_would_lose_count(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block adds less than half a unit of the sum so far: all of them decide the rounding."""
+    if first == "numpy":
+        without_compiled_loops(monkeypatch)
+    monkeypatch.setattr("wncli.streaming.blocks.BLOCK", 64)
+    number, blocks = 2**24 - 2, 2**13
+    square = ((2 * number + 1) * 4) ** 2 - 3700
+    start = np.array(legs(square, 24), FLOAT64)
+    rest = np.full((blocks - 1) * 16, 0.24)
+    w = np.concatenate([start, np.zeros(16 - len(start)), rest]).astype(FLOAT32).reshape(-1, 1)
+    save_file({"weight": to_torch(w)}, tmp_path / "a.safetensors")
+    wncli.apply(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dim=1, layers=["weight"])
+    g = from_torch(load_file(tmp_path / "b.safetensors")["weight_g"])
+    assert square_sum(w) > ((2 * number + 1) * 4) ** 2
+    assert g == np.float32((number + 1) * 8)
+    for second in ("as before", "numpy"):
+        if second == "numpy":
+            without_compiled_loops(monkeypatch)
+        wncli.remove(tmp_path / "b.safetensors", tmp_path / "c.safetensors", force=True)
+        assert bits(from_torch(load_file(tmp_path / "c.safetensors")["weight"])) == bits(w)
+
+
+@compiled
+@pytest.mark.parametrize("pattern", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FFF8000])
+def test_a_factor_that_is_no_number_makes_none_of_bfloat16(pattern: int) -> None:
+    g = np.array(pattern, np.uint32).view(np.float32)
+    assert np.isnan(wncli.compose(g, normal((2, 3), BFLOAT16)).astype(np.float32)).all()
+
+
+@compiled
+@every_dtype
+def test_a_slice_of_many_blocks_is_composed_exactly(dtype: Dtype, tmp_path: Path) -> None:
+    length = 2 * BLOCK // dtype.itemsize + 5
+    v, g = normal((2, length), dtype), np.array([[0.75], [1.5]], dtype)
+    save_file({"a.weight_v": to_torch(v), "a.weight_g": to_torch(g)}, tmp_path / "in.safetensors")
+    wncli.remove(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    w = load_file(tmp_path / "out.safetensors")["a.weight"]
+    for channel in range(2):
+        square = square_sum(v[channel])
+        for place in (*range(0, length, length // 50), length - 1):
+            value = np.asarray(w[channel, place].to(torch.float64).item(), dtype)[()]
+            over = exact(g[channel, 0]) * exact(v[channel, place])
+            assert is_near_quotient(value, over, square, dtype)
