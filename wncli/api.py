@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from wncli.checkpoint.checkpoint import Checkpoint
-from wncli.checkpoint.naming import Naming
+from wncli.checkpoint.naming import SPELLINGS, Naming
 from wncli.errors import FileError, UsageError, WeightNormError
 from wncli.formats.open import open_checkpoint
 from wncli.formats.registry import FORMATS, FormatName
@@ -134,7 +134,7 @@ def apply(  # noqa: PLR0913 - the command's options
         NothingToDo: no weight can be normalized; nothing has been written.
     """
     request = Request.parse(layers, exclude, only, drop, with_dims=True)
-    _check_choice("naming", naming, ("auto", "hook", "parametrized"))
+    _check_choice("naming", naming, ("auto", *SPELLINGS))
     if dim is not None and not (isinstance(dim, int) and not isinstance(dim, bool)):
         raise UsageError("dim", "no dim", expected="an int or None", found=repr(dim))
 
@@ -210,7 +210,7 @@ def convert(  # noqa: PLR0913 - the command's options
         NothingToDo: a spelling was asked for, and there is no weight norm.
     """
     request = Request.parse(layers, exclude, only, drop)
-    _check_choice("naming", naming, (None, "hook", "parametrized"))
+    _check_choice("naming", naming, (None, *SPELLINGS))
     if like is None and partial:
         raise UsageError(
             "--partial",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.checkpoint.dims import fitting_dims
 from wncli.checkpoint.naming import (
+    SPELLINGS,
     Half,
     Naming,
     join,
@@ -79,7 +80,7 @@ def survey(state_dict: StateDict) -> Survey:
     look_alikes: list[LookAlike] = []
     for weight, halves in weights.items():
         found: Pair | LookAlike | None
-        if weight in lettered and all(half.naming == "hook" for half in halves.values()):
+        if weight in lettered and not any(map(_is_distinct, halves.values())):
             found = _lettered(weight, tuple(halves), lettered[weight])
         else:
             found = _judge(weight, halves, tensors, parametrized.get(weight, []))
@@ -102,23 +103,22 @@ def _judge(
     if len(spellings) > 1:
         return LookAlike("both-spellings", weight, names, "is normalized in both spellings at once")
     (naming,) = spellings
-    if naming == "hook":
-        others = [name for name in (f"{weight}_orig", f"{weight}_u") if name in tensors]
-    else:
-        others = [name for name in parametrized if name not in names]
+    spelling = SPELLINGS[naming]
+    others = [name for ending in spelling.rivals if (name := weight + ending) in tensors]
+    if spelling.is_distinct:
+        others += [name for name in parametrized if name not in names]
     if others:
-        kind = "spectral-norm" if naming == "hook" else "other-parametrization"
-        message = (
-            "is spectral norm, not weight norm"
-            if naming == "hook"
-            else "has another parametrization, alone or on top of weight norm"
-        )
-        return LookAlike(kind, weight, (*names, *others), message)
+        code, message = spelling.rival
+        return LookAlike(code, weight, (*names, *others), message)
     if len(halves) == 1:
         (half,) = halves.values()
         return _half(weight, half, names)
     by_role = {half.role: tensors[name] for name, half in halves.items()}
     return _pair(weight, naming, by_role["g"], by_role["v"], tensors.get(weight))
+
+
+def _is_distinct(half: Half) -> bool:
+    return SPELLINGS[half.naming].is_distinct
 
 
 def _beside_misfits(pairs: list[Pair], look_alikes: list[LookAlike]) -> dict[str, LookAlike]:
@@ -135,7 +135,7 @@ def _beside_misfits(pairs: list[Pair], look_alikes: list[LookAlike]) -> dict[str
             "is no weight norm, as what stands beside it in its module is none",
         )
         for pair in pairs
-        if pair.naming == "hook"
+        if not SPELLINGS[pair.naming].is_distinct
         and pair.g.shape == pair.v.shape
         and pair.v.numel > 1
         and split(pair.weight)[0] in modules
@@ -155,7 +155,7 @@ def _lettered(weight: str, names: tuple[str, ...], others: list[str]) -> LookAli
 
 
 def _half(weight: str, half: Half, names: tuple[str, ...]) -> LookAlike | None:
-    if half.naming == "hook" and not _is_weight_like(half.parameter):
+    if not _is_distinct(half) and not _is_weight_like(half.parameter):
         return None  # any parameter may happen to end in _g or _v
     g, v = pair_names(weight, half.naming)
     missing = v if half.role == "g" else g
@@ -167,7 +167,7 @@ def _pair(
 ) -> Pair | LookAlike | None:
     dims = fitting_dims(g.shape, v.shape)
     elementwise = g.shape == v.shape and v.numel > 1
-    unsure = naming == "hook" and (not dims or elementwise)
+    unsure = not SPELLINGS[naming].is_distinct and (not dims or elementwise)
     if unsure and not _is_weight_like(split(weight)[1]):
         return None  # two parameters of one module that happen to end in _g and _v
     if not dims:
