@@ -18,7 +18,7 @@ from tests.support.oracles import bits
 from tests.support.refusals import RunHere, hold_refused
 from tests.support.shards import FIRST, SECOND, shard_name, sharded
 from wncli.errors import WnError
-from wncli.storage.source import Source
+from wncli.storage.source import LocalSource
 
 FORMATS = ("safetensors", "torch", "legacy")
 #: Of some blocks each, so that a file can change between two of them.
@@ -219,12 +219,12 @@ def test_a_file_that_changes_once_it_is_open_is_refused_or_read(  # noqa: PLR091
     path, output = tmp_path / "model", tmp_path / "out.pt"
     write(STATE, path, kind)
 
-    class Changing(Source):
+    class Changing(LocalSource):
         def __init__(self, *arguments: Any) -> None:  # noqa: ANN401
             super().__init__(*arguments)
             CHANGES[change](path)
 
-    monkeypatch.setattr("wncli.formats.open.Source", Changing)
+    monkeypatch.setattr("wncli.formats.open.LocalSource", Changing)
     ran = wn_here(command, path, *([output] if command == "remove" else []))
     if ran.code == 2:
         hold_refused(ran, path, "truncated|damaged|again|no checkpoint|not a|ends")

@@ -7,6 +7,7 @@ Findings have the codes `would-run`, `checksum`, `nan`, `inf`, `zero-slices`, `z
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -78,7 +79,7 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
     ]
     for source in sources:
         known = {note.where for note in found if note.code == "checksum"}
-        file = source.path.name if len(sources) > 1 else ""
+        file = Path(source.name).name if len(sources) > 1 else ""
         damaged = [member for member in damaged_members(source) if member not in known]
         found += [damage_note(member, file) for member in damaged]
     counts = map_shared(look, list(views.values()), total, report)

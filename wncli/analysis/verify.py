@@ -86,7 +86,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         agreeing = map_shared(agrees, list(different.values()), output.checkpoint.nbytes, progress)
         same = dict(zip(different, agreeing, strict=True))
         for match in matches:
-            where = f"{sources[0].where}: {match.name}"
+            where = f"{sources[0].name}: {match.name}"
             if not same[_view(match)] and where not in excused:
                 raise _failed(shown, f"{match.name} is not what it was made from")
 

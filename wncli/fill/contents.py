@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.checkpoint.layout import Elements, Magnitude, Product
 from wncli.checkpoint.tensors import Storage
-from wncli.storage.source import Source
 from wncli.streaming.blocks import TensorBlocks
 from wncli.streaming.fast_fold import UsualFolding, usual_magnitude
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from wncli.checkpoint.pairs import Pair
     from wncli.checkpoint.tensors import TensorSpec
     from wncli.notes import Note
-    from wncli.storage.source import Sources
+    from wncli.storage.source import Sink, Sources
     from wncli.streaming.fold import Folding
 
 
@@ -37,7 +36,7 @@ _Run = tuple[int, memoryview]
 def computed(
     content: Elements | Magnitude | Product,
     sources: Sources,
-    descriptor: int,
+    sink: Sink,
     notes: list[Note],
     patches: list[Patches],
 ) -> Iterator[_Run]:
@@ -46,7 +45,7 @@ def computed(
     Args:
         content: what the slot is made of.
         sources: the input's files.
-        descriptor: the output, for a magnitude of what stands there by now.
+        sink: the output, for a magnitude of what stands there by now.
         notes: gets what the data shows, with the last run.
         patches: gets what gives all-zero slices of v a direction.
 
@@ -57,7 +56,7 @@ def computed(
         case Elements(tensor):
             return _elements(tensor, sources)
         case Magnitude():
-            return _magnitude(content, sources, descriptor, notes, patches)
+            return _magnitude(content, sources, sink, notes, patches)
         case Product(pair, row_major):
             source = sources[pair.v.storage.file]
             blocks = TensorBlocks(source, pair.v, pair.dim, row_major=row_major)
@@ -91,13 +90,13 @@ def _product(
 def _magnitude(
     content: Magnitude,
     sources: Sources,
-    descriptor: int,
+    sink: Sink,
     notes: list[Note],
     patches: list[Patches],
 ) -> Iterator[_Run]:
     weight, dim = content.weight, content.dim
     if content.of_output:
-        sources, weight = _as_written(content, sources, descriptor)
+        sources, weight = _as_written(content, sources, sink)
     g: bytes | memoryview | None = usual_magnitude(sources, weight, dim)
     if g is None:
         from wncli.arithmetic.norms import raw
@@ -113,13 +112,30 @@ def _magnitude(
     yield 0, memoryview(g)
 
 
-def _as_written(
-    content: Magnitude, sources: Sources, descriptor: int
-) -> tuple[Sources, TensorSpec]:
+def _as_written(content: Magnitude, sources: Sources, sink: Sink) -> tuple[Sources, TensorSpec]:
     """The weight of a magnitude, as it stands in the output by now."""
     weight = content.weight
-    file = open(descriptor, "rb", buffering=0, closefd=False)  # noqa: SIM115
-    written = Source(sources[weight.storage.file].path, file)
+    written = _Written(sink, sources[weight.storage.file].name)
     storage = Storage(weight.name, content.direction, written.nbytes - content.direction)
     placed = weight._replace(storage=storage, offset=0, strides=content.strides)
     return (written,), placed
+
+
+class _Written:
+    """What stands in the output by now; refusals call it by the name of the input."""
+
+    number = 0
+
+    def __init__(self, sink: Sink, name: str) -> None:
+        self.sink = sink
+        self.name = name
+        self.nbytes = sink.nbytes
+
+    def read_at(self, offset: int, nbytes: int, _what: str) -> bytes:
+        return self.sink.read_at(offset, nbytes)
+
+    def read_into(self, offset: int, buffer: memoryview, _what: str) -> None:
+        buffer[:] = self.sink.read_at(offset, len(buffer))
+
+    def close(self) -> None:
+        """It is the output, which goes on."""

@@ -11,7 +11,6 @@ differently in their pages. Only whole files can share their blocks.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -30,7 +29,7 @@ from wncli.storage.source import BLOCK, Source
 
 if TYPE_CHECKING:
     from wncli.fill.contents import Patches
-    from wncli.storage.source import Sources
+    from wncli.storage.source import Sink, Sources
 
 #: Called with a number of bytes that have just been written.
 Progress = Callable[[int], None]
@@ -71,8 +70,8 @@ class _Copying(NamedTuple):
         return ends == (other.file, other.offset, other.target)
 
 
-def fill(layout: Layout, sources: Sources, descriptor: int, progress: Progress) -> tuple[Note, ...]:
-    """Write all of `layout` to `descriptor`.
+def fill(layout: Layout, sources: Sources, sink: Sink, progress: Progress) -> tuple[Note, ...]:
+    """Write all of `layout` to `sink`.
 
     Returns:
         What the data showed: all-zero slices, NaN and Inf, stale weights that differed.
@@ -81,19 +80,17 @@ def fill(layout: Layout, sources: Sources, descriptor: int, progress: Progress) 
         WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
         FormatError: the input ends early, or has not the checksums that it records.
     """
-    return _Filling(layout, sources, descriptor, progress).run()
+    return _Filling(layout, sources, sink, progress).run()
 
 
 class _Filling:
     """An output in the making, and what comes of it: a crew, as `share_out` wants one."""
 
-    def __init__(
-        self, layout: Layout, sources: Sources, descriptor: int, progress: Progress
-    ) -> None:
+    def __init__(self, layout: Layout, sources: Sources, sink: Sink, progress: Progress) -> None:
         self.layout = layout
         self.checked, self.checks = checking(layout, sources)
         self.sources = sources
-        self.descriptor = descriptor
+        self.sink = sink
         self.progress = progress
         #: Of the slots that are done, by their numbers.
         self.checksums: dict[int, int] = {}
@@ -125,7 +122,7 @@ class _Filling:
             case (Slot(0, nbytes, Whole(storage)),) if nbytes == self.layout.nbytes:
                 source = self.sources[storage.file]
                 whole = (storage.offset, nbytes) == (0, source.nbytes)
-                return whole and clone(source, self.descriptor)
+                return whole and clone(source, self.sink)
         return False
 
     def divide(self) -> tuple[list[_Task], list[_Task]]:
@@ -178,7 +175,7 @@ class _Filling:
         assert not isinstance(slot.content, Whole)  # noqa: S101 - for the type checker
         self.checksums[index] = 0
         notes: list[Note] = []
-        runs = computed(slot.content, self.checked, self.descriptor, notes, self.patches)
+        runs = computed(slot.content, self.checked, self.sink, notes, self.patches)
         for place, data in runs:
             self.write_summed(index, slot.offset + place, data)
         self.notes += [(index, note) for note in notes]
@@ -208,10 +205,7 @@ class _Filling:
     def write(self, offset: int, data: memoryview) -> None:
         if self.stopping:
             raise Stopped
-        while data:
-            count = os.pwrite(self.descriptor, data, offset)
-            data = data[count:]
-            offset += count
+        self.sink.write_at(offset, data)
 
     def write_summed(self, index: int, offset: int, data: memoryview) -> None:
         """Write bytes of a slot, taking them into its checksum."""
@@ -250,9 +244,7 @@ class _Filling:
         for all_places, elements in self.patches:
             for part in windows(all_places, elements.itemsize):
                 offset, last = int(all_places[part.start]), int(all_places[part.stop - 1])
-                run = bytearray(
-                    os.pread(self.descriptor, last - offset + elements.itemsize, offset)
-                )
+                run = bytearray(self.sink.read_at(offset, last - offset + elements.itemsize))
                 inside = (all_places[part] - offset) // elements.itemsize
                 np.frombuffer(run, elements.dtype)[inside] = elements[part]
                 self.write(offset, memoryview(run))
@@ -269,7 +261,7 @@ class _Filling:
         found = 0
         for place in range(0, slot.nbytes, BLOCK):
             count = min(BLOCK, slot.nbytes - place)
-            found = crc32(os.pread(self.descriptor, count, slot.offset + place), found)
+            found = crc32(self.sink.read_at(slot.offset + place, count), found)
         return found
 
 

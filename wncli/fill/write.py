@@ -59,6 +59,7 @@ def write(
     from wncli.fill.fill import fill
     from wncli.storage.replace_file import allocate, replacing
     from wncli.storage.replace_folder import replacing_folder
+    from wncli.storage.source import LocalSink
 
     total = outputs.nbytes * (2 if verify_against else 1)
 
@@ -77,8 +78,8 @@ def write(
     if not target.is_folder:
         ((_, layout),) = outputs.files
         with unfinished, replacing(target.path, layout.nbytes, force=force) as temporary:
-            written, descriptor = temporary
-            notes = fill(layout, sources, descriptor, report)
+            written, sink = temporary
+            notes = fill(layout, sources, sink, report)
             read_back(written, notes)
             return notes
     notes = ()
@@ -97,7 +98,7 @@ def write(
                 allocate(new.fileno(), layout.nbytes)
         for name, layout in outputs.files:
             with new_files.open(name) as laid_out:
-                notes += fill(layout, sources, laid_out.fileno(), report)
+                notes += fill(layout, sources, LocalSink(laid_out), report)
         for path in companions:
             _copy_companion(path, new_files)
         for name, content in index:
@@ -126,7 +127,7 @@ def _checkpoint_in(target: Target) -> tuple[str, ...]:
     """
     from wncli.formats.huggingface.folder import find_in_folder
     from wncli.formats.huggingface.index import read_index
-    from wncli.storage.source import Source
+    from wncli.storage.source import LocalSource
 
     if not target.path.is_dir():
         return ()
@@ -137,6 +138,7 @@ def _checkpoint_in(target: Target) -> tuple[str, ...]:
     with contextlib.suppress(WnError):
         found.append(find_in_folder(target.path)[0].name)
     for name in [name for name in found if index_format(name)]:
-        with contextlib.suppress(WnError, OSError), (target.path / name).open("rb") as file:
-            found += read_index(Source(target.path / name, file)).file_names
+        path = target.path / name
+        with contextlib.suppress(WnError, OSError), path.open("rb", buffering=0) as file:
+            found += read_index(LocalSource(str(path), file)).file_names
     return tuple(dict.fromkeys(found))

@@ -14,7 +14,7 @@ import sys
 import tarfile
 import zlib
 from itertools import islice
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from wncli.formats.registry import LONGEST_START, kinds_of
@@ -53,7 +53,6 @@ class Found(NamedTuple):
 
 def look_into(source: Source, start: bytes) -> Found | None:
     """What an archive or a compressed file is that begins so; None where it is neither."""
-    source.file.seek(0)
     for magic, (name, suffix, unpack) in _COMPRESSED.items():
         if start.startswith(magic):
             stream = _unpacked(source, name)
@@ -64,7 +63,7 @@ def look_into(source: Source, start: bytes) -> Found | None:
                 return Found(f"compressed with {name}, and no checkpoint inside", hint="")
             if name in _OPENERS and not stream:
                 return Found(f"compressed with {name}, and damaged", hint=_AGAIN)
-            path = source.path
+            path = Path(source.name)
             new = free_path(
                 path.with_suffix("") if path.suffix == suffix else path.with_suffix(".pt")
             )
@@ -73,8 +72,26 @@ def look_into(source: Source, start: bytes) -> Found | None:
                 f"compressed with {name}", hint=f"{command} && wn inspect {path_word(new)}"
             )
     if start[_TAR] == b"ustar":
-        return _tar(source, io.BufferedReader(_Bounded(source.file)), "a tar archive")
+        stream = io.BufferedReader(_Bounded(io.BufferedReader(_Stream(source))))
+        return _tar(source, stream, "a tar archive")
     return None
+
+
+class _Stream(io.RawIOBase):
+    """A source, from its beginning on."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)[: self.source.nbytes - self.place]
+        self.source.read_into(self.place, view, "an archive")
+        self.place += len(view)
+        return len(view)
 
 
 class _Bounded(io.RawIOBase):
@@ -99,7 +116,8 @@ def _unpacked(source: Source, kind: str) -> io.BufferedReader[_Bounded] | None:
     opener = _OPENERS.get(kind)
     if opener is None:
         return None
-    stream = opener(fileobj=source.file) if kind == "gzip" else opener(source.file)
+    file = io.BufferedReader(_Stream(source))
+    stream = opener(fileobj=file) if kind == "gzip" else opener(file)
     found = io.BufferedReader(_Bounded(stream))
     try:
         found.peek(1)
@@ -118,22 +136,20 @@ def _tar(source: Source, stream: io.BufferedReader[_Bounded], what: str) -> Foun
             f"{what}, as torch.save wrote before version 0.1.10",
             hint="load it with torch.load and save it again",
         )
-    path = path_word(source.path)
+    path = Path(source.name)
     inner = {PurePosixPath(name).name for name in members}
     if {"model_config.yaml", "model_weights.ckpt"} <= inner:
         what = f"a NeMo archive ({what[2:]} of a configuration and a checkpoint)"
     for name in sorted(members, key=lambda name: not name.endswith("model_weights.ckpt")):
         if name.endswith(_CHECKPOINTS) and members[name] and _is_plain(name):
-            folder = free_path(
-                source.path.with_name(f"{source.path.name.partition('.')[0]}-members")
-            )
-            take = f"tar -xf {path} -C {path_word(folder)} {word(name)}"
+            folder = free_path(path.with_name(f"{path.name.partition('.')[0]}-members"))
+            take = f"tar -xf {path_word(path)} -C {path_word(folder)} {word(name)}"
             return Found(
                 what,
                 hint=f"mkdir {path_word(folder)} && {take}"
                 f" && wn inspect {path_word(folder / name)}",
             )
-    return Found(what, hint=f"tar -tf {path}")
+    return Found(what, hint=f"tar -tf {path_word(path)}")
 
 
 def _members(stream: io.BufferedReader[_Bounded]) -> dict[str, bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from wncli.errors import FormatError
 from wncli.formats.archives import Found, look_into
 from wncli.formats.distributed import refuse_distributed_file
@@ -32,10 +34,10 @@ _KNOWN = {
 
 def refuse_file(source: Source, start: bytes) -> FormatError:
     """The refusal of a file that is no checkpoint and begins with `start`."""
-    refuse_distributed_file(source.path, start)
+    refuse_distributed_file(Path(source.name), start)
     found = _what(source, start)
     return FormatError(
-        source.where, "this is no checkpoint", expected=_READABLE, found=found.what, hint=found.hint
+        source.name, "this is no checkpoint", expected=_READABLE, found=found.what, hint=found.hint
     )
 
 
@@ -57,7 +59,7 @@ def _by_start(start: bytes) -> Found | None:
 
 
 def _by_name(source: Source, start: bytes) -> Found:
-    path = source.path
+    path = Path(source.name)
     if path.name.endswith(".index.json"):
         return Found(
             "a name that ends as an index's does, and no JSON object",
@@ -75,8 +77,9 @@ def _by_name(source: Source, start: bytes) -> Found:
 
 def _disguised_zip(source: Source, start: bytes) -> Found | None:
     """A zip archive with a sound end that does not start as one."""
-    file = path_word(source.path)
-    new = free_path(source.path.with_name(f"{source.path.stem}-zip{source.path.suffix or '.pt'}"))
+    path = Path(source.name)
+    file = path_word(path)
+    new = free_path(path.with_name(f"{path.stem}-zip{path.suffix or '.pt'}"))
     copy = path_word(new)
     inspect = f" && wn inspect {copy}"
     end = min(source.nbytes, _END)

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import FileError, FormatError
 from wncli.formats.registry import LONGEST_START, kinds_of
 from wncli.hints import path_word
 from wncli.notes import Note
-from wncli.storage.source import Source, Sources, unreadable
+from wncli.storage.source import LocalSource, Source, Sources, unreadable
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def open_checkpoint(
 
         file, notes = find_in_folder(path)
     with ExitStack() as stack:
-        source = Source(file, stack.enter_context(_open(file)))
+        source = LocalSource(str(file), stack.enter_context(_open(file)))
         # No name here keeps the checkpoint: who has it may want to forget what is no more needed.
         yield _opened(*_read_all(path, source, stack), notes, for_weights=for_weights)
 
@@ -74,17 +74,21 @@ def _opened(
     return found, sources
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> FileIO:
     with _reading(path):
         _refuse_irregular(path, path.stat())
-        # Not to wait, should it have become a FIFO by now.
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        file = FileIO(path, opener=_without_waiting)
         try:
             _refuse_irregular(path, os.fstat(file.fileno()))
         except FileError:
             file.close()
             raise
         return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open what may have become a FIFO by now."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _refuse_irregular(path: Path, found: os.stat_result) -> None:
@@ -123,10 +127,10 @@ def _read(source: Source) -> Checkpoint:
     start = source.read_at(0, min(LONGEST_START, source.nbytes), "the first bytes")
     kinds = kinds_of(start, source.nbytes)
     _refuse_two_formats(source, [kind.label for kind in kinds], start)
-    if source.path.suffix == ".distcp":  # a part may look whole
+    if Path(source.name).suffix == ".distcp":  # a part may look whole
         from wncli.formats.distributed import refuse_distributed_file
 
-        refuse_distributed_file(source.path, start)
+        refuse_distributed_file(Path(source.name), start)
     if kinds:
         return kinds[0].read(source)
     from wncli.formats.foreign import refuse_file
@@ -146,7 +150,7 @@ def _refuse_two_formats(source: Source, claims: list[str], start: bytes) -> None
         claims = [*claims, "a tar archive"]
     if len(claims) > 1:
         raise FormatError(
-            source.where,
+            source.name,
             "two formats claim this file, and it is another in each",
             expected="one format",
             found=" and ".join(claims),

@@ -65,27 +65,32 @@ class _Run:
 Summed = dict[int, tuple[int, int]]
 
 
-class CheckedSource(Source):
+class CheckedSource:
     """A source that sums up the bytes of `storages` as they are read.
 
     Every reading method raises FormatError where a storage is not what was written once.
     """
 
     def __init__(self, source: Source, storages: Iterable[Storage]) -> None:
-        super().__init__(source.path, source.file, source.number)
+        self.source = source
+        self.name, self.nbytes, self.number = source.name, source.nbytes, source.number
         self.runs = [_Run(storage) for storage in sorted(storages, key=lambda found: found.offset)]
         self.starts = [run.storage.offset for run in self.runs]
 
-    def read_at(self, offset: int, count: int, what: str) -> bytes:
-        """Exactly `count` bytes at `offset`."""
-        data = super().read_at(offset, count, what)
+    def read_at(self, offset: int, nbytes: int, what: str) -> bytes:
+        """Read exactly `nbytes` at `offset`."""
+        data = self.source.read_at(offset, nbytes, what)
         self._sum_up(offset, memoryview(data))
         return data
 
     def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
         """Fill `buffer` from `offset` on."""
-        super().read_into(offset, buffer, what)
+        self.source.read_into(offset, buffer, what)
         self._sum_up(offset, buffer)
+
+    def close(self) -> None:
+        """Close what it reads from."""
+        self.source.close()
 
     def finish(self) -> None:
         """Read what is left of the storages of which a part has been read."""
@@ -134,10 +139,10 @@ class CheckedSource(Source):
 def damaged(source: Source, what: str, recorded: int, found: int) -> FormatError:
     """The refusal of bytes that have changed since they were written."""
     return FormatError(
-        source.where,
+        source.name,
         f"{what} is damaged: its bytes have changed since the file was written",
         expected=f"checksum {recorded:08x}, as the zip records it",
         found=f"checksum {found:08x}",
-        hint=f"copy or download the file again; wn inspect --check {path_word(source.path)}"
+        hint=f"copy or download the file again; wn inspect --check {path_word(source.name)}"
         " lists all that is damaged",
     )

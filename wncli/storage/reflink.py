@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 
-from wncli.storage.source import Source
+from wncli.storage.source import LocalSink, LocalSource, Sink, Source
 
 #: `_IOW(0x94, 9, int)` of linux/fs.h; ioctl_ficlone(2).
 _FICLONE = 0x40049409
@@ -16,8 +16,11 @@ _NOT_HERE = {
 }  # fmt: skip
 
 
-def clone(source: Source, descriptor: int) -> bool:
+def clone(source: Source, sink: Sink) -> bool:
     """Let a file share all the blocks of `source`; False where that cannot be done."""
+    if not (isinstance(source, LocalSource) and isinstance(sink, LocalSink)):
+        return False
+    descriptor = sink.file.fileno()
     try:
         fcntl.ioctl(descriptor, _FICLONE, source.file.fileno())
     except OSError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from wncli.errors import FileError
 from wncli.hints import path_word
 from wncli.storage.permissions import take_over
+from wncli.storage.source import LocalSink
 from wncli.storage.temporary import clear_leftovers, create_partial, uninterrupted
 
 
@@ -71,10 +72,10 @@ def target_of(output: Path) -> Path:
 
 
 @contextmanager
-def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path, int]]:
+def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path, LocalSink]]:
     """A new file of `nbytes` that takes `output`'s place when the block ends well.
 
-    It is given as its path so far and a descriptor. An existing file keeps its permissions and,
+    It is given as its path so far and what writes it. An existing file keeps its permissions and,
     where possible, its owner, and nobody else may read the new one at any moment; it is replaced
     only with `force`, and once the new one is on disk.
 
@@ -86,12 +87,13 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
     partial: Path | None = None
     try:
         with uninterrupted():
-            partial, descriptor = create_partial(target)
+            partial, file = create_partial(target)
+        descriptor = file.fileno()
         try:
             if target.exists():
                 take_over(descriptor, target, is_complete=False)
             allocate(descriptor, nbytes)
-            yield partial, descriptor
+            yield partial, LocalSink(file)
             if target.exists():
                 take_over(descriptor, target, is_complete=True)
                 os.fsync(descriptor)
@@ -102,7 +104,7 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
                 _rename_onto_nothing(partial, target)
         finally:
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                file.close()
     except BaseException as error:
         if partial:
             with uninterrupted(), contextlib.suppress(OSError):

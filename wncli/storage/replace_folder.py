@@ -13,8 +13,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from wncli.errors import FileError
 from wncli.formats.huggingface.names import index_format
@@ -70,22 +71,22 @@ class NewFiles:
         )
         self.sources: dict[str, Path] = {}
 
-    def create(self, name: str) -> IO[bytes]:
+    def create(self, name: str) -> FileIO:
         """A new file, for its owner alone where it is to have the permissions of another.
 
         Raises:
             OSError: the system does not let it be made.
         """
         mode = 0o600 if self.model_of(name) else 0o666
-        return open(self.path / name, "xb", opener=lambda path, how: os.open(path, how, mode))
+        return FileIO(self.path / name, "x", opener=partial(os.open, mode=mode))
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> FileIO:
         """A file that has been created, with its permissions from now on.
 
         Raises:
             OSError: the system does not let it be opened, or given its permissions.
         """
-        file = (self.path / name).open("r+b")
+        file = (self.path / name).open("r+b", buffering=0)
         try:
             self.permit(name, file.fileno(), is_complete=False)
         except BaseException:

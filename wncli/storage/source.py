@@ -1,25 +1,157 @@
-"""Reads bytes at places of a file that is taken as hostile: short reads are refused."""
+"""Where bytes are read from, and go to: a file here is the first kind of it.
+
+A file is taken as hostile: short reads are refused.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 from wncli.errors import FileError, FormatError
 
 #: The most bytes that are read at a time: large enough that a system call costs nothing, small
 #: enough for a core's cache.
 BLOCK = 1 << 20
-
-
 #: Bytes that are taken into memory at once, whether or not they are on the disk.
 _MOST_UNSTORED = 32 << 20
 
 
-def refuse_holes(descriptor: int, offset: int, count: int, where: str, what: str) -> None:
+class Source(Protocol):
+    """Bytes that can be read at any place, and from any thread: one file of a checkpoint.
+
+    `name` is what it is called in refusals, `nbytes` its size, and `number` its place among the
+    files that make up a checkpoint. `what` says what was to be read where it cannot be.
+    """
+
+    name: str
+    nbytes: int
+    number: int
+
+    def read_at(self, offset: int, nbytes: int, what: str) -> bytes:
+        """Read exactly `nbytes` at `offset`.
+
+        Raises:
+            FormatError: the file ends before.
+            FileError: the system cannot read it.
+        """
+
+    def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
+        """Fill `buffer` from `offset` on.
+
+        Raises:
+            FormatError: the file ends before.
+            FileError: the system cannot read it.
+        """
+
+    def close(self) -> None:
+        """Let go of it: what is open cannot be replaced on every system."""
+
+
+class Sink(Protocol):
+    """Where an output of known size is written, at any place and from any thread.
+
+    Both raise OSError where the system does not let them.
+    """
+
+    nbytes: int
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Write all of `data`, to begin at `offset`."""
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Read what has been written there."""
+
+
+class LocalSource:
+    """A file that is open for reading, and closed with this."""
+
+    def __init__(self, name: str, file: io.FileIO, number: int = 0) -> None:
+        self.name = name
+        self.number = number
+        self.file = file
+        self.nbytes = os.fstat(file.fileno()).st_size
+
+    def read_at(self, offset: int, nbytes: int, what: str) -> bytes:
+        """Read exactly `nbytes` at `offset`."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
+            raise truncated(self, what, offset + nbytes)
+        try:
+            data = os.pread(self.file.fileno(), nbytes, offset)
+        except OSError as error:
+            raise unreadable(self.name, error) from None
+        if len(data) == nbytes:
+            return data
+        whole = bytearray(nbytes)  # the system may give less: Linux no more than 2 GB at a time
+        self.read_into(offset, memoryview(whole), what)
+        return bytes(whole)
+
+    def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
+        """Fill `buffer` from `offset` on."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self.file.fileno(), [buffer[done:]], offset + done)
+            except OSError as error:
+                raise unreadable(self.name, error) from None
+            if not count:
+                raise truncated(self, what, offset + len(buffer))
+            done += count
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class LocalSink:
+    """A file that is open for reading and writing."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+        self.nbytes = os.fstat(file.fileno()).st_size
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Write all of `data`, to begin at `offset`."""
+        while data:
+            count = os.pwrite(self.file.fileno(), data, offset)
+            data = data[count:]
+            offset += count
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Read what has been written there."""
+        return os.pread(self.file.fileno(), nbytes, offset)
+
+
+def read_stored(source: Source, offset: int, nbytes: int, what: str) -> bytes:
+    """Read as `source.read_at`, what is read whole: it must not be a hole in the file.
+
+    Raises:
+        FormatError: the file ends before, or the bytes are stored nowhere.
+        FileError: the system cannot read it.
+    """
+    if isinstance(source, LocalSource) and offset + nbytes <= source.nbytes:
+        _refuse_holes(source, offset, nbytes, what)
+    return source.read_at(offset, nbytes, what)
+
+
+def truncated(source: Source, what: str, needed: int) -> FormatError:
+    """The refusal of a file that ends inside `what`."""
+    found = (
+        os.fstat(source.file.fileno()).st_size if isinstance(source, LocalSource) else source.nbytes
+    )
+    return FormatError(
+        source.name,
+        f"the file ends inside {what}",
+        expected=f"at least {needed:,} bytes",
+        found=f"{found:,} bytes",
+        hint="copy or download it again: it is truncated",
+    )
+
+
+def _refuse_holes(source: LocalSource, offset: int, count: int, what: str) -> None:
     """Hold what a run of bytes takes in memory against what it takes on the disk.
 
     Of a file of holes, which read as zeros, a few kilobytes can claim to be gigabytes.
@@ -29,7 +161,7 @@ def refuse_holes(descriptor: int, offset: int, count: int, where: str, what: str
     """
     if count <= _MOST_UNSTORED or not hasattr(os, "SEEK_DATA"):
         return
-    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    descriptor = source.file.fileno()
     stored, place, end = 0, offset, offset + count
     try:
         while place < end:
@@ -39,92 +171,13 @@ def refuse_holes(descriptor: int, offset: int, count: int, where: str, what: str
     except OSError as error:
         if error.errno != errno.ENXIO:  # which says that no more is stored
             return
-    finally:
-        os.lseek(descriptor, position, os.SEEK_SET)
     if count - stored > _MOST_UNSTORED:
         raise FormatError(
-            where,
+            source.name,
             f"{what} is a hole in the file",
             expected="bytes that are stored",
             found=f"{stored:,} of {count:,}",
             hint="copy or download the file again",
-        )
-
-
-class Source:
-    """An input file that is open for reading.
-
-    `file` is for reading headers in turn; `read_at` and `read_into` read anywhere and from any
-    thread. `number` is its place among the files that make up a checkpoint.
-    """
-
-    def __init__(self, path: Path, file: IO[bytes], number: int = 0) -> None:
-        self.path = path
-        self.file = file
-        self.number = number
-        self.descriptor = file.fileno()
-        self.nbytes = os.fstat(self.descriptor).st_size
-
-    @property
-    def where(self) -> str:
-        """The file's name as it is shown in refusals."""
-        return str(self.path)
-
-    def read_at(self, offset: int, count: int, what: str) -> bytes:
-        """Exactly `count` bytes at `offset`.
-
-        Raises:
-            FormatError: the file ends before; `what` says what was to be read.
-            FileError: the system cannot read it.
-        """
-        if offset < 0 or count < 0 or offset + count > self.nbytes:
-            raise self.truncated(what, offset + count)
-        try:
-            data = os.pread(self.descriptor, count, offset)
-        except OSError as error:
-            raise unreadable(self.where, error) from None
-        if len(data) == count:
-            return data
-        whole = bytearray(count)  # the system may give less: Linux no more than 2 GB at a time
-        self.read_into(offset, memoryview(whole), what)
-        return bytes(whole)
-
-    def read_stored(self, offset: int, count: int, what: str) -> bytes:
-        """As `read_at`, for what is read whole: it must not be a hole in the file.
-
-        Raises:
-            FormatError: the file ends before, or the bytes are stored nowhere.
-            FileError: the system cannot read it.
-        """
-        if offset + count <= self.nbytes:
-            refuse_holes(self.descriptor, offset, count, self.where, what)
-        return self.read_at(offset, count, what)
-
-    def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
-        """Fill `buffer` from `offset` on.
-
-        Raises:
-            FormatError: the file ends before.
-            FileError: the system cannot read it.
-        """
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
-            except OSError as error:
-                raise unreadable(self.where, error) from None
-            if not count:
-                raise self.truncated(what, offset + len(buffer))
-            done += count
-
-    def truncated(self, what: str, needed: int) -> FormatError:
-        """The refusal of a file that ends inside `what`."""
-        return FormatError(
-            self.where,
-            f"the file ends inside {what}",
-            expected=f"at least {needed:,} bytes",
-            found=f"{os.fstat(self.descriptor).st_size:,} bytes",
-            hint="copy or download it again: it is truncated",
         )
 
 

@@ -16,6 +16,8 @@ import signal
 import stat
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
+from io import FileIO
 from pathlib import Path
 
 from wncli.storage.permissions import first_mode
@@ -30,8 +32,8 @@ _ADDED = "added.json"
 _LONGEST_NAME = 200
 
 
-def create_partial(target: Path) -> tuple[Path, int]:
-    """A new temporary sibling of `target`, as a path and a descriptor that holds its lock.
+def create_partial(target: Path) -> tuple[Path, FileIO]:
+    """A new temporary sibling of `target`, as a path and the open file that holds its lock.
 
     Where there is a target, only its owner may read and write the sibling until it is told who.
 
@@ -40,11 +42,10 @@ def create_partial(target: Path) -> tuple[Path, int]:
     """
     while True:
         path = target.parent / _name_beside(target.name)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(path, flags, first_mode(target))
-        if _claim(descriptor):
-            return path, descriptor
-        os.close(descriptor)
+        file = FileIO(path, "x+", opener=partial(os.open, mode=first_mode(target)))
+        if _claim(file.fileno()):
+            return path, file
+        file.close()
 
 
 def create_partial_folder(parent: Path, name: str, mode: int) -> tuple[Path, int]:

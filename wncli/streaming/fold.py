@@ -60,7 +60,7 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split
         WeightNormError: a norm is beyond what the weight's dtype can hold.
     """
     source = sources[weight.storage.file]
-    where = f"{source.where}: {weight.name}"
+    where = f"{source.name}: {weight.name}"
     dtype = numpy_dtype(weight.dtype)
     blocks = TensorBlocks(source, weight, dim)
     norms = norms_of(blocks, wide=weight.dtype is DType.F64)
@@ -109,7 +109,7 @@ class Folding:
     """A pair that is being composed, v being read in `blocks`."""
 
     def __init__(self, sources: Sources, pair: Pair, blocks: TensorBlocks) -> None:
-        self.where = f"{blocks.source.where}: {pair.weight}"
+        self.where = f"{blocks.source.name}: {pair.weight}"
         self.pair = pair
         self.wide = DType.F64 in (pair.g.dtype, pair.v.dtype)
         self.dtype = numpy_dtype(pair.dtype)

@@ -41,7 +41,7 @@ class ShardIndex(NamedTuple):
 
 def is_index(source: Source) -> bool:
     """Whether a file that begins with a brace is meant as an index, by its name or its content."""
-    name = source.path.name
+    name = Path(source.name).name
     if index_format(name) or name.endswith(".index.json"):
         return True
     if source.nbytes > LONGEST_INDEX:
@@ -56,7 +56,8 @@ def read_index(source: Source) -> ShardIndex:
         FileError: the index is a link to nothing.
         FormatError: a rule of the format is broken, or a name leads out of the folder.
     """
-    resolve(source.path)
+    path = Path(source.name)
+    resolve(path)
     if source.nbytes > LONGEST_INDEX:
         raise _broken(
             source, "the file is too long", f"up to {LONGEST_INDEX:,} bytes", f"{source.nbytes:,}"
@@ -73,7 +74,7 @@ def read_index(source: Source) -> ShardIndex:
         )
     if not isinstance(metadata, dict):
         raise _broken(source, "metadata is no object", "{…}", type(metadata).__name__)
-    only = index_format(source.path.name)
+    only = index_format(path.name)
     suffixes = frozenset(
         suffix
         for name, listed in FORMATS.items()
@@ -87,7 +88,7 @@ def read_index(source: Source) -> ShardIndex:
         if file not in checked:
             _check_file_name(source, name, file, suffixes)
             checked.add(file)
-    return ShardIndex(source.path, weight_map, metadata)
+    return ShardIndex(path, weight_map, metadata)
 
 
 def _check_file_name(source: Source, tensor: str, file: str, suffixes: frozenset[str]) -> None:
@@ -109,7 +110,7 @@ def _check_file_name(source: Source, tensor: str, file: str, suffixes: frozenset
 
 def _broken(source: Source, problem: str, expected: str = "", found: str = "") -> FormatError:
     return FormatError(
-        source.where,
+        source.name,
         f"not a valid index of a sharded checkpoint: {problem}",
         expected=expected,
         found=found,

@@ -21,7 +21,7 @@ from wncli.formats.huggingface.shard_files import locate
 from wncli.formats.pickles.nodes import Node
 from wncli.formats.safetensors.reader import tied
 from wncli.notes import Note
-from wncli.storage.source import Source, unreadable
+from wncli.storage.source import LocalSource, Source, unreadable
 
 #: Open files that every system's default limit leaves room for.
 _FEW_FILES = 200
@@ -50,7 +50,7 @@ def open_shards(
     for number, (name, target) in enumerate(zip(names, targets, strict=True)):
         shown = index.path.with_name(name)
         try:
-            file = stack.enter_context(target.open("rb"))
+            file = stack.enter_context(target.open("rb", buffering=0))
         except OSError as error:
             refusal = unreadable(str(shown), error)
             if error.errno == errno.EMFILE:
@@ -58,7 +58,7 @@ def open_shards(
                     f"have the hard limit of open files raised to {len(names) + _FEW_FILES:,}"
                 )
             raise refusal from None
-        sources.append(Source(shown, file, number))
+        sources.append(LocalSource(str(shown), file, number))
         shards.append(Shard(name, _as_shard(read(sources[-1]))))
     return combine(path, index, tuple(shards)), tuple(sources)
 

@@ -12,7 +12,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
@@ -29,7 +29,7 @@ from wncli.formats.pickles.nodes import (
     Set,
     SetItems,
 )
-from wncli.storage.source import refuse_holes
+from wncli.storage.source import Source, read_stored
 
 #: Bytes of a file that are read at first; each further read doubles them.
 _WINDOW = 1 << 20
@@ -55,7 +55,7 @@ class Pickle(NamedTuple):
 
     `root` is the object, `protocol` the number that is declared (0 where none is); `globals`,
     `persistent_ids` and `calls` are all that an unpickler would import, look up and call on the
-    way, also what is not part of the object in the end.
+    way, also what is not part of the object in the end. It takes `nbytes` bytes.
     """
 
     root: Node
@@ -63,6 +63,7 @@ class Pickle(NamedTuple):
     globals: list[Global]
     persistent_ids: list[PersistentId]
     calls: list[Call]
+    nbytes: int
 
 
 class _Stop(Exception):  # noqa: N818 - control flow, never seen outside
@@ -73,31 +74,26 @@ class _AtEndError(Exception):
     """The bytes that have been read so far end inside an opcode."""
 
 
-def read_pickle(source: bytes | IO[bytes], where: str, size: int = 0) -> Pickle:
-    """Read one pickle; of a file, the one that begins at its position, to its end.
+def read_pickle(source: bytes | Source, where: str, start: int = 0) -> Pickle:
+    """Read one pickle to its end.
 
     Args:
-        source: the pickle, or a seekable file that stands where it begins.
+        source: the pickle, or a file that it is in.
         where: what to call it in a refusal.
-        size: bytes of the file, needed where `source` is one.
+        start: where in the file it begins.
 
     Raises:
         FormatError: no pickle, a truncated one, or one that no unpickler would take.
     """
     if isinstance(source, bytes):
         return _Machine(source, where).run()
-    start = source.tell()
-    data = source.read(_WINDOW)
+    size = source.nbytes - start
 
     def more(known: bytes) -> bytes:
-        count = max(len(known), _WINDOW)
-        refuse_holes(source.fileno(), source.tell(), count, where, "a pickle")
-        return known + source.read(count)
+        count = min(max(len(known), _WINDOW), size - len(known))
+        return known + read_stored(source, start + len(known), count, "a pickle")
 
-    machine = _Machine(data, where, start, size - start, more)
-    found = machine.run()
-    source.seek(start + machine.place)
-    return found
+    return _Machine(more(b""), where, start, size, more).run()
 
 
 class _Machine:
@@ -140,7 +136,10 @@ class _Machine:
                 self.go_on()
                 self.read_on()
         except _Stop:
-            return Pickle(self.pop(), self.protocol, self.globals, self.persistent_ids, self.calls)
+            root = self.pop()
+            return Pickle(
+                root, self.protocol, self.globals, self.persistent_ids, self.calls, self.place
+            )
         except (ValueError, OverflowError) as error:
             raise self.broken(str(error)) from None
 

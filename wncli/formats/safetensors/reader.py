@@ -14,7 +14,7 @@ from wncli.checkpoint.checkpoint import Checkpoint, StateDict
 from wncli.checkpoint.tensors import DType, Storage, TensorSpec, count_elements, row_major
 from wncli.errors import FormatError
 from wncli.formats.strict_json import parse_object
-from wncli.storage.source import Source
+from wncli.storage.source import Source, truncated
 
 _LENGTH = struct.Struct("<Q")
 #: The reference reader's own limit, in bytes.
@@ -53,7 +53,7 @@ def read_safetensors(source: Source) -> Checkpoint:
     listed = raw.count(b'"data_offsets"')
     if listed > _MOST_TENSORS:
         raise FormatError(
-            source.where,
+            source.name,
             "the header lists more tensors than any model has",
             expected=f"up to {_MOST_TENSORS:,}",
             found=f"{listed:,}",
@@ -65,12 +65,12 @@ def read_safetensors(source: Source) -> Checkpoint:
     _check_cover(source, tensors, data)
     tensors += tied(tensors, metadata or {})
     state_dicts = (StateDict("", tuple(tensors)),) if tensors else ()
-    return Checkpoint(source.where, "safetensors", source.nbytes, state_dicts, metadata=metadata)
+    return Checkpoint(source.name, "safetensors", source.nbytes, state_dicts, metadata=metadata)
 
 
 def _broken(source: Source, problem: str, expected: str = "", found: str = "") -> FormatError:
     return FormatError(
-        source.where, f"not a valid safetensors file: {problem}", expected=expected, found=found
+        source.name, f"not a valid safetensors file: {problem}", expected=expected, found=found
     )
 
 
@@ -174,7 +174,7 @@ def _check_cover(source: Source, tensors: list[TensorSpec], data: int) -> None:
             )
         place += spec.storage.nbytes
     if place > source.nbytes:
-        raise source.truncated("the tensors", place)
+        raise truncated(source, "the tensors", place)
     if place < source.nbytes:
         raise _broken(
             source, "bytes follow the last tensor", f"{place:,} bytes", f"{source.nbytes:,} bytes"

@@ -16,7 +16,7 @@ from wncli.formats.torch.tensors import StorageId
 from wncli.formats.torch.zip_end import broken_zip, read_end
 from wncli.formats.torch.zip_records import CENTRAL, CENTRAL_MAGIC, LOCAL, LOCAL_MAGIC
 from wncli.notes import Note
-from wncli.storage.source import BLOCK, Source
+from wncli.storage.source import BLOCK, Source, read_stored, truncated
 
 _ZIP64 = 0xFFFFFFFF
 _ZIP64_FIELD = 1
@@ -61,7 +61,7 @@ class Member(NamedTuple):
 def no_checkpoint(source: Source, members: list[str]) -> FormatError:
     """The refusal of a zip that PyTorch did not write, which has these members."""
     return FormatError(
-        source.where,
+        source.name,
         "this zip is no torch checkpoint",
         expected="a folder with a member data.pkl, as torch.save writes",
         found=", ".join(members[:5]) or "an empty archive",
@@ -78,7 +78,7 @@ class TorchArchive:
         #: The members that have been read and are not what was written.
         self.damaged: list[str] = []
         count, size, offset, end = read_end(source)
-        raw = source.read_stored(offset, size, "the zip's central directory")
+        raw = read_stored(source, offset, size, "the zip's central directory")
         place = 0
         folder = None
         folded: set[str] = set()
@@ -128,7 +128,7 @@ class TorchArchive:
         member = self.members[name]
         self.refuse_packed(member)
         place = self._data_offset(member)
-        content = self.source.read_stored(place, member.nbytes, f"member {name}")
+        content = read_stored(self.source, place, member.nbytes, f"member {name}")
         if member.crc not in (0, zlib.crc32(content)):
             self.damaged.append(name)
         return content
@@ -168,7 +168,7 @@ class TorchArchive:
         # Deflating makes nothing longer than this; what follows is no part of it.
         most = member.nbytes + (member.nbytes >> 8) + 64
         packed = min(member.packed, most)
-        raw = self.source.read_stored(self._data_offset(member), packed, f"member {name}")
+        raw = read_stored(self.source, self._data_offset(member), packed, f"member {name}")
         try:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, member.nbytes + 1)
         except zlib.error as error:
@@ -203,7 +203,7 @@ class TorchArchive:
         byteorder = self.read_short("byteorder") if self.has("byteorder") else b"little"
         if byteorder not in {b"little", b"big"}:
             raise FormatError(
-                self.source.where,
+                self.source.name,
                 "the member byteorder names no byte order",
                 expected="little",
                 found=repr(byteorder[:20]),
@@ -211,7 +211,7 @@ class TorchArchive:
             )
         if byteorder != b"little":
             raise FormatError(
-                self.source.where,
+                self.source.name,
                 "the tensors are stored big-endian",
                 expected="byteorder little",
                 found="byteorder big",
@@ -252,7 +252,7 @@ class TorchArchive:
         self.refuse_packed(member)
         offset = self._data_offset(member)
         if offset + member.nbytes > self.source.nbytes:
-            raise self.source.truncated(f"storage data/{identity.key}", offset + member.nbytes)
+            raise truncated(self.source, f"storage data/{identity.key}", offset + member.nbytes)
         # PyTorch can be told to compute no checksums (set_crc32_options), and then records 0.
         crc = member.crc or None
         return Storage(

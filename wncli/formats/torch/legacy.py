@@ -15,7 +15,7 @@ from wncli.formats.pickles.reader import Pickle, read_pickle
 from wncli.formats.torch.calls import find_calls
 from wncli.formats.torch.state_dicts import read_tree
 from wncli.formats.torch.tensors import StorageId, class_of, read_storage_id
-from wncli.storage.source import Source
+from wncli.storage.source import Source, truncated
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 #: LONG1 of ten bytes: the magic number, as every protocol from 2 on pickles it.
@@ -30,12 +30,15 @@ def read_torch_legacy(source: Source) -> Checkpoint:
     Raises:
         FormatError: the file is truncated, or its parts disagree.
     """
-    source.file.seek(0)
-    pickles = [read_pickle(source.file, source.where, source.nbytes) for _ in range(5)]
+    pickles: list[Pickle] = []
+    nbytes = 0
+    for _ in range(5):
+        pickles.append(read_pickle(source, source.name, nbytes))
+        nbytes += pickles[-1].nbytes
     magic, version, system, content, keys = pickles
     if version.root != _PROTOCOL_VERSION:
         raise FormatError(
-            source.where,
+            source.name,
             "this legacy torch file has an unknown version",
             expected=str(_PROTOCOL_VERSION),
             found=brief(version.root),
@@ -43,20 +46,19 @@ def read_torch_legacy(source: Source) -> Checkpoint:
     facts = {key: value for key, value in entries_of(system.root) or [] if isinstance(key, str)}
     if not isinstance(facts.get("little_endian"), bool):
         raise FormatError(
-            source.where,
+            source.name,
             "the file does not say the byte order of its tensors",
             expected="little_endian: True",
             hint="copy or download the file again",
         )
     if facts["little_endian"] is not True:
         raise FormatError(
-            source.where,
+            source.name,
             "the tensors are stored big-endian",
             expected="little_endian: True",
             hint="load it with torch.load and save it again on a little-endian machine",
         )
-    nbytes = source.file.tell()
-    storages = _locate_all(source, content, keys.root)
+    storages = _locate_all(source, content, keys.root, nbytes)
 
     def locate(identity: StorageId) -> Storage:
         whole = storages[identity.key]
@@ -65,7 +67,7 @@ def read_torch_legacy(source: Source) -> Checkpoint:
         key, offset, numel = identity.view
         itemsize = identity.dtype.itemsize if identity.dtype else 1
         if (offset + numel) * itemsize > whole.nbytes:
-            raise FormatError(source.where, f"view {key!r} reaches beyond storage {identity.key!r}")
+            raise FormatError(source.name, f"view {key!r} reaches beyond storage {identity.key!r}")
         return Storage(
             f"{len(identity.key)}:{identity.key}/{key}",
             whole.offset + offset * itemsize,
@@ -75,9 +77,9 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             source.number,
         )
 
-    found = read_tree(content, nbytes, locate, source.where, is_legacy=True)
+    found = read_tree(content, nbytes, locate, source.name, is_legacy=True)
     return Checkpoint(
-        source.where,
+        source.name,
         "torch legacy",
         source.nbytes,
         found.state_dicts,
@@ -89,39 +91,38 @@ def read_torch_legacy(source: Source) -> Checkpoint:
     )
 
 
-def _locate_all(source: Source, content: Pickle, keys: Node) -> dict[str, Storage]:
-    """The storages in the order in which the file lists them."""
+def _locate_all(source: Source, content: Pickle, keys: Node, place: int) -> dict[str, Storage]:
+    """The storages in the order in which the file lists them, which begin at `place`."""
     identities: dict[str, StorageId] = {}
     for node in content.persistent_ids:
         if not class_of(node):
-            identity = read_storage_id(node, source.where, is_legacy=True)
+            identity = read_storage_id(node, source.name, is_legacy=True)
             known = identities.setdefault(identity.key, identity)
             if known.nbytes != identity.nbytes:
-                raise FormatError(source.where, f"storage {identity.key!r} has two sizes")
+                raise FormatError(source.name, f"storage {identity.key!r} has two sizes")
     listed = {key for key in keys if isinstance(key, str)} if isinstance(keys, list) else None
     if listed is None or listed != set(identities) or len(listed) != len(keys):
         raise FormatError(
-            source.where,
+            source.name,
             "the list of storages does not fit the tensors",
             expected=f"{len(identities)} storages",
             found=f"{len(keys)}" if isinstance(keys, list) else brief(keys),
         )
     found: dict[str, Storage] = {}
-    place = source.file.tell()
     for key in keys:
         identity = identities[key]
         (numel,) = _COUNT.unpack(source.read_at(place, _COUNT.size, f"storage {key!r}"))
         place += _COUNT.size
         if numel != identity.numel:
             raise FormatError(
-                source.where,
+                source.name,
                 f"storage {key!r} has the wrong size",
                 expected=f"{identity.numel} elements",
                 found=f"{numel}",
                 hint="copy or download the file again",
             )
         if place + identity.nbytes > source.nbytes:
-            raise source.truncated(f"storage {key!r}", place + identity.nbytes)
+            raise truncated(source, f"storage {key!r}", place + identity.nbytes)
         # "=" tells a whole storage from a view, whatever the keys of both are.
         found[key] = Storage(
             f"={key}", place, identity.nbytes, None, identity.location, source.number

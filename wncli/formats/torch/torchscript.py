@@ -54,21 +54,21 @@ def read_torchscript(archive: TorchArchive) -> Checkpoint:
     source = archive.source
     if not archive.has("data.pkl"):
         raise FormatError(
-            source.where, "this TorchScript archive has no module", expected="a member data.pkl"
+            source.name, "this TorchScript archive has no module", expected="a member data.pkl"
         )
     archive.refuse_big_endian()
     pickle = archive.read("data.pkl")
-    pickled = read_pickle(pickle, f"{source.where}: data.pkl")
+    pickled = read_pickle(pickle, f"{source.name}: data.pkl")
     root = pickled.root
     references: dict[PersistentId, tuple[StorageId, Storage]] = {}
     for node in pickled.persistent_ids:
-        identity = read_storage_id(node, source.where)
+        identity = read_storage_id(node, source.name)
         references[node] = (identity, archive.locate(identity))
-    allowance = allowance_for(source.where, len(pickle))
+    allowance = allowance_for(source.name, len(pickle))
     reader = ModuleReader(_Code(archive, allowance).read_module, references, allowance)
     if reader.module(root) is None:
         raise FormatError(
-            source.where,
+            source.name,
             "the content of this TorchScript archive is no module",
             expected="an object of a class that its code declares as a Module",
         )
@@ -80,10 +80,10 @@ def read_torchscript(archive: TorchArchive) -> Checkpoint:
     pickles = [pickled]
     if archive.has("constants.pkl"):
         constants = archive.read("constants.pkl")
-        pickles.append(read_pickle(constants, f"{source.where}: constants.pkl"))
+        pickles.append(read_pickle(constants, f"{source.name}: constants.pkl"))
     calls = find_calls(pickles, None)
     return Checkpoint(
-        source.where,
+        source.name,
         "TorchScript",
         source.nbytes,
         (state_dict,),
@@ -93,7 +93,7 @@ def read_torchscript(archive: TorchArchive) -> Checkpoint:
 
 
 def _without_parameters(archive: TorchArchive) -> FormatError:
-    where = archive.source.where
+    where = archive.source.name
     if any(name.startswith("constants/") for name in archive.members):
         return FormatError(
             where,
@@ -156,7 +156,7 @@ class _Code:
         self.left -= self.archive.members[path].nbytes
         if self.left < 0:
             raise FormatError(
-                self.archive.source.where,
+                self.archive.source.name,
                 "the code of this TorchScript archive is too long",
                 expected=f"no more than {_MOST_CODE:,} bytes",
             )

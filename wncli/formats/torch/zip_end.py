@@ -5,6 +5,8 @@ Layout: APPNOTE.TXT (PKWARE) 4.3.14 to 4.3.16.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from wncli.errors import FormatError
 from wncli.formats.distributed import distributed_file
 from wncli.formats.torch.zip_records import (
@@ -15,7 +17,7 @@ from wncli.formats.torch.zip_records import (
     LOCAL_MAGIC,
     LOCATOR64,
 )
-from wncli.storage.source import Source
+from wncli.storage.source import Source, truncated
 
 _END_MAGIC = b"PK\x05\x06"
 _LONGEST_COMMENT = 0xFFFF
@@ -26,7 +28,7 @@ _END64_HEAD = 12
 def broken_zip(source: Source, what: str, expected: str, found: str) -> FormatError:
     """The refusal of an archive that contradicts itself."""
     return FormatError(
-        source.where,
+        source.name,
         f"the zip archive is damaged: {what}",
         expected=expected,
         found=found,
@@ -41,7 +43,7 @@ def _tail(source: Source) -> tuple[bytes, int, int]:
     tail = source.read_at(start, size, "the zip's end record")
     place = tail.rfind(_END_MAGIC)
     if place < 0 or place + END.size > len(tail):
-        raise source.truncated("the zip archive: its end record is missing", start + size + 1)
+        raise truncated(source, "the zip archive: its end record is missing", start + size + 1)
     return tail, start, place
 
 
@@ -119,7 +121,7 @@ def _refuse_several(source: Source) -> None:
     shift = find_shift(source) or 0
     if shift > 0 and source.read_at(shift, len(LOCAL_MAGIC), "a zip archive") == LOCAL_MAGIC:
         what = "a file of several zip archives, as the parts of a distributed checkpoint are"
-        raise distributed_file(source.path, what)
+        raise distributed_file(Path(source.name), what)
 
 
 def _starts_directory(source: Source, place: int) -> bool:

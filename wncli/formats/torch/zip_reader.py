@@ -33,10 +33,10 @@ def read_torch_zip(source: Source) -> Checkpoint:
     archive.refuse_version()
     archive.refuse_big_endian()
     pickle = archive.read("data.pkl")
-    pickled = read_pickle(pickle, f"{source.where}: data.pkl")
-    found = read_tree(pickled, len(pickle), archive.locate, source.where)
+    pickled = read_pickle(pickle, f"{source.name}: data.pkl")
+    found = read_tree(pickled, len(pickle), archive.locate, source.name)
     return Checkpoint(
-        source.where,
+        source.name,
         "torch",
         source.nbytes,
         found.state_dicts,
@@ -49,7 +49,7 @@ def read_torch_zip(source: Source) -> Checkpoint:
 
 
 def _refuse_lookalikes(archive: TorchArchive) -> None:
-    where = archive.source.where
+    where = archive.source.name
     if archive.has(".data/extern_modules"):
         raise FormatError(
             where,

@@ -31,6 +31,7 @@ from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Node, PersistentId
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.pickles.writer import write_pickle
+from wncli.storage.source import LocalSource
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 DEEP = 100_000
@@ -469,13 +470,18 @@ def test_persistent_ids_are_kept_as_data_and_can_be_exchanged() -> None:
         assert Unpickler(io.BytesIO(data)).load() == [["storage", 7, "new"], 1]
 
 
-def test_several_pickles_of_one_file_are_read_one_after_another() -> None:
+def test_several_pickles_of_one_file_are_read_one_after_another(tmp_path: pathlib.Path) -> None:
     values = [1, ["a"], {"b": None}]
     data = b"".join(pickle.dumps(value, 2) for value in values)
-    file = io.BytesIO(data + b"raw")
-    found = [read_pickle(file, "a test", len(data) + 3).root for _ in values]
+    (tmp_path / "file").write_bytes(data + b"raw")
+    place, found = 0, []
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        for _ in values:
+            read = read_pickle(LocalSource("file", file), "a test", place)
+            found.append(read.root)
+            place += read.nbytes
     assert found[:2] == values[:2]
-    assert file.read() == b"raw"
+    assert place == len(data)
 
 
 # -- Python 2 ---------------------------------------------------------------------------------
