@@ -124,7 +124,7 @@ class _Finding(NamedTuple):
 
 
 def _view(pair: Pair) -> object:
-    """What tied pairs have in common."""
+    """Return what tied pairs have in common."""
     return pair.g.view, pair.v.view, pair.dim, pair.stale.view if pair.stale else None
 
 
@@ -143,7 +143,7 @@ def _numbers(sources: Sources, spec: TensorSpec) -> tuple[int, int]:
 
 
 def _pair(sources: Sources, pair: Pair, *, is_odd: bool) -> Iterator[_Finding]:
-    """What is wrong with a pair; `is_odd` says that g or v has NaN or Inf."""
+    """Return what is wrong with a pair; `is_odd` says that g or v has NaN or Inf."""
     blocks = TensorBlocks(sources[pair.v.storage.file], pair.v, pair.dim)
     norms = norms_of(blocks, wide=DType.F64 in (pair.g.dtype, pair.v.dtype))
     count = len(norms.high)

@@ -91,7 +91,7 @@ def compare_weights(
 
 
 def _view(item: Pair | TensorSpec) -> object:
-    """What tied weights have in common."""
+    """Return what tied weights have in common."""
     return (item.g.view, item.v.view, item.dim) if isinstance(item, Pair) else item.view
 
 

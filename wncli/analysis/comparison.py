@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as plain values for `json.dumps`, with the keys of every report."""
+        """Return the comparison as plain values for `json.dumps`, with the keys of every report."""
         found = {"schema": SCHEMA, "command": "compare", **plain(self)}
         found |= {"output": None, "layers": [], "equal": self.equal}
         found["parameters"] = self.parameters.to_json()

@@ -92,7 +92,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
 
 
 def _view(match: _Match) -> object:
-    """What matches of tied tensors have in common."""
+    """Return what matches of tied tensors have in common."""
     before, after = (
         (item.g.view, item.v.view, item.dim) if isinstance(item, Pair) else item.view
         for item in (match.before, match.after)

@@ -99,7 +99,7 @@ class Shard(NamedTuple):
 
 
 def aliases(checkpoint: Checkpoint, state_dict: StateDict) -> set[str]:
-    """The names that safetensors metadata gives to tensors which are stored under another name."""
+    """Return the names that safetensors metadata gives to tensors stored under another."""
     if checkpoint.metadata is None:
         return set()
     return {spec.name for spec in state_dict.tensors if spec.storage.key != spec.name}

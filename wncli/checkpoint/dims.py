@@ -37,7 +37,7 @@ def resolve_dim(dim: int | None, rank: int, where: str = "") -> int | None:
 
 
 def magnitude_shape(shape: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
-    """The shape of g for a weight of this shape: size 1 on every axis but `dim`; `()` for None."""
+    """Return g's shape for a weight of this shape: 1 on every axis but `dim`; `()` for None."""
     if dim is None:
         return ()
     return tuple(size if axis == dim else 1 for axis, size in enumerate(shape))
@@ -70,7 +70,7 @@ def fitting_dims(g_shape: tuple[int, ...], v_shape: tuple[int, ...]) -> tuple[in
 
 
 def slices(shape: tuple[int, ...], dim: int | None) -> tuple[int, int, int]:
-    """The row-major `shape` seen from `dim`: `(outer, channels, inner)`, a slice per channel."""
+    """See a row-major `shape` from `dim`: `(outer, channels, inner)`, a slice per channel."""
     if dim is None:
         return 1, 1, math.prod(shape)
     return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])

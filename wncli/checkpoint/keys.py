@@ -30,12 +30,12 @@ Keys = tuple[Key, ...]
 
 
 def shown(keys: Keys) -> str:
-    """A path for people: `generator`, `model.ema`; empty for the top."""
+    """Return a path for people: `generator`, `model.ema`; empty for the top."""
     return ".".join(map(shown_key, keys))
 
 
 def shown_key(key: Key) -> str:
-    """A key as it is shown in a path, and typed."""
+    """Return a key as it is shown in a path, and typed."""
     match key:
         case str():
             return key or "''"

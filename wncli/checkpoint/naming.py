@@ -35,13 +35,13 @@ class Half(NamedTuple):
 
 
 def split(name: str) -> tuple[str, str]:
-    """A tensor's full name as `(module, parameter)`; the module of a bare name is empty."""
+    """Return a tensor's full name as `(module, parameter)`; the module of a bare name is empty."""
     module, _, parameter = name.rpartition(".")
     return (module, parameter) if module else ("", name)
 
 
 def join(module: str, parameter: str) -> str:
-    """The inverse of `split`."""
+    """Return the inverse of `split`."""
     return f"{module}.{parameter}" if module else parameter
 
 
@@ -123,7 +123,7 @@ def pair_names(weight: str, naming: Naming) -> tuple[str, str]:
 
 
 def parametrized_weight(name: str) -> str | None:
-    """The weight that a tensor of this name helps to parametrize, or None.
+    """Return the weight that a tensor of this name helps to parametrize, or None.
 
     `conv.parametrizations.weight.0._u` belongs to `conv.weight`.
     """

@@ -26,7 +26,7 @@ class PrefixMap(NamedTuple):
     add: str = ""
 
     def rename(self, name: str) -> str | None:
-        """The name on the other side; None for a name without the prefix."""
+        """Return the name on the other side; None for a name without the prefix."""
         return self.add + name[len(self.strip) :] if name.startswith(self.strip) else None
 
     @property
@@ -94,14 +94,14 @@ class Names:
         return len(self.all)
 
     def starting_with(self, prefix: str) -> Collection[str]:
-        """The names that begin with a prefix, which ends with a dot or is empty."""
+        """Return the names that begin with a prefix, which ends with a dot or is empty."""
         if not prefix:
             return self.all
         end = f"{prefix[:-1]}/"  # which comes next to the dot
         return self.sorted[bisect_left(self.sorted, prefix) : bisect_left(self.sorted, end)]
 
     def wrappers_below(self, top: str) -> list[str]:
-        """The wrappers' prefix below a prefix of names, if any has both."""
+        """Return the wrappers' prefix below a prefix of names, if any has both."""
         below = [name[len(top) :] for name in self.starting_with(top)] if top else []
         return [wrapper] if (wrapper := _wrapper(below)) else []
 
@@ -109,7 +109,7 @@ class Names:
 def find_prefix_map(
     names: Collection[str], others: Collection[str], roots: Iterable[str]
 ) -> PrefixMap:
-    """The prefixes that make most of `names` meet `others`; none where none does better.
+    """Return the prefixes that make most of `names` meet `others`; none where none does better.
 
     Wrappers and the `roots` are tried, and any other prefix if with it one side meets in full.
     """
@@ -154,7 +154,7 @@ def _count(prefixes: PrefixMap, names: Names, others: Names) -> int:
 
 
 def _wrapper(names: Collection[str]) -> str:
-    """The wrappers' prefix that all names have in common."""
+    """Return the wrappers' prefix that all names have in common."""
     prefix = ""
     while names:
         more = next(

@@ -78,7 +78,7 @@ NORMALIZABLE = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
 
 
 def product_dtype(g: DType, g_rank: int, v: DType) -> DType:
-    """The dtype of `g * v / ||v||` in PyTorch: the wider one, though a g without dims is no reason.
+    """Return the dtype of `g * v / ||v||` in PyTorch: the wider; a g without dims is no reason.
 
     Source: PyTorch `torch.result_type`; float16 and bfloat16 meet in float32.
     """
@@ -162,7 +162,7 @@ class TensorSpec(NamedTuple):
 
 
 def count_elements(shape: tuple[int, ...]) -> int | None:
-    """The product of the sizes, or None where it is more than 64 bits can count on the way."""
+    """Give the product of the sizes, or None where it is more than 64 bits can count on the way."""
     count = 1
     for size in shape:
         count *= size

@@ -52,7 +52,7 @@ class Found(NamedTuple):
 
 
 def look_into(source: Source, start: bytes) -> Found | None:
-    """What an archive or a compressed file is that begins so; None where it is neither."""
+    """Return what an archive or a compressed file is that begins so; None where it is neither."""
     for magic, (name, suffix, unpack) in _COMPRESSED.items():
         if start.startswith(magic):
             stream = _unpacked(source, name)
@@ -153,7 +153,7 @@ def _tar(source: Source, stream: io.BufferedReader[_Bounded], what: str) -> Foun
 
 
 def _members(stream: io.BufferedReader[_Bounded]) -> dict[str, bool]:
-    """The first members, and whether they begin as a checkpoint does.
+    """Return the first members, and whether they begin as a checkpoint does.
 
     Those behind what may be unpacked are not found.
     """

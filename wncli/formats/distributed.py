@@ -83,7 +83,7 @@ def _refuse_deepspeed(folder: Path, files: list[str], folders: list[str]) -> Non
 
 
 def _deepspeed(where: Path, top: Path, tag: Path, names: list[str]) -> FileError:
-    """The refusal of a folder that DeepSpeed wrote: `top` is what it saved to, `tag` one step."""
+    """Refuse what DeepSpeed wrote: `top` is the folder that it saved to, `tag` one step."""
     whole = [name for name in names if _WHOLE.fullmatch(name)]
     if len(whole) == 1 and not any("zero_pp" in n and "model_states" in n for n in names):
         hint = f"wn inspect {path_word(tag / whole[0])}"
@@ -138,7 +138,7 @@ def refuse_distributed_file(path: Path, start: bytes) -> None:
 
 
 def distributed_file(path: Path, what: str) -> FormatError:
-    """The refusal of one file of a distributed checkpoint."""
+    """Make the refusal of one file of a distributed checkpoint."""
     is_whole = any(map(_METADATA.fullmatch, (entry.name for entry in path.parent.iterdir())))
     return FormatError(
         str(path),
@@ -151,7 +151,7 @@ def distributed_file(path: Path, what: str) -> FormatError:
 
 
 def gather_command(folder: Path) -> str:
-    """What makes one torch file of a folder that torch.distributed.checkpoint wrote."""
+    """Return what makes one torch file of a folder that torch.distributed.checkpoint wrote."""
     if not (folder / ".metadata").exists():  # each rank has written its own
         return "load it with torch.distributed.checkpoint.load on as many ranks as wrote it"
     gathered = free_path(_above(folder) / f"{folder.resolve().name}.pt")

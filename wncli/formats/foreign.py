@@ -33,7 +33,7 @@ _KNOWN = {
 
 
 def refuse_file(source: Source, start: bytes) -> FormatError:
-    """The refusal of a file that is no checkpoint and begins with `start`."""
+    """Make the refusal of a file that is no checkpoint and begins with `start`."""
     refuse_distributed_file(Path(source.name), start)
     found = _what(source, start)
     return FormatError(
@@ -76,7 +76,7 @@ def _by_name(source: Source, start: bytes) -> Found:
 
 
 def _disguised_zip(source: Source, start: bytes) -> Found | None:
-    """A zip archive with a sound end that does not start as one."""
+    """Return a zip archive with a sound end that does not start as one."""
     path = Path(source.name)
     file = path_word(path)
     new = free_path(path.with_name(f"{path.stem}-zip{path.suffix or '.pt'}"))

@@ -112,7 +112,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint, Sources]:
-    """What a file holds, or the files that it is the index of."""
+    """Return what a file holds, or the files that it is the index of."""
     start = source.read_at(0, min(LONGEST_START, source.nbytes), "the first bytes")
     if start.lstrip().startswith(b"{") and b"\0" not in start[:8]:  # no safetensors' length
         from wncli.formats.huggingface.index import is_index, read_index

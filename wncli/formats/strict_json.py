@@ -22,7 +22,7 @@ Broken = Callable[[str, str, str], FormatError]
 def parse_object(
     raw: bytes, what: str, broken: Broken, parse_int: Callable[[str], int] | None = None
 ) -> dict[str, Any]:
-    """The JSON object that `raw` is.
+    """Return the JSON object that `raw` is.
 
     Args:
         raw: the text's bytes; whoever reads them bounds their number.

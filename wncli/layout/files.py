@@ -99,7 +99,7 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
 
 
 def _lost_with_files(output: Output, shards: Sequence[ShardOutput]) -> tuple[Note, ...]:
-    """What is no tensor in files of the input of which no tensor is left, so that none is made."""
+    """Note what is no tensor in files of the input of which no tensor is left."""
     held = {entry.path for shard in shards for entry in shard.output.checkpoint.entries}
     for shard in shards:
         held.update(*(part.state_dict.others for part in shard.output.state_dicts))
@@ -113,7 +113,7 @@ def _companion_notes(companions: Sequence[Path]) -> tuple[Note, ...]:
 
 
 def _whole_file(checkpoint: Checkpoint, shard: ShardOutput) -> Layout:
-    """A shard that no action changes, as the file it is."""
+    """Return a shard that no action changes, as the file it is."""
     number = shard.copy_of or 0
     own = checkpoint.shards[number].checkpoint
     (state_dict,) = own.state_dicts
@@ -126,7 +126,7 @@ def _whole_file(checkpoint: Checkpoint, shard: ShardOutput) -> Layout:
 def _index(
     output: Output, output_format: FormatName, files: Sequence[tuple[str, Layout]]
 ) -> tuple[str, bytes]:
-    """The index of the shards, as `save_pretrained` writes it."""
+    """Return the index of the shards, as `save_pretrained` writes it."""
     weight_map = {name: file for file, layout in files for name in layout.names}
     results = [result for part in output.state_dicts for result in part.results]
     content = {
@@ -140,7 +140,7 @@ def _index(
 
 
 def _companions(folder: Path) -> tuple[Path, ...]:
-    """The small files beside a checkpoint that go with it: its config, its tokenizer."""
+    """Return the small files beside a checkpoint that go with it: its config, its tokenizer."""
     return tuple(
         entry
         for entry in sorted(folder.iterdir())

@@ -107,7 +107,7 @@ def _decompose(
 
 
 def _spellings(surveys: Sequence[Survey]) -> dict[str, Naming]:
-    """What `auto` means under each root: the spelling found there, else anywhere, else hook."""
+    """Say what `auto` means under each root: the spelling there, else anywhere, else hook."""
     anywhere: Naming = next((p.naming for found in surveys for p in found.pairs), "hook")
     return {
         found.state_dict.root: found.pairs[0].naming if found.pairs else anywhere

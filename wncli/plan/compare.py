@@ -129,7 +129,7 @@ def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Surve
 
 
 def _shape(item: Pair | TensorSpec) -> tuple[int, ...]:
-    """The shape in elements; torch counts bytes where two elements make one."""
+    """Return the shape in elements; torch counts bytes where two elements make one."""
     if item.dtype is DType.F4X2 and item.shape:
         return (*item.shape[:-1], 2 * item.shape[-1])
     return item.shape
@@ -142,7 +142,7 @@ def _stored(surveys: Sequence[Survey]) -> int:
 
 
 def _chosen(plan: ComparePlan, request: Request) -> ComparePlan:
-    """What `-l` and `-x` leave; the rules speak of A's names, and of names that are B's alone."""
+    """Apply the rules; they speak of A's names, and of names that are B's alone."""
     if not (request.layers or request.exclude):
         return plan
     items = {

@@ -65,7 +65,7 @@ def decide_target(
 
 
 def format_of(output: Path, checkpoint: Checkpoint) -> FormatName:
-    """What OUTPUT's suffix says; without a suffix, as HiFi-GAN's files, the input's kind.
+    """Return what OUTPUT's suffix says; without a suffix, as HiFi-GAN's files, the input's kind.
 
     Raises:
         UsageError: the suffix says no format.
@@ -84,7 +84,7 @@ def format_of(output: Path, checkpoint: Checkpoint) -> FormatName:
 
 
 def beside(folder: Path, checkpoint: Path, chosen: FormatName | None) -> Path:
-    """The OUTPUT in `folder` for one of several inputs: its name, the suffix that of the format."""
+    """Name the output of one of several inputs: its name, with the suffix of the format."""
     if checkpoint.name in {"", ".."}:
         checkpoint = checkpoint.resolve()
     suffix = checkpoint.suffix.lower()
@@ -96,7 +96,7 @@ def beside(folder: Path, checkpoint: Path, chosen: FormatName | None) -> Path:
 
 
 def parse_size(text: str) -> int:
-    """A size as it is typed, `5GB` or `500MiB` or a number of bytes.
+    """Return a size as it is typed, `5GB` or `500MiB` or a number of bytes.
 
     Raises:
         UsageError: it is none.

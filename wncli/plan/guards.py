@@ -264,7 +264,7 @@ def refuse_growth(
 
 
 def _growth(specs: Iterable[TensorSpec]) -> int:
-    """The bytes that these tensors would take beyond those that they are stored in."""
+    """Return the bytes that these tensors would take beyond those that they are stored in."""
     taken: dict[tuple[int, str], int] = {}
     held: dict[tuple[int, str], int] = {}
     for spec in {spec.view: spec for spec in specs}.values():
@@ -275,7 +275,7 @@ def _growth(specs: Iterable[TensorSpec]) -> int:
 
 
 def _refuse_objects(plan: Plan) -> None:
-    """A module's tensors can be read without its class, but no module be made of others.
+    """Refuse to write a whole module, whose tensors can be read but not put back.
 
     Args:
         plan: what is to be written to a torch file.
@@ -335,7 +335,7 @@ def _refuse_calls(plan: Plan) -> None:
 
 
 def _without_calls(plan: Plan, left: Sequence[DangerousCall]) -> str:
-    """What to type to leave these calls out."""
+    """Return what to type to leave these calls out."""
     from wncli.formats.torch.calls import calls_left, entries_to_drop
 
     checkpoint = plan.checkpoint

@@ -17,7 +17,7 @@ from wncli.plan.ungathered import ungathered_notes
 
 
 def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
-    """What removal would find: the chosen pairs as they stand, nothing refused.
+    """Return what removal would find: the chosen pairs as they stand, nothing refused.
 
     Raises:
         UsageError: a rule or root that matches nothing.

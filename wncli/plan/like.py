@@ -161,7 +161,7 @@ def _action(
     target: Pair | TensorSpec,
     name: str,
 ) -> Action | None:
-    """What makes `source` like `target`; None where their shapes differ."""
+    """Return what makes `source` like `target`; None where their shapes differ."""
     if source.shape != target.shape:
         return None
     if isinstance(target, TensorSpec):

@@ -24,7 +24,7 @@ _MOST_VISITS = 1 << 18
 
 
 def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
-    """What a state dict holds by plain names, in its order; stale weights are passed over."""
+    """Give what a state dict holds by plain names, in its order; stale weights are passed over."""
     by_name: dict[str, Pair] = {}
     for pair in found.pairs:
         by_name |= dict.fromkeys((spec.name for spec in pair.tensors), pair)
@@ -38,7 +38,7 @@ def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
 def split_only(
     only: str | None, ours: Collection[str], theirs: Collection[str]
 ) -> tuple[str | None, str | None]:
-    """What `--only ROOT`, or `--only OURS=THEIRS`, names on each side; None takes all there.
+    """Return what `--only ROOT`, or `--only OURS=THEIRS`, names on each side; None takes all there.
 
     Raises:
         UsageError: neither side has such a root.

@@ -125,7 +125,7 @@ def dropped(checkpoint: Checkpoint, request: Request) -> frozenset[Keys]:
 
 
 def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
-    """The refusal of an `--only` that is no root of the checkpoint."""
+    """Make the refusal of an `--only` that is no root of the checkpoint."""
     roots = [state_dict.root or "the top" for state_dict in checkpoint.state_dicts]
     return UsageError(
         f"--only {only}",
@@ -135,14 +135,14 @@ def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
 
 
 def listing(checkpoint: Checkpoint) -> str:
-    """What to type to see all names."""
+    """Return what to type to see all names."""
     return f"wn inspect --tensors {path_word(checkpoint.name)}"
 
 
 def chosen_pairs(
     checkpoint: Checkpoint, surveys: Sequence[Survey], request: Request
 ) -> dict[tuple[str, str], Pair]:
-    """The pairs that the rules take, by root and full name of the weight.
+    """Return the pairs that the rules take, by root and full name of the weight.
 
     Raises:
         UsageError: an `-l` rule matches nothing.
@@ -171,7 +171,7 @@ def look_alike_reasons(surveys: Sequence[Survey]) -> dict[str, str]:
 def pass_look_alikes(
     checkpoint: Checkpoint, surveys: Sequence[Survey], request: Request
 ) -> list[Note]:
-    """Notes on what only looks like weight norm, where it may be passed over.
+    """Note what only looks like weight norm, where it may be passed over.
 
     Raises:
         WeightNormError: the rules take something that is meant as weight norm and is broken.
@@ -186,7 +186,7 @@ def pass_look_alikes(
 
 
 def look_alike_notes(surveys: Sequence[Survey]) -> list[Note]:
-    """Notes on all that only looks like weight norm."""
+    """Note all that only looks like weight norm."""
     return [_look_alike_note(found, alike) for found in surveys for alike in found.look_alikes]
 
 
@@ -220,7 +220,7 @@ def parts_of(
 
 
 def _after(gone: Mapping[Keys, Sequence[int]], keys: Keys) -> Keys:
-    """The path of what stands at `keys` once items before it are gone from the lists on the way.
+    """Move the path of what is at `keys` up, once items before it are gone from the lists.
 
     `gone` are their numbers, ascending, by the path of the list.
     """
@@ -233,7 +233,7 @@ def _after(gone: Mapping[Keys, Sequence[int]], keys: Keys) -> Keys:
 
 
 def stale_notes(pairs: Mapping[tuple[str, str], Pair], what_becomes: str) -> list[Note]:
-    """A warning for each weight that stands beside its own g and v."""
+    """Warn of each weight that stands beside its own g and v."""
     return [
         Note(
             "stale-weight",

@@ -57,7 +57,7 @@ class Rule(NamedTuple):
 
 
 def parse_dim(text: str, where: str) -> int | None:
-    """A dim as it is typed: a whole number, or none.
+    """Return a dim as it is typed: a whole number, or none.
 
     Raises:
         UsageError: it is neither.
@@ -237,7 +237,7 @@ def _no_match(  # noqa: PLR0913, PLR0917 - what such a rule is held against
     others: Mapping[str, str],
     listing: str,
 ) -> UsageError:
-    """The refusal of a rule that matches nothing: why it cannot, and the names that come near it.
+    """Refuse a rule that matches nothing: say why it cannot, and which names come near it.
 
     Of these, those are shown that a rule `takes`.
     """

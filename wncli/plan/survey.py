@@ -55,7 +55,7 @@ class Survey(NamedTuple):
     look_alikes: tuple[LookAlike, ...]
 
     def halves(self) -> frozenset[str]:
-        """The names of everything that belongs to a pair or looks like it."""
+        """Return the names of everything that belongs to a pair or looks like it."""
         paired = {spec.name for pair in self.pairs for spec in (pair.g, pair.v)}
         alike = (alike.names for alike in self.look_alikes if alike.code != "other-letters")
         return frozenset(paired.union(*alike))
@@ -122,7 +122,7 @@ def _is_distinct(half: Half) -> bool:
 
 
 def _beside_misfits(pairs: list[Pair], look_alikes: list[LookAlike]) -> dict[str, LookAlike]:
-    """The vectors that fit elementwise, in modules whose wider g and v are no weight norm.
+    """Return the vectors that fit elementwise, in modules whose wider g and v are no weight norm.
 
     A value's and a gate's `weight_v` and `weight_g` have a `bias_v` and a `bias_g` with them.
     """

@@ -34,7 +34,7 @@ class Ungathered(NamedTuple):
 
 
 def find_ungathered(checkpoint: Checkpoint, state_dict: StateDict) -> Ungathered | None:
-    """What has to be gathered before this state dict is one; None where nothing has."""
+    """Return what has to be gathered before this state dict is one; None where nothing has."""
     if state_dict.parts:
         return Ungathered(
             "distributed-tensors",
@@ -101,7 +101,7 @@ def refuse_ungathered(checkpoint: Checkpoint, surveys: Iterable[Survey]) -> None
 
 
 def ungathered_notes(checkpoint: Checkpoint, surveys: Sequence[Survey]) -> list[Note]:
-    """A warning for each state dict that has to be gathered first."""
+    """Warn of each state dict that has to be gathered first."""
     notes = []
     for found in surveys:
         ungathered = find_ungathered(checkpoint, found.state_dict)
@@ -117,7 +117,7 @@ def _where(checkpoint: Checkpoint, state_dict: StateDict) -> str:
 
 
 def _placeholders(tensors: Iterable[TensorSpec]) -> tuple[str, ...]:
-    """The tensors without numbers, where they show that the state dict has been partitioned.
+    """Return the tensors without numbers, where they show that the state dict has been partitioned.
 
     A direction of one element is no weight's, whatever is whole beside it: ZeRO-3 does not
     partition small parameters. Of plain weights half are empty, or all have one element, as a

@@ -39,7 +39,7 @@ _MOST_ENTRIES = 1000
 
 
 def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
-    """The checkpoint's file or index in this folder, and a note of what was passed over for it.
+    """Find the checkpoint's file or index in this folder, and note what was passed over for it.
 
     Raises:
         FileError: nothing there is one, or several files can be meant.
@@ -85,7 +85,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _rank(names: list[str]) -> dict[str, int]:
-    """The files that can be meant, each with its place in the order of preference."""
+    """Return the files that can be meant, each with its place in the order of preference."""
     ranks: dict[str, int] = {}
     spare: dict[str, int] = {}
     indexes = {name: _INDEX_RANKS[kind] for name in names if (kind := index_format(name))}
@@ -132,12 +132,12 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
 
 
 def inspect_commands(places: Sequence[Path]) -> str:
-    """What to type for one of these places."""
+    """Return what to type for one of these places."""
     return " or ".join(f"wn inspect {path_word(place)}" for place in places[:3])
 
 
 def places_of_checkpoints(folder: Path) -> list[Path]:
-    """The files in a folder, and the folders in it, that a checkpoint can be read from."""
+    """Return the files in a folder, and the folders in it, that a checkpoint can be read from."""
     try:
         return sorted(_places(folder))
     except OSError:

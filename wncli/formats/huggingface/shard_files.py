@@ -32,7 +32,7 @@ def is_bare_name(name: str) -> bool:
 
 
 def resolve(path: Path) -> Path | None:
-    """The file that `path`, an index or a shard, stands for; None where there is none.
+    """Return the file that `path`, an index or a shard, stands for; None where there is none.
 
     Raises:
         FileError: it is no regular file, or cannot be read.
@@ -89,7 +89,7 @@ def _blobs(folder: Path) -> Path | None:
 
 
 def locate(index: Path, names: Collection[str]) -> list[Path]:
-    """The files of these names beside `index`, in the order of `names`.
+    """Return the files of these names beside `index`, in the order of `names`.
 
     Raises:
         FileError: some are missing, or no regular files.

@@ -79,7 +79,7 @@ def _raise_file_limit(count: int) -> None:
 
 
 def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpoint:
-    """The checkpoint that these shards are together, in the order of their numbers.
+    """Return the checkpoint that these shards are together, in the order of their numbers.
 
     The tensors stand in the order of the index, then those that it does not list. Where a tensor
     stands in several shards, the index decides. Names that the metadata ties to a stored tensor, a
@@ -121,7 +121,7 @@ def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpo
 
 
 def _as_shard(checkpoint: Checkpoint) -> Checkpoint:
-    """A torch shard's top is its state dict, because the index says so, whatever stands in it.
+    """Take a torch shard's top as its state dict, as the index says so, whatever is in it.
 
     An entry is what has no name there, as its key is no text.
     """
@@ -144,7 +144,7 @@ def _as_shard(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _state_dict(checkpoint: Checkpoint) -> StateDict:
-    """A shard's only state dict."""
+    """Return a shard's only state dict."""
     found = checkpoint.state_dicts
     if checkpoint.format == "safetensors":
         return found[0] if found else StateDict("", ())
@@ -160,7 +160,7 @@ def _state_dict(checkpoint: Checkpoint) -> StateDict:
 
 
 def _listed(index: ShardIndex, contents: Mapping[str, StateDict]) -> dict[str, TensorSpec]:
-    """The tensors of the index, from the files that it names."""
+    """Return the tensors of the index, from the files that it names."""
     held = {
         file: {spec.name: spec for spec in state_dict.tensors}
         for file, state_dict in contents.items()
@@ -184,7 +184,7 @@ def _listed(index: ShardIndex, contents: Mapping[str, StateDict]) -> dict[str, T
 def _unlisted(
     index: ShardIndex, shards: Sequence[Shard], contents: Mapping[str, StateDict]
 ) -> tuple[dict[str, TensorSpec], list[str], dict[str, TensorSpec]]:
-    """What the files hold beyond the index: tensors, names of it in a second file, and ties."""
+    """List what the files hold beyond the index: tensors, names in a second file, ties."""
     others: dict[str, TensorSpec] = {}
     ties: dict[str, TensorSpec] = {}
     duplicated: dict[str, None] = {}
@@ -227,7 +227,7 @@ def _notes(
 
 
 def _format(shards: Sequence[Shard]) -> Format:
-    """The format of all shards; of mixed ones the first that is not safetensors."""
+    """Return the format of all shards; of mixed ones the first that is not safetensors."""
     formats = (shard.checkpoint.format for shard in shards)
     return next((found for found in formats if found != "safetensors"), "safetensors")
 

@@ -107,7 +107,7 @@ class Call:
 
 
 def entries_of(node: Node) -> Sequence[tuple[Node, Node]] | None:
-    """The items of a mapping, whether dict, OrderedDict, defaultdict or the like; else None.
+    """Return the items of a mapping, whether dict, OrderedDict, defaultdict or the like; else None.
 
     Keys that are one to Python are one here, with the last value; those that calls make are each
     their own. None as well for a mapping that is not made empty, or is made another by its state.
@@ -117,7 +117,7 @@ def entries_of(node: Node) -> Sequence[tuple[Node, Node]] | None:
 
 
 def set_entries_of(node: Node) -> Sequence[tuple[Node, Node]] | None:
-    """The items of a mapping as they were set, also those that others took the place of."""
+    """Return the items of a mapping as they were set, also those that others took the place of."""
     if isinstance(node, Dict):
         return node.entries
     if isinstance(node, Call):
@@ -176,7 +176,7 @@ _SHORT = 60
 
 
 def _identity(key: Node) -> object:
-    """What is equal for keys that are one to Python, and for no others."""
+    """Return what is equal for keys that are one to Python, and for no others."""
     if isinstance(key, (bool, int)):
         return int(key) if key.bit_length() <= _SHORT else ("int", hex(key))
     if isinstance(key, float):
@@ -203,7 +203,7 @@ def is_called(node: Node, module: str, *names: str) -> bool:
 
 
 def brief(node: Node) -> str:
-    """A few words about a node for a message, however large or deep it is."""
+    """Return a few words about a node for a message, however large or deep it is."""
     if isinstance(node, tuple):
         return f"({', '.join(_word(part) for part in node[:8])})"
     return _word(node)

@@ -284,7 +284,7 @@ class _Machine:
         self.old_text(codecs.escape_decode(raw[1:-1])[0])
 
     def number(self, form: re.Pattern[bytes]) -> bytes:
-        """A line with a number as picklers write it; others mean one thing to C, one to Python."""
+        """Read a number as picklers write it; other lines mean one thing to C, one to Python."""
         raw = self.line()
         if not form.fullmatch(raw):
             raise self.broken(f"{raw[:40]!r} is no number as picklers write it")
@@ -345,7 +345,7 @@ class _Machine:
         self.call("NEWOBJ", self.pop(), args)
 
     def python2_items(self, args: Node) -> list[tuple[Node, Node]] | None:
-        """The items of an OrderedDict that Python 2 pickled: its one argument is a list of pairs.
+        """Return the items of an OrderedDict of Python 2: its argument is a list of pairs.
 
         They are copied, so that one list for many such calls is no file's that Python wrote.
         """
@@ -361,7 +361,7 @@ class _Machine:
         return None
 
     def as_they_are(self, args: Node, *, inner: bool) -> Node:
-        """The arguments of a tensor with copies of their dicts, which may grow behind the call.
+        """Copy the dicts among the arguments of a tensor, which may grow behind the call.
 
         What is set on them then does not reach the tensor. `inner` tells whether one of them are
         the arguments that another function is called with.
@@ -396,7 +396,7 @@ class _Machine:
         self.instantiate(self.named(module, name), args)
 
     def instantiate(self, function: Node, args: tuple[Node, ...]) -> None:
-        """What the two protocol-0 opcodes do: of a class without arguments no `__init__` is called.
+        """Make an object of protocol 0: of a class without arguments no `__init__` is called.
 
         A function is, which a name does not tell.
         """

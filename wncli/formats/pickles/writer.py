@@ -55,7 +55,7 @@ def write_pickle(
     edits: Edits,
     persistent: Callable[[PersistentId], Node],
 ) -> bytes:
-    """The pickle of `root`.
+    """Return the pickle of `root`.
 
     Args:
         root: what to write.

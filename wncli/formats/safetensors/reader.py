@@ -128,7 +128,7 @@ def _are_counts(values: Any) -> bool:  # noqa: ANN401
 
 
 def tied(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> list[TensorSpec]:
-    """The tensors that the metadata records as others by another name.
+    """Return the tensors that the metadata records as others by another name.
 
     Source: safetensors `save_model` (`bindings/python/py_src/safetensors/torch.py`) writes
     `{removed: kept}` among what else the metadata says, and huggingface_hub does so in an index;
@@ -162,7 +162,7 @@ def is_tie(name: str, kept: str, *, has_bare: bool) -> bool:
 
 
 def _check_cover(source: Source, tensors: list[TensorSpec], data: int) -> None:
-    """The tensors must cover the file to its end, without holes or overlaps."""
+    """Refuse tensors that do not cover the file to its end, without holes or overlaps."""
     place = data
     for spec in sorted(tensors, key=lambda spec: (spec.storage.offset, spec.storage.nbytes)):
         if spec.storage.offset != place:

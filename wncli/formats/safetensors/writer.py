@@ -80,7 +80,7 @@ def lay_out_safetensors(output: Output) -> tuple[Layout, tuple[Note, ...]]:
 def _records(
     tied: Mapping[str, str], stored: Sequence[_Named], metadata: Mapping[str, str]
 ) -> dict[str, str]:
-    """The entries of ties, as `save_model` writes them; one that reads like a text is marked too.
+    """Record ties as `save_model` writes them; one that reads like a text is marked too.
 
     As there, what the metadata says already under such a name stays.
     """
@@ -96,7 +96,7 @@ def _records(
 
 
 def _check_name(checkpoint: Checkpoint, name: str) -> None:
-    """A tensor's name must be text, and not what the format has for its metadata."""
+    """Refuse a name that is no text, or that the format has for its metadata."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

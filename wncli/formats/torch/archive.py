@@ -59,7 +59,7 @@ class Member(NamedTuple):
 
 
 def no_checkpoint(source: Source, members: list[str]) -> FormatError:
-    """The refusal of a zip that PyTorch did not write, which has these members."""
+    """Make the refusal of a zip that PyTorch did not write, which has these members."""
     return FormatError(
         source.name,
         "this zip is no torch checkpoint",
@@ -116,7 +116,7 @@ class TorchArchive:
         self.ends = dict(pairwise(starts))
 
     def broken(self, what: str, expected: str, found: str) -> FormatError:
-        """The refusal of an archive that contradicts itself."""
+        """Make the refusal of an archive that contradicts itself."""
         return broken_zip(self.source, what, expected, found)
 
     def has(self, name: str) -> bool:
@@ -124,7 +124,7 @@ class TorchArchive:
         return name in self.members
 
     def read(self, name: str) -> bytes:
-        """The content of a member that is stored."""
+        """Return the content of a member that is stored."""
         member = self.members[name]
         self.refuse_packed(member)
         place = self._data_offset(member)
@@ -134,7 +134,7 @@ class TorchArchive:
         return content
 
     def read_short(self, name: str) -> bytes:
-        """The content of a member that is a word or a number.
+        """Return the content of a member that is a word or a number.
 
         Raises:
             FormatError: it is longer.
@@ -161,7 +161,7 @@ class TorchArchive:
         return member.crc not in {0, found}
 
     def unpack(self, name: str) -> bytes:
-        """The content of a member that may be deflated; never more than it claims to be."""
+        """Return the content of a member that may be deflated; never more than it claims to be."""
         member = self.members[name]
         if member.is_stored or member.method != _DEFLATED or member.is_encrypted:
             return self.read(name)
@@ -219,11 +219,11 @@ class TorchArchive:
             )
 
     def notes(self) -> tuple[Note, ...]:
-        """A warning for each member that has been read and is damaged."""
+        """Warn of each member that has been read and is damaged."""
         return tuple(damage_note(name) for name in self.damaged)
 
     def locate(self, identity: StorageId) -> Storage:
-        """The place of a storage's bytes, which are as many as the pickle says.
+        """Return the place of a storage's bytes, which are as many as the pickle says.
 
         Raises:
             FormatError: there is no such member, or it has another size.
@@ -282,7 +282,7 @@ class TorchArchive:
         return name, Member(name, header, nbytes, crc, packed, method, encrypted), end
 
     def _text(self, raw: bytes) -> str:
-        """The name of a member."""
+        """Return the name of a member."""
         try:
             name = raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -351,14 +351,14 @@ class TorchArchive:
 
 
 def damage_note(member: str, file: str = "") -> Note:
-    """The warning of a damaged member; `file` is the one of several that it is in."""
+    """Return the warning of a damaged member; `file` is the one of several that it is in."""
     what = f"{file}: {member}" if file else member
     message = f"{what} is damaged: its bytes do not have the checksum that the zip records"
     return Note("checksum", message, member, is_warning=True)
 
 
 def damaged_members(source: Source) -> list[str]:
-    """The members that do not have the checksum recorded for them; none of what is no zip.
+    """Return the members that do not have the checksum recorded for them; none of what is no zip.
 
     Reads all of the file.
     """

@@ -68,7 +68,7 @@ def _optimizer_notes(
     fitting: Fitting,
     edits: dict[int, list[Node]],
 ) -> list[Note]:
-    """A word on each optimizer; one on those of an entry together of which the same is true."""
+    """Note each optimizer once, and those of an entry together of which the same is true."""
     told: dict[int, tuple[str, bool]] = {}
     verdicts: dict[Keys, dict[Keys, tuple[str, bool]]] = {}
     known_as: dict[int, Optimizer | None] = {}
@@ -125,7 +125,7 @@ def _judge(
 
 
 def _list_notes(tree: TorchTree, items: Sequence[_Item], fitting: Fitting) -> list[Note]:
-    """A warning for each list of tensors that stand for parameters which are others now."""
+    """Warn of each list of tensors that stand for parameters which are others now."""
     notes: dict[Keys, Note] = {}
     fits: dict[tuple[int, bool], bool] = {(id(node), whole): True
         for node in tree.mappings.values() for whole in (False, True)}  # fmt: skip
@@ -152,7 +152,7 @@ def _list_notes(tree: TorchTree, items: Sequence[_Item], fitting: Fitting) -> li
 
 
 def _shapes(tree: TorchTree, item: _Item) -> list[tuple[int, ...]]:
-    """The shapes of the tensors in a list, or under the numbers from 0 on; else none."""
+    """Return the shapes of the tensors in a list, or under the numbers from 0 on; else none."""
     members = dict(items_of(item.node))
     numbers = [key.number if isinstance(key, Position) else key for key in members]
     if numbers != list(range(len(members))):

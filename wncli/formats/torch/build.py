@@ -133,7 +133,7 @@ class Build:
         return self.made[tensor.tie]
 
     def whole(self, storage: Storage) -> int:
-        """The number of the content that is this storage of the input."""
+        """Return the number of the content that is this storage of the input."""
         if storage.identity not in self.wholes:
             self.wholes[storage.identity] = len(self.contents)
             self.contents.append(Whole(storage))

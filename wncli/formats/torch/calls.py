@@ -25,7 +25,7 @@ _LONGEST = 200
 def find_calls(
     pickles: Sequence[Pickle], tree: TorchTree | None, entries: Iterable[Entry] = ()
 ) -> tuple[DangerousCall, ...]:
-    """What loading these pickles would run, in the order in which it would.
+    """Return what loading these pickles would run, in the order in which it would.
 
     Args:
         pickles: all that the file has.
@@ -69,7 +69,7 @@ def entries_to_drop(
     drop: Collection[Keys],
     listed: Collection[Keys],
 ) -> list[str]:
-    """What to leave out beside `drop`, so that none of `calls` is part of what stands at `roots`.
+    """Say what to leave out beside `drop`, for none of `calls` to be part of what `roots` hold.
 
     Empty where that is nothing that can be left out, or more than anybody would type.
     """
@@ -88,7 +88,7 @@ def entries_to_drop(
 
 
 def _entry(keys: Keys, listed: Collection[Keys], tree: TorchTree) -> Keys:
-    """The entry that a path leads into, or the member of a state dict where none is listed."""
+    """Give the entry that a path leads into, or the member of a state dict where none is listed."""
     for length in range(len(keys)):
         if keys[:length] in listed:
             return keys[:length]
@@ -99,7 +99,7 @@ def _entry(keys: Keys, listed: Collection[Keys], tree: TorchTree) -> Keys:
 
 
 def _members(node: Node, own: Keys) -> Iterator[tuple[Node, Keys]]:
-    """The items of a container at `own`, each with its path: those of a mapping with their keys.
+    """Return the items of a container at `own`, each with its path, a mapping's with their keys.
 
     Also those that others took the place of, which are made all the same.
     """
@@ -114,7 +114,7 @@ def _members(node: Node, own: Keys) -> Iterator[tuple[Node, Keys]]:
 def _walk(
     tree: TorchTree, roots: Iterable[Node], drop: Collection[Keys], wanted: Collection[int]
 ) -> Iterator[tuple[int, Keys]]:
-    """The ids of the `wanted` nodes that can be reached, with the entry that each is part of."""
+    """Find which of the `wanted` nodes can be reached, by id, with the entry that each is in."""
     paths: dict[int, Keys] = {}
     for path, node in tree.containers.items():
         paths.setdefault(id(node), path)
@@ -139,7 +139,7 @@ def _walk(
 
 
 def _own_parts(call: Call) -> Iterator[Node]:
-    """What a call is made of, but for the items that are set on its result."""
+    """Return what a call is made of, but for the items that are set on its result."""
     yield from (call.function, call.args, call.keywords)
     for effect in call.effects:
         if not isinstance(effect, SetItems):

@@ -65,7 +65,7 @@ _Uses = Mapping[int, Use | None]
 
 
 def find_running(pickled: Pickle) -> Iterator[Node]:
-    """The calls of a pickle that would run something, and the functions that they are handed.
+    """Give the calls of a pickle that would run something, and the functions that they are handed.
 
     Also the names that no file should have, whatever is done with them.
     """
@@ -82,7 +82,7 @@ def find_running(pickled: Pickle) -> Iterator[Node]:
 
 
 def parts_of(node: Node) -> Iterator[Node]:
-    """The nodes that a node is made of."""
+    """Return the nodes that a node is made of."""
     match node:
         case list() | tuple():
             yield from node
@@ -101,7 +101,7 @@ def parts_of(node: Node) -> Iterator[Node]:
 
 
 def handed_by(effect: Effect) -> Iterator[Node]:
-    """What is handed to an object after it was made."""
+    """Return what is handed to an object after it was made."""
     match effect:
         case Appended(items) | Added(items):
             yield from items
@@ -118,7 +118,7 @@ PLAIN = frozenset({str, bytes, int, float, bool, type(None), bytearray, ByteText
 
 
 def _tainted(calls: Iterable[Call], unknown: Iterable[Global], uses: _Uses) -> set[int]:
-    """The ids of the globals that are unknown, and of what these are somewhere in.
+    """Return the ids of the globals that are unknown, and of what these are somewhere in.
 
     Only of what is handed to a call that looks into it, which the large parts of a file are not.
     """
@@ -175,7 +175,7 @@ def _is_looking(call: Call, uses: _Uses) -> bool:
 
 
 def _telling_parts(node: Node, uses: _Uses) -> Iterator[Node]:
-    """The parts of a node, but for a function which says nothing about what it makes."""
+    """Return the parts of a node, but for a function which says nothing about what it makes."""
     for part in parts_of(node):
         if isinstance(node, Call) and part is node.function and isinstance(part, Global):
             use = uses[id(part)]
@@ -213,7 +213,7 @@ class _Judge:
         return self.tainted is not None and id(node) in self.tainted
 
     def made_by(self, call: Call) -> Use | None:
-        """What may be done with the result of a call; None where the call would run."""
+        """Return what may be done with the result of a call; None where the call would run."""
         callee = class_of(call.function)
         if callee is None:  # what another call gives
             return None
@@ -229,7 +229,7 @@ class _Judge:
         self, callee: Global, args: Node, keywords: Node = None, *, start: int = 0,
         opcode: str = "NEWOBJ",
     ) -> Use | None:  # fmt: skip
-        """The same of a global that is called with `args`, from their number `start` on."""
+        """Return the same of a global that is called with `args`, from their number `start` on."""
         use = self.uses[id(callee)]
         if use is None or use.args in (Handed.NOTHING, Handed.JUDGED):
             return None
@@ -245,7 +245,7 @@ class _Judge:
         return use if is_made and not self.is_handed_code(args) else None
 
     def judged(self, name: str, call: Call) -> Use | None:
-        """The same of a function that makes what its arguments say."""
+        """Return the same of a function that makes what its arguments say."""
         found = None
         match name, call.args:
             case "copyreg._reconstructor", (Global() as kind, Global() as base, _):
@@ -270,7 +270,7 @@ class _Judge:
     def typed_tensor(
         self, function: Global, kind: Global, args: tuple[Node, ...], state: Node
     ) -> Use | None:
-        """What may be done with a tensor of a class; None where to rebuild it would run."""
+        """Return what may be done with a tensor of a class; None where to rebuild it would run."""
         use = self.uses[id(kind)]
         is_known = is_plain(use) or (use is FOREIGN and is_class(kind.name, is_new=True))
         if not is_known or not is_plain(self.uses[id(function)]):
@@ -298,7 +298,7 @@ class _Judge:
         )
 
     def learn(self, asked: tuple[object, ...], answer: Callable[[], bool]) -> bool:
-        """The answer to what was asked about a node, which is looked for once."""
+        """Return the answer to what was asked about a node, which is looked for once."""
         if asked not in self.known:
             self.known[asked] = answer()
         return self.known[asked]
@@ -404,7 +404,7 @@ class _Judge:
         )
 
     def functions_in(self, calls: Iterable[Call]) -> Iterator[Global]:
-        """The functions that these calls are handed, or may take out of what they are handed."""
+        """Return the functions that these calls are handed, or may take out of what they are."""
         stack: list[Node] = list(calls)
         seen: set[int] = set()
         while stack:

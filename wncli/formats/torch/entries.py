@@ -87,7 +87,7 @@ class EntryLister:
         return Entry(path, *found, keys)
 
     def summary(self, path: str, value: Node) -> tuple[str, str]:
-        """The kind of an entry, and what to say of it."""
+        """Return the kind of an entry, and what to say of it."""
         spec = read_tensor(value, self.references, path, self.where)
         if spec:
             return "tensor", f"{spec.dtype.label} tensor {list(spec.shape)}"

@@ -66,7 +66,7 @@ class Fitting:
         return not self.keeps_order or any(fate.changed for fate in self.fates)
 
     def new_names(self, names: Sequence[str]) -> dict[str, str | None]:
-        """What the parameters are to be called that something else knows by `names`.
+        """Return what the parameters are to be called that something else knows by `names`.
 
         None where one is changed, or becomes several things; names that lead to no tensor are left
         out. The names can have the root, a wrapper or another common prefix more than the state
@@ -88,7 +88,7 @@ class Fitting:
         }
 
     def meant_by(self, shapes: Sequence[Shape]) -> list[Fate]:
-        """The changed state dicts whose parameters, changed ones included, have these shapes.
+        """Give the changed state dicts whose parameters, changed ones included, have these shapes.
 
         Parameters have the order of the state dict, which has buffers among them.
         """
@@ -120,7 +120,7 @@ def _fate(part: OutputStateDict, held: Iterable[TensorSpec]) -> Fate:
 
 
 def _follow(name: str, prefixes: PrefixMap, fate: Fate) -> set[str | None]:
-    """What becomes of the tensor that `name` leads to, under the same prefix; else nothing."""
+    """Give what becomes of the tensor that `name` leads to, under the same prefix; else nothing."""
     own = prefixes.rename(name)
     if own is None or own not in fate.names:
         return set()

@@ -41,7 +41,7 @@ _FLOATS = {"f2": "<e", "f4": "<f", "f8": "<d"}
 
 
 def key_of(node: Node, number: int) -> Key:
-    """The key at a node, the `number`th of its mapping."""
+    """Return the key at a node, the `number`th of its mapping."""
     if isinstance(node, str) or (type(node) is int and node.bit_length() <= _LONGEST_INT):
         return node
     text = spelled(node, _DEEPEST - _KEY_DEPTH)
@@ -49,7 +49,7 @@ def key_of(node: Node, number: int) -> Key:
 
 
 def items_of(node: Node) -> Iterator[tuple[Key, Node]]:
-    """The items of a mapping, list or tuple with their keys; nothing of anything else."""
+    """Return the items of a mapping, list or tuple with their keys; nothing of anything else."""
     if isinstance(node, (list, tuple)):
         for number, item in enumerate(node):
             yield Position(number, len(node), isinstance(node, tuple)), item
@@ -59,7 +59,7 @@ def items_of(node: Node) -> Iterator[tuple[Key, Node]]:
 
 
 def find_ambiguous(node: Node) -> Node:
-    """A key of a mapping that a call makes, and that can be equal to another; else None.
+    """Return a key of a mapping that a call makes, and that can be equal to another; else None.
 
     One of them would take the other's place (`'w'` and `str('w')`).
     """
@@ -79,7 +79,7 @@ def find_ambiguous(node: Node) -> Node:
 
 
 def _made_value(node: Node) -> object:
-    """What a call makes: text, bytes, a number, something of its own; None where it is unknown."""
+    """Return what a call makes: text, bytes, a number, something of its own; or None."""
     if isinstance(node, Global):
         return ("name", str(node)) if accepts(str(node)) else None
     if any(is_called(node, *name.rsplit(".", 1)) for name in _UNEQUAL):
@@ -107,7 +107,7 @@ def _is_little(dtype: Call) -> bool:
 
 
 def _numpy_value(code: str, raw: bytes | None) -> object:
-    """The value of a NumPy scalar of this type code (`U10`, `i8`, `f4`); None for others."""
+    """Return the value of a NumPy scalar of this type code (`U10`, `i8`, `f4`); None for others."""
     if not raw:
         return None
     if code[:1] == "U":
@@ -127,7 +127,7 @@ def _encoded(node: Node) -> bytes | None:
 
 
 def spelled(node: Node, depth: int = 0) -> str:
-    """A call, a name or a value as Python would write it, shortened; `depth` is that so far."""
+    """Write a call, name or value as Python would, shortened; `depth` is that so far."""
     callee = class_of(node)
     if callee:
         return str(callee)

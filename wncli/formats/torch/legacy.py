@@ -92,7 +92,7 @@ def read_torch_legacy(source: Source) -> Checkpoint:
 
 
 def _locate_all(source: Source, content: Pickle, keys: Node, place: int) -> dict[str, Storage]:
-    """The storages in the order in which the file lists them, which begin at `place`."""
+    """Return the storages in the order in which the file lists them, which begin at `place`."""
     identities: dict[str, StorageId] = {}
     for node in content.persistent_ids:
         if not class_of(node):

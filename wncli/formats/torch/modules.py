@@ -62,7 +62,7 @@ class Allowance:
 
 
 def allowance_for(where: str, nbytes: int) -> Allowance:
-    """What a pickle of so many bytes may spell; `where` is the file."""
+    """Return what a pickle of so many bytes may spell; `where` is the file."""
     return Allowance(where, _NAMES + _NAMES_PER_BYTE * nbytes)
 
 
@@ -90,7 +90,7 @@ class ModuleReader:
     known: dict[int, Module | None] = field(default_factory=dict)
 
     def module(self, node: Node) -> Module | None:
-        """What this node keeps, or None where it is no module."""
+        """Return what this node keeps, or None where it is no module."""
         if not isinstance(node, Call):
             return None
         if id(node) not in self.known:
@@ -98,7 +98,7 @@ class ModuleReader:
         return self.known[id(node)]
 
     def state_dict(self, top: Node, holder: str) -> StateDict:
-        """What `state_dict()` of the module at `top` would give, in its order.
+        """Return what `state_dict()` of the module at `top` would give, in its order.
 
         Its root is left empty; `holder` is what to call the module.
 
@@ -154,13 +154,13 @@ class ModuleReader:
 
 
 def holder_of(node: Node) -> str:
-    """What to call a whole module."""
+    """Return what to call a whole module."""
     name = called_name(node) if isinstance(node, Call) else ""
     return f"{name}, a whole module" if name else "a whole module"
 
 
 def read_module(node: Node, allowance: Allowance) -> Module | None:
-    """What the pickled module at `node` keeps, or None where it is none.
+    """Return what the pickled module at `node` keeps, or None where it is none.
 
     Raises:
         FormatError: something of it may be named by a call, so that nobody can tell what is.
@@ -215,7 +215,7 @@ def read_module(node: Node, allowance: Allowance) -> Module | None:
 
 
 def _named(node: Node, allowance: Allowance) -> dict[str, Node] | None:
-    """The items of a mapping that are named by text; None for anything else."""
+    """Return the items of a mapping that are named by text; None for anything else."""
     entries = entries_of(node)
     if entries is None:
         return None
@@ -224,7 +224,7 @@ def _named(node: Node, allowance: Allowance) -> dict[str, Node] | None:
 
 
 def _texts(node: Node, allowance: Allowance) -> set[str]:
-    """The texts in a set, as any protocol writes one."""
+    """Return the texts in a set, as any protocol writes one."""
     items: list[Node] = []
     if isinstance(node, Set):
         items += node.items

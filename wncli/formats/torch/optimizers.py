@@ -47,7 +47,7 @@ def count_parameters(members: Mapping[str, Node]) -> int:
 
 
 def read_optimizer(node: Node) -> Optimizer | None:
-    """The optimizer's state at this node, or None where there is none."""
+    """Return the optimizer's state at this node, or None where there is none."""
     members = _named(node)
     if not is_optimizer(members):
         return None
@@ -95,7 +95,7 @@ def _edited(node: Node, edits: Mapping[int, list[Node]]) -> Entries:
 
 
 def _relisted(value: Node, names: Mapping[str, str]) -> Node:
-    """A list or tuple with the names in it exchanged; anything else as it is."""
+    """Return a list or tuple with the names in it exchanged; anything else as it is."""
     if not isinstance(value, (list, tuple)):
         return value
     items = [names.get(item, item) if isinstance(item, str) else item for item in value]
@@ -115,13 +115,13 @@ def _is_flat(members: Mapping[str, Node]) -> bool:
 
 
 def _flat_names(members: Mapping[str, Node]) -> dict[str, None]:
-    """The parameters of the groups, whose items are never nested."""
+    """Return the parameters of the groups, whose items are never nested."""
     keys = (key.removeprefix(_FLAT[1]) for key in members if key.startswith(_FLAT[1]))
     return dict.fromkeys(key.rpartition(".")[0] for key in keys)
 
 
 def _name_in(key: str, known: Mapping[str, None]) -> str:
-    """The parameter that a flat key belongs to; what the state keeps for it can be nested."""
+    """Give the parameter that a flat key belongs to; what the state keeps for it can be nested."""
     name = key.partition(".")[2]
     for _ in range(_DEEPEST):
         if not name or name in known:

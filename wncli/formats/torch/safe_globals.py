@@ -291,7 +291,7 @@ _STARTING = frozenset({"PackageImporter", "Popen", "Process"})
 
 
 def full_name(node: Global) -> str:
-    """The name of a global as Python 3 and today's torch have it.
+    """Return the name of a global as Python 3 and today's torch have it.
 
     Protocols 0 to 2 spell what Python 2 had as it did (`pickle`'s `_compat_pickle`); torch renames
     one module (`torch/serialization.py`, `load_module_mapping`).
@@ -305,7 +305,7 @@ def full_name(node: Global) -> str:
 
 
 def use_of(node: Global) -> Use | None:
-    """What a pickle may do with a global; None where it would run, whatever is done with it."""
+    """Return what a pickle may do with a global; None where it would run in any case."""
     full = full_name(node)
     use = USES.get(full)
     if use is None and full.partition(".")[0] not in _KNOWN:

@@ -138,7 +138,7 @@ def _refuse_two_kinds(known: dict[object, object], found: StorageId, where: str)
 
 
 def top_state_dict(tree: TorchTree, where: str) -> StateDict | None:
-    """The tensors at the top of a tree, or None where there are none."""
+    """Return the tensors at the top of a tree, or None where there are none."""
     members = [(k, v) for k, v in entries_of(tree.root) or [] if isinstance(k, str)]
     specs = {name: read_tensor(node, tree.references, name, where) for name, node in members}
     tensors = tuple(spec for spec in specs.values() if spec)
@@ -240,7 +240,7 @@ class _Finder:
         return self.may[id(node)]
 
     def look_into(self, node: Node, *, is_numbered: bool) -> list[tuple[Key, Node]] | None:
-        """What could hold state dicts, by its key.
+        """Return what could hold state dicts, by its key.
 
         None where nothing can: the node is no container, a module, or an optimizer.
         """

@@ -76,7 +76,7 @@ class StorageId(NamedTuple):
 
 
 def read_storage_id(node: PersistentId, where: str, *, is_legacy: bool = False) -> StorageId:
-    """The storage that a persistent id refers to; the legacy format's says of what it is a view.
+    """Read the storage that a persistent id refers to; a legacy one says what it is a view of.
 
     Raises:
         FormatError: it is no reference to a storage.
@@ -101,7 +101,7 @@ def read_storage_id(node: PersistentId, where: str, *, is_legacy: bool = False) 
 
 
 def class_of(node: Node) -> Global | None:
-    """The class or function that a node stands for, or None where it is something else.
+    """Return the class or function that a node stands for, or None where it is something else.
 
     The legacy format refers to the class of a module by a persistent id, with its source code
     (PyTorch `torch/serialization.py`, `_legacy_save`); what is written as a zip names the class.
@@ -116,7 +116,7 @@ def class_of(node: Node) -> Global | None:
 
 
 def called_name(call: Call) -> str:
-    """What is called, as a name for people; empty where that is no name."""
+    """Return what is called, as a name for people; empty where that is no name."""
     if is_called(call, "copyreg", "_reconstructor") or is_called(
         call, "copy_reg", "_reconstructor"
     ):
@@ -127,7 +127,7 @@ def called_name(call: Call) -> str:
 def read_tensor(
     node: Node, storages: Mapping[PersistentId, tuple[StorageId, Storage]], name: str, where: str
 ) -> TensorSpec | None:
-    """The tensor that this node rebuilds, or None where it is something else.
+    """Return the tensor that this node rebuilds, or None where it is something else.
 
     A tensor is read only as `torch.save` has written it, with nothing done to it before or after.
     One that is still to be conjugated or negated is something else: its bytes are not its numbers.
@@ -170,7 +170,7 @@ def read_tensor(
 
 
 def touched(name: str, where: str, found: str) -> FormatError:
-    """The refusal of a tensor that is not made, or left, as `torch.save` does."""
+    """Make the refusal of a tensor that is not made, or left, as `torch.save` does."""
     return FormatError(
         where,
         f"tensor {name!r} is not as torch.save makes it, or is changed after it was made",
@@ -181,7 +181,7 @@ def touched(name: str, where: str, found: str) -> FormatError:
 
 
 def find_changes(calls: Iterable[Call]) -> list[Note]:
-    """A warning where something is put into what PyTorch makes, such as the elements of a tensor.
+    """Warn where something is put into what PyTorch makes, such as the elements of a tensor.
 
     A storage may be that of other tensors as well, which then have other numbers than the file's.
     """
@@ -200,7 +200,7 @@ def find_changes(calls: Iterable[Call]) -> list[Note]:
 
 
 def _rebuild(node: Node, name: str, where: str) -> Call | None:
-    """The `_rebuild_tensor…` call at the heart of a tensor, a Parameter or a subclass.
+    """Return the `_rebuild_tensor…` call at the heart of a tensor, a Parameter or a subclass.
 
     None where there is none, or its numbers are not those in the storage.
 
@@ -306,13 +306,13 @@ def is_part(node: Node) -> bool:
 
 @lru_cache(maxsize=1024)  # the layers of a model share a few shapes
 def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int | None, int]:
-    """The number of elements, and how far the last is behind the first."""
+    """Return the number of elements, and how far the last is behind the first."""
     steps = zip(shape, strides, strict=True)
     return count_elements(shape), sum((size - 1) * step for size, step in steps)
 
 
 def _untagged(node: Node) -> Node:
-    """What TorchScript writes with its type beside it."""
+    """Return what TorchScript writes with its type beside it."""
     is_tagged = is_called(node, "torch.jit._pickle", "restore_type_tag")
     return node.args[0] if is_tagged and node.args else node
 
@@ -366,7 +366,7 @@ def make_tensor(
     strides: tuple[int, ...] | None = None,
     like: Node = None,
 ) -> Call:
-    """The call that rebuilds a tensor over a new storage; a Parameter where `like` is one.
+    """Return the call that rebuilds a tensor over a new storage; a Parameter where `like` is one.
 
     `like` also tells whether it requires a gradient.
     """
@@ -386,7 +386,7 @@ def make_tensor(
 
 
 def storage_pid(storage: NewStorage, key: str) -> tuple[Node, ...]:
-    """The persistent id of a new storage under `key`; untyped ones count in bytes."""
+    """Return the persistent id of a new storage under `key`; untyped ones count in bytes."""
     kind = _TYPED_STORAGES.get(storage.dtype)
     numel = storage.numel if kind else storage.numel * storage.dtype.itemsize
     return ("storage", kind or _UNTYPED_STORAGE, key, storage.location, numel)

@@ -114,7 +114,7 @@ class _Code:
         self.left = _MOST_CODE
 
     def read_module(self, node: Node) -> Module | None:
-        """What an object keeps that is in its state dict, or None where that cannot be known.
+        """Give what an object keeps that is in its state dict, or None where that cannot be known.
 
         Where the code does not tell parameters and buffers from attributes, every tensor is taken.
         """
@@ -142,14 +142,14 @@ class _Code:
         return declaration is None or declaration.is_module
 
     def declaration(self, node: Call) -> Declaration | None:
-        """What the code says about the class of an object."""
+        """Return what the code says about the class of an object."""
         module, _, name = called_name(node).rpartition(".")
         if module not in self.files:
             self.files[module] = _declarations(self.text(module))
         return self.files[module].get(name)
 
     def text(self, module: str) -> str:
-        """The code of a module of the program; empty where there is none."""
+        """Return the code of a module of the program; empty where there is none."""
         path = f"code/{module.replace('.', '/')}.py"
         if not self.archive.has(path):
             return ""
@@ -164,7 +164,7 @@ class _Code:
 
 
 def _declarations(text: str) -> dict[str, Declaration]:
-    """The classes that a file of code declares, by their names."""
+    """Return the classes that a file of code declares, by their names."""
     found: dict[str, Declaration] = {}
     name = base = ""
     lines: list[str] = []
@@ -197,7 +197,7 @@ def _declaration(lines: list[str], *, is_module: bool) -> Declaration:
 
 
 def _undeclared(state: Mapping[str, Node]) -> Declaration:
-    """What takes the place of a declaration where the code has none: every tensor counts."""
+    """Return what takes the place of a declaration where the code has none: every tensor counts."""
     tensors = frozenset(name for name, value in state.items() if _is_rebuilt(value))
     attributes = dict.fromkeys(state, "")
     return Declaration(

@@ -32,7 +32,7 @@ class TorchTree(NamedTuple):
     closed: Collection[int] = ()
 
     def container(self, keys: Keys) -> Node | None:
-        """The mapping or list at a path; that may be one in which there are but values."""
+        """Return the mapping or list at a path; that may be one in which there are but values."""
         known = next((n for n in range(len(keys), -1, -1) if keys[:n] in self.containers), None)
         if known is None:
             return None
@@ -56,7 +56,7 @@ class TorchTree(NamedTuple):
         return ".".join(map(shown_key, keys))
 
     def named(self, text: str) -> frozenset[Keys]:
-        """The items of mappings and lists that `text` names, on all paths that lead to them.
+        """Return the items of mappings and lists that `text` names, on all paths that lead to them.
 
         What is listed goes by the name that it has there; whatever else, by its keys.
         """
@@ -72,7 +72,7 @@ class TorchTree(NamedTuple):
         )
 
     def _spelled(self, text: str) -> Iterator[Keys]:
-        """The items that are not listed by themselves and whose keys read `text`."""
+        """Return the items that are not listed by themselves and whose keys read `text`."""
         within = [
             (keys, self.container(keys), text[len(name) + 1 :] if name else text)
             for keys, name in self.shown.items()

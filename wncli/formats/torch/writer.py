@@ -106,7 +106,7 @@ def _nested(
 def _listed(
     items: Mapping[Key, Node], positions: Sequence[Position], where: str, above: Keys
 ) -> Node:
-    """The list or tuple of these items, which has to be all that is in it."""
+    """Return the list or tuple of these items, which has to be all that is in it."""
     size = positions[0].of
     if len(positions) < size:
         kind = "tuple" if positions[0].in_tuple else "list"
@@ -124,7 +124,7 @@ def _listed(
 
 
 def _lost_entries(output: Output) -> list[Note]:
-    """What stood beside or in the state dicts that are written by themselves."""
+    """Return what stood beside or in the state dicts that are written by themselves."""
     tree = output.checkpoint.tree
     mapped = [part for part in output.state_dicts if tree and part.state_dict.keys in tree.mappings]
     lost = output.left_out(mapped) if output.alone or tree is None else []
@@ -134,7 +134,7 @@ def _lost_entries(output: Output) -> list[Note]:
 
 
 def _lost_metadata(output: Output) -> list[Note]:
-    """What safetensors metadata says, and torch files have no place for."""
+    """Return what safetensors metadata says, and torch files have no place for."""
     checkpoint = output.checkpoint
     ties = {name for part in output.state_dicts for name in aliases(checkpoint, part.state_dict)}
     metadata = checkpoint.metadata or {}

@@ -26,7 +26,7 @@ _END64_HEAD = 12
 
 
 def broken_zip(source: Source, what: str, expected: str, found: str) -> FormatError:
-    """The refusal of an archive that contradicts itself."""
+    """Make the refusal of an archive that contradicts itself."""
     return FormatError(
         source.name,
         f"the zip archive is damaged: {what}",
@@ -37,7 +37,7 @@ def broken_zip(source: Source, what: str, expected: str, found: str) -> FormatEr
 
 
 def _tail(source: Source) -> tuple[bytes, int, int]:
-    """The file's last bytes, where they begin, and the place of the end record in them."""
+    """Return the file's last bytes, where they begin, and the place of the end record in them."""
     size = min(source.nbytes, END.size + _LONGEST_COMMENT)
     start = source.nbytes - size
     tail = source.read_at(start, size, "the zip's end record")
@@ -48,7 +48,7 @@ def _tail(source: Source) -> tuple[bytes, int, int]:
 
 
 def read_end(source: Source) -> tuple[int, int, int, int]:
-    """Number of members, size and offset of the central directory, and where it has to end.
+    """Return the number of members, and size, offset and end of the central directory.
 
     Raises:
         FormatError: there is no such end, or it is that of an archive behind others.

@@ -28,7 +28,7 @@ _ALIGNMENT = 64
 
 
 def _flags(nbytes: int) -> int:
-    """An empty member has nothing behind its data, as in `torch.save`'s files."""
+    """Return a member's flags: an empty one has nothing behind its data, as in `torch.save`."""
     return _UTF8_NAMES | (_SIZES_FOLLOW if nbytes else 0)
 
 
@@ -112,7 +112,7 @@ class _Archive:
         return name + extra
 
     def seal(self, checksums: Sequence[int]) -> list[Written]:
-        """The descriptors behind the data, and the central directory."""
+        """Return the descriptors behind the data, and the central directory."""
         remaining = iter(checksums)
         written: list[Written] = []
         directory = bytearray()
