@@ -70,7 +70,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
             for state_dict in checkpoint.state_dicts
             for spec in state_dict.tensors
         }
-        is_flat = checkpoint.format == "safetensors" or bool(checkpoint.shards)
+        is_flat = not checkpoint.tree
         matches = [
             match
             for part in output.state_dicts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.checkpoint.keys import Keys
 from wncli.checkpoint.tensors import TensorSpec
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 #: What the header of a safetensors shard says about the place of its tensors in the whole ones.
 SHARDING_INFO = "DCP_SHARDING_INFO"
-
-Format = Literal["safetensors", "torch", "torch legacy", "TorchScript"]
 
 
 class StateDict(NamedTuple):
@@ -69,7 +67,8 @@ class DangerousCall(NamedTuple):
 class Checkpoint:
     """One opened file, or the files of a sharded checkpoint taken together.
 
-    `name` says which to people: the path as it was given. `metadata` is the safetensors header's;
+    `name` says which to people: the path as it was given; `format` what kind of file it is:
+    `safetensors`, `torch`, `torch legacy`, `TorchScript`. `metadata` is the safetensors header's;
     `tree` is the torch file's whole pickled content; `refused_names` are the classes and functions
     that `torch.load(weights_only=True)` will not take, and that a plain `torch.load` would import;
     `would_run` is what that would run. `shards` are the files of a sharded one, in the order of
@@ -78,7 +77,7 @@ class Checkpoint:
     """
 
     name: str
-    format: Format
+    format: str
     nbytes: int
     state_dicts: tuple[StateDict, ...]
     entries: tuple[Entry, ...] = ()

@@ -149,4 +149,4 @@ def kinds_of(start: bytes, nbytes: int) -> list[FileKind]:
 
 def written_format(checkpoint: Checkpoint) -> FormatName:
     """Give the format that keeps what a checkpoint is: TorchScript and legacy files are torch's."""
-    return "safetensors" if checkpoint.format == "safetensors" else "torch"
+    return next((name for name in FORMATS if name == checkpoint.format), "torch")

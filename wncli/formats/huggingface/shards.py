@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from wncli.checkpoint.checkpoint import Checkpoint, Format, Shard, StateDict, aliases
+from wncli.checkpoint.checkpoint import Checkpoint, Shard, StateDict, aliases
 from wncli.checkpoint.keys import Keys
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FormatError, few
@@ -226,7 +226,7 @@ def _notes(
     return tuple(notes)
 
 
-def _format(shards: Sequence[Shard]) -> Format:
+def _format(shards: Sequence[Shard]) -> str:
     """Return the format of all shards; of mixed ones the first that is not safetensors."""
     formats = (shard.checkpoint.format for shard in shards)
     return next((found for found in formats if found != "safetensors"), "safetensors")
