@@ -9,7 +9,7 @@ from wncli.checkpoint.checkpoint import Entry
 from wncli.checkpoint.keys import Key, Keys, shown_key
 from wncli.formats.pickles.nodes import Built, Call, Dict, Node, Set, entries_of
 from wncli.formats.torch.keys import items_of
-from wncli.formats.torch.modules import Allowance, ModuleReader, holder_of
+from wncli.formats.torch.modules import ModuleReader, NameBudget, holder_of
 from wncli.formats.torch.optimizers import count_parameters, is_optimizer
 from wncli.formats.torch.tensors import called_name, read_tensor
 from wncli.formats.torch.tree import References
@@ -24,14 +24,14 @@ _PLACE = 64
 class Paths:
     """How the paths of a tree are shown, each in a way of its own."""
 
-    allowance: Allowance
+    budget: NameBudget
     #: How often something was to be shown so.
     taken: dict[str, int] = field(default_factory=dict)
     shown: dict[Keys, str] = field(default_factory=dict)
 
     def name(self, keys: Keys, path: str) -> str:
         """Show a path, with a mark where another reads the same, as keys can have dots."""
-        self.allowance.spend(len(path) + _PLACE)
+        self.budget.spend(len(path) + _PLACE)
         name = path
         while name in self.taken:
             self.taken[path] += 1

@@ -36,7 +36,7 @@ _SET = "_is_full_backward_hook"
 
 
 @dataclass(slots=True)
-class Allowance:
+class NameBudget:
     """How many characters of names may still be made up from what a file shares between paths.
 
     A few doubly shared levels would otherwise spell more names than any memory holds.
@@ -61,9 +61,9 @@ class Allowance:
             )
 
 
-def allowance_for(where: str, nbytes: int) -> Allowance:
+def budget_for(where: str, nbytes: int) -> NameBudget:
     """Return what a pickle of so many bytes may spell; `where` is the file."""
-    return Allowance(where, _NAMES + _NAMES_PER_BYTE * nbytes)
+    return NameBudget(where, _NAMES + _NAMES_PER_BYTE * nbytes)
 
 
 class Module(NamedTuple):
@@ -86,7 +86,7 @@ class ModuleReader:
 
     read: Callable[[Node], Module | None]
     references: References
-    allowance: Allowance
+    budget: NameBudget
     known: dict[int, Module | None] = field(default_factory=dict)
 
     def module(self, node: Node) -> Module | None:
@@ -122,15 +122,15 @@ class ModuleReader:
                 stack.append((prefix, node, True))
                 for key, value in module.tensors:
                     name = prefix + key
-                    self.allowance.spend(len(name) + TENSOR)
-                    found[name] = read_tensor(value, self.references, name, self.allowance.where)
+                    self.budget.spend(len(name) + TENSOR)
+                    found[name] = read_tensor(value, self.references, name, self.budget.where)
                     if is_part(value):
                         parts.append(name)
                 for key in module.others:
-                    self.allowance.spend(len(prefix) + len(key))
+                    self.budget.spend(len(prefix) + len(key))
                     found[prefix + key] = None
                 inner = [(f"{prefix}{key}.", value, False) for key, value in module.modules]
-                self.allowance.spend(sum(len(path) for path, _, _ in inner))
+                self.budget.spend(sum(len(path) for path, _, _ in inner))
                 stack.extend(reversed(inner))
         return StateDict(
             "",
@@ -145,7 +145,7 @@ class ModuleReader:
         if id(node) in open_modules or len(open_modules) >= _DEEPEST_MODULE:
             within_itself = id(node) in open_modules
             raise FormatError(
-                self.allowance.where,
+                self.budget.where,
                 f"the module {prefix[:60]!r} stands inside itself"
                 if within_itself
                 else "its modules are nested too deeply",
@@ -159,7 +159,7 @@ def holder_of(node: Node) -> str:
     return f"{name}, a whole module" if name else "a whole module"
 
 
-def read_module(node: Node, allowance: Allowance) -> Module | None:
+def read_module(node: Node, budget: NameBudget) -> Module | None:
     """Return what the pickled module at `node` keeps, or None where it is none.
 
     Raises:
@@ -175,31 +175,31 @@ def read_module(node: Node, allowance: Allowance) -> Module | None:
             parts = effect.state if isinstance(effect.state, tuple) else (effect.state,)
             for part in parts:
                 made = made or find_ambiguous(part)
-                attributes |= _named(part, allowance) or {}
+                attributes |= _named(part, budget) or {}
     kept = [attributes[name] for name in _STATE if name in attributes]
     for mapping in kept:
         made = made or find_ambiguous(mapping)
     if kept and made:
         raise FormatError(
-            allowance.where,
+            budget.where,
             f"a module has a key that a call makes: {spelled(made)}",
             expected="names as text",
             hint="load it with PyTorch and save it again",
         )
     if len(kept) < len(_STATE):
         return None
-    if _SET not in attributes and any(_SET in (_named(one, allowance) or {}) for one in kept):
+    if _SET not in attributes and any(_SET in (_named(one, budget) or {}) for one in kept):
         raise FormatError(
-            allowance.where,
+            budget.where,
             f"a module has a parameter that PyTorch takes for its attribute {_SET}",
             hint="load it with PyTorch and save it again",
         )
     parameters, buffers, modules = (
-        _named(attributes[name], allowance) for name in ("_parameters", "_buffers", "_modules")
+        _named(attributes[name], budget) for name in ("_parameters", "_buffers", "_modules")
     )
     if parameters is None or buffers is None or modules is None:
         return None
-    passing = _texts(attributes.get("_non_persistent_buffers_set"), allowance)
+    passing = _texts(attributes.get("_non_persistent_buffers_set"), budget)
     lasting = {key: value for key, value in buffers.items() if key not in passing}
     tensors = [*parameters.items(), *lasting.items()]
     return Module(
@@ -214,16 +214,16 @@ def read_module(node: Node, allowance: Allowance) -> Module | None:
     )
 
 
-def _named(node: Node, allowance: Allowance) -> dict[str, Node] | None:
+def _named(node: Node, budget: NameBudget) -> dict[str, Node] | None:
     """Return the items of a mapping that are named by text; None for anything else."""
     entries = entries_of(node)
     if entries is None:
         return None
-    allowance.spend(ITEM * len(entries))
+    budget.spend(ITEM * len(entries))
     return {key: value for key, value in entries if isinstance(key, str)}
 
 
-def _texts(node: Node, allowance: Allowance) -> set[str]:
+def _texts(node: Node, budget: NameBudget) -> set[str]:
     """Return the texts in a set, as any protocol writes one."""
     items: list[Node] = []
     if isinstance(node, Set):
@@ -233,5 +233,5 @@ def _texts(node: Node, allowance: Allowance) -> set[str]:
         for effect in node.effects:
             if isinstance(effect, Added):
                 items += effect.items
-    allowance.spend(ITEM * len(items))
+    budget.spend(ITEM * len(items))
     return {item for item in items if isinstance(item, str)}

@@ -23,9 +23,9 @@ from wncli.formats.torch.entries import EntryLister, Paths
 from wncli.formats.torch.keys import find_ambiguous, items_of, spelled
 from wncli.formats.torch.modules import (
     TENSOR,
-    Allowance,
     ModuleReader,
-    allowance_for,
+    NameBudget,
+    budget_for,
     holder_of,
     read_module,
 )
@@ -105,7 +105,7 @@ def read_tree(
         if not accepts(name):
             refused[name] = None
     root = pickled.root
-    found = _Finder(references, allowance_for(where, nbytes)).run(root)
+    found = _Finder(references, budget_for(where, nbytes)).run(root)
     tree = TorchTree(
         root, pickled.protocol, references, found.mappings, found.containers, found.paths.shown,
         found.closed,
@@ -159,13 +159,11 @@ class _Held:
 class _Finder:
     """One look through the mappings and lists of a tree."""
 
-    def __init__(self, references: References, allowance: Allowance) -> None:
+    def __init__(self, references: References, budget: NameBudget) -> None:
         self.references = references
-        self.where = allowance.where
-        self.allowance = allowance
-        self.modules = ModuleReader(
-            partial(read_module, allowance=allowance), references, allowance
-        )
+        self.where = budget.where
+        self.budget = budget
+        self.modules = ModuleReader(partial(read_module, budget=budget), references, budget)
         #: By the ids of the nodes: what may lead on, and the state dicts, without their roots.
         self.held: dict[int, _Held] = {}
         self.found: dict[int, StateDict] = {}
@@ -175,7 +173,7 @@ class _Finder:
         self.closed: set[int] = set()
         #: Whether something may hold state dicts, by the ids of what has many items.
         self.may: dict[int, bool] = {}
-        self.paths = Paths(allowance)
+        self.paths = Paths(budget)
         self.containers: dict[Keys, Node] = {}
         self.mappings: dict[Keys, Node] = {}
         self.state_dicts: list[StateDict] = []
@@ -328,7 +326,7 @@ class _Finder:
             if state_dict:
                 # Every tensor has a full name here, wherever else the mapping stands as well.
                 names = len(state_dict.tensors) + len(state_dict.others)
-                self.allowance.spend((len(path) + TENSOR) * names)
+                self.budget.spend((len(path) + TENSOR) * names)
                 self.state_dicts.append(state_dict._replace(root=path, keys=keys))
             held = self.held.get(id(node))
             if not held:

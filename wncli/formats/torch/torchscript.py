@@ -19,7 +19,7 @@ from wncli.formats.pickles.nodes import Built, Call, Node, PersistentId, entries
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.torch.archive import TorchArchive
 from wncli.formats.torch.calls import find_calls
-from wncli.formats.torch.modules import ITEM, Allowance, Module, ModuleReader, allowance_for
+from wncli.formats.torch.modules import ITEM, Module, ModuleReader, NameBudget, budget_for
 from wncli.formats.torch.tensors import StorageId, called_name, read_storage_id
 
 #: More than the code of any model takes, in bytes.
@@ -64,8 +64,8 @@ def read_torchscript(archive: TorchArchive) -> Checkpoint:
     for node in pickled.persistent_ids:
         identity = read_storage_id(node, source.name)
         references[node] = (identity, archive.locate(identity))
-    allowance = allowance_for(source.name, len(pickle))
-    reader = ModuleReader(_Code(archive, allowance).read_module, references, allowance)
+    budget = budget_for(source.name, len(pickle))
+    reader = ModuleReader(_Code(archive, budget).read_module, references, budget)
     if reader.module(root) is None:
         raise FormatError(
             source.name,
@@ -107,9 +107,9 @@ def _without_parameters(archive: TorchArchive) -> FormatError:
 class _Code:
     """The code of an archive: what the classes in it declare."""
 
-    def __init__(self, archive: TorchArchive, allowance: Allowance) -> None:
+    def __init__(self, archive: TorchArchive, budget: NameBudget) -> None:
         self.archive = archive
-        self.allowance = allowance
+        self.budget = budget
         self.files: dict[str, dict[str, Declaration]] = {}
         self.left = _MOST_CODE
 
@@ -123,10 +123,10 @@ class _Code:
         entries = next((entries_of(e.state) for e in node.effects if isinstance(e, Built)), None)
         if entries is None:  # what a __getstate__ of its own gave
             return None
-        self.allowance.spend(ITEM * len(entries))
+        self.budget.spend(ITEM * len(entries))
         state = {key: value for key, value in entries if isinstance(key, str)}
         declared = self.declaration(node) or _undeclared(state)
-        self.allowance.spend(ITEM * len(declared.attributes))
+        self.budget.spend(ITEM * len(declared.attributes))
         present = [(name, state[name]) for name in declared.attributes if _is_call(state.get(name))]
         parameters = [part for part in present if part[0] in declared.parameters]
         buffers = [part for part in present if part[0] in declared.buffers]
