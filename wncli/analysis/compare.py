@@ -36,7 +36,7 @@ def compare_weights(
     """Hold all counterparts against each other.
 
     Args:
-        plan: what is held against what.
+        plan: what is compared with what.
         a: the files of one checkpoint.
         b: the files of the other.
         tolerance: what still counts as equal.

@@ -1,4 +1,4 @@
-"""Reads a written checkpoint back, and holds it against what it was made from."""
+"""Reads a written checkpoint back, and compares it with what it was made from."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ SHARDING_INFO = "DCP_SHARDING_INFO"
 class StateDict(NamedTuple):
     """The tensors of one model, in the order they are stored.
 
-    `root` is where it stands in the checkpoint, as it is shown: `generator`, `model.ema`; empty for
+    `root` is its place in the checkpoint, as it is shown: `generator`, `model.ema`; empty for
     the top. `others` names what stands among the tensors and is none. `holder` is set where the
     tensors were read off an object rather than a mapping, and says which: `models.WaveGlow, a whole
     module`. `keys` are the path that `root` shows.

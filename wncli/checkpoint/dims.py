@@ -44,7 +44,7 @@ def magnitude_shape(shape: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
 
 
 def fitting_dims(g_shape: tuple[int, ...], v_shape: tuple[int, ...]) -> tuple[int | None, ...]:
-    """Every dim that a g of `g_shape` can stand for beside a v of `v_shape`, lowest first.
+    """Every dim that a g of `g_shape` can mean beside a v of `v_shape`, lowest first.
 
     Where v itself has axes of size 1, several dims give one g shape; they compute the same
     numbers. Older PyTorch and Paddle store a 1-d g: of length 1 for the whole tensor, else of the

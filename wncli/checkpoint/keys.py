@@ -1,4 +1,4 @@
-"""Where something stands in a checkpoint: a path is a tuple of keys until it is shown."""
+"""Where something is in a checkpoint: a path is a tuple of keys until it is shown."""
 
 from __future__ import annotations
 

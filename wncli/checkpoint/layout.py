@@ -41,7 +41,7 @@ class Magnitude(NamedTuple):
 
 
 class Product(NamedTuple):
-    """The weight that a pair stands for, in row-major order or in the order v has in memory."""
+    """The weight that a pair is, in row-major order or in the order v has in memory."""
 
     pair: Pair
     row_major: bool = True

@@ -30,7 +30,7 @@ class Half(NamedTuple):
 
     @property
     def weight(self) -> str:
-        """The full name of the weight that the pair stands for."""
+        """The full name of the weight that the pair is."""
         return join(self.module, self.parameter)
 
 

@@ -70,7 +70,7 @@ class Result(NamedTuple):
 class OutputStateDict(NamedTuple):
     """What becomes of one state dict, in the order of its tensors.
 
-    `keys` are the path at which the result stands in the output; `keeps_others` tells whether what
+    `keys` are the path of the result in the output; `keeps_others` tells whether what
     is no tensor goes with it.
     """
 

@@ -25,7 +25,7 @@ def open_checkpoint(
 ) -> Iterator[tuple[Checkpoint, Sources]]:
     """Open the checkpoint at `path`; the sources stay open for reading tensor data.
 
-    A directory stands for the checkpoint in it. An index stands for all the files that it lists:
+    A directory means the checkpoint in it. An index means all the files that it lists:
     there is one source for each, at the place that its number says.
 
     Args:

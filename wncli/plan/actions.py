@@ -81,7 +81,7 @@ Command = Literal["inspect", "apply", "remove", "convert"]
 class Part(NamedTuple):
     """What becomes of one state dict: an action for each tensor that is kept, in their order.
 
-    `keys` are the path at which the result stands in the output.
+    `keys` are the path of the result in the output.
     """
 
     state_dict: StateDict

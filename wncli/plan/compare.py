@@ -1,4 +1,4 @@
-"""Decides which tensors of two checkpoints are held against each other: `wn compare`. Pure."""
+"""Decides which tensors of two checkpoints are compared: `wn compare`. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Counterparts(NamedTuple):
 
 
 class ComparePlan(NamedTuple):
-    """What is held against what; the rest by root and name, with both shapes where they differ.
+    """What is compared with what; the rest by root and name, with both shapes where they differ.
 
     `stored_in_a` and `stored_in_b` count the elements of all tensors, tied ones once.
     """

@@ -70,7 +70,7 @@ def _several(texts: Iterable[str]) -> Iterable[str]:
 
 
 def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
-    """Survey the state dicts that `--only` and `--drop` leave, and hold `-x` against them.
+    """Survey the state dicts that `--only` and `--drop` leave, and check `-x` against them.
 
     Raises:
         UsageError: a root, an entry or an `-x` rule that matches nothing.

@@ -229,7 +229,7 @@ def check_exclusions(exclude: Iterable[Rule], names: Sequence[str], listing: str
             raise _no_match("-x", rule, names, takes, {}, listing)
 
 
-def _no_match(  # noqa: PLR0913, PLR0917 - what such a rule is held against
+def _no_match(  # noqa: PLR0913, PLR0917 - what such a rule is compared with
     flag: str,
     rule: Rule,
     names: Sequence[str],

@@ -25,7 +25,7 @@ _WHOLE_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 class Ungathered(NamedTuple):
-    """What stands in a state dict in place of whole tensors: `names` are theirs."""
+    """What is in a state dict in place of whole tensors: `names` are theirs."""
 
     code: str
     problem: str

@@ -32,7 +32,7 @@ def is_bare_name(name: str) -> bool:
 
 
 def resolve(path: Path) -> Path | None:
-    """Return the file that `path`, an index or a shard, stands for; None where there is none.
+    """Return the file that `path`, an index or a shard, leads to; None where there is none.
 
     Raises:
         FileError: it is no regular file, or cannot be read.

@@ -1,6 +1,6 @@
 """What a pickle says, as data: a class is a name, a call is a record of its arguments.
 
-None, bool, int, float, complex-free text, bytes, `list` and `tuple` stand for themselves; the
+None, bool, int, float, complex-free text, bytes, `list` and `tuple` are themselves; the
 rest are the classes here. Nodes are compared by identity, as the objects they describe would be
 shared: one node met twice is one object after loading.
 """

@@ -62,7 +62,7 @@ def write_pickle(
         protocol: the number to declare; names are looked up by its rules when the file is loaded.
         edits: by the `id` of a mapping (`Dict`, or a `Call` with items) or list, the items that it
             is to have instead.
-        persistent: the pid to write for each persistent id, or the class that stands in its place.
+        persistent: the pid to write for each persistent id, or the class in its place.
     """
     return _Writer(edits, persistent).run(root, protocol)
 

@@ -21,7 +21,7 @@ _RANK = {dtype: -place for place, dtype in enumerate(DType)}
 
 class _Named(NamedTuple):
     tensor: OutputTensor
-    #: It stood in the input's metadata only, as another name of a stored tensor.
+    #: It was in the input's metadata only, as another name of a stored tensor.
     is_alias: bool
     #: Of a magnitude: the tie of its direction, whose place is known once all have theirs.
     direction: object

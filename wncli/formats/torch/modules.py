@@ -141,7 +141,7 @@ class ModuleReader:
         )
 
     def refuse_endless(self, node: Node, prefix: str, open_modules: set[int]) -> None:
-        """Hold a module against those that it stands in."""
+        """Refuse a module that is inside itself, or too deep."""
         if id(node) in open_modules or len(open_modules) >= _DEEPEST_MODULE:
             within_itself = id(node) in open_modules
             raise FormatError(

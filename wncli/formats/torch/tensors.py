@@ -101,7 +101,7 @@ def read_storage_id(node: PersistentId, where: str, *, is_legacy: bool = False) 
 
 
 def class_of(node: Node) -> Global | None:
-    """Return the class or function that a node stands for, or None where it is something else.
+    """Return the class or function that a node names, or None where it is something else.
 
     The legacy format refers to the class of a module by a persistent id, with its source code
     (PyTorch `torch/serialization.py`, `_legacy_save`); what is written as a zip names the class.
