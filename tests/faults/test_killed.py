@@ -56,7 +56,8 @@ def test_steps_are_counted_where_files_change(case_of: Prepared) -> None:
     assert place("open") < place("posix_fallocate")
     assert place("pwrite half") < place("fsync") < place("replace")
     folder = Counter(case_of("folder onto folder", "safetensors").steps)
-    assert folder["rename"] == 5 + 4
+    assert (folder["rename"], folder["replace"]) == (1, 4)
+    assert folder["unlink"] == 2 * 5
     assert folder["write half"] == 2
     assert {"mkdir", "fsync", "unlink", "rmdir", "flock"} <= set(folder)
     assert "link" in case_of("new file", "safetensors").steps
@@ -117,12 +118,12 @@ def test_the_run_after_a_killed_one_succeeds_and_clears_what_that_left(
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
-def test_where_moving_files_in_place_was_killed_the_next_run_says_how_to_go_back(
+def test_where_moving_files_in_place_was_killed_the_next_run_says_how_to_go_on(
     kind: Kind, case_of: Prepared, forks: Forks
 ) -> None:
     case, tried = case_of("folder in place", kind), 0
     for number, label in enumerate(case.steps, 1):
-        if label != "rename":
+        if label not in {"unlink", "replace"}:
             continue
         faulty(forks, case, Fault(number, signal=signal.SIGKILL))
         state = snapshot(case.home)
@@ -134,30 +135,36 @@ def test_where_moving_files_in_place_was_killed_the_next_run_says_how_to_go_back
         assert snapshot(case.home) == state  # nothing is lost by trying
         command = refused.stderr.partition("try:")[2].strip()
         subprocess.run(["sh", "-c", command], cwd=case.home, check=True)
+        assert without_leftovers(snapshot(case.home)) == case.new
         ran = forks.run(*case.again, cwd=case.home)
         assert (ran.code, ran.stderr) == (0, "")
         assert snapshot(case.home) == case.new
     assert tried > 3
 
 
-def test_files_that_a_killed_run_had_moved_in_go_with_the_next_run(
+def test_what_a_killed_run_had_begun_to_move_in_is_all_there_before_the_next_run_begins(
     case_of: Prepared, forks: Forks
 ) -> None:
-    """Also those that bear other names than what stood there, and than what comes."""
+    """Also files that bear other names than what stood there, and than what comes."""
     case = case_of("folder onto folder", "safetensors")
     (case.home / "in" / "brought.json").write_bytes(b"{}")
     smaller = [*case.arguments, "--max-shard-size", "400"]
-    count = forks.run(*smaller, cwd=case.home).steps.count("rename")
+    count = forks.run(*smaller, cwd=case.home).steps.count("replace")
+    whole = snapshot(case.home)
     case.begin()
     (case.home / "in" / "brought.json").write_bytes(b"{}")
-    at = Fault(count, signal=signal.SIGKILL, on=("rename",))
+    at = Fault(count, signal=signal.SIGKILL, on=("replace",))
     assert forks.run(*smaller, cwd=case.home, fault=at).code == -signal.SIGKILL
-    (case.home / "in" / "brought.json").unlink()
     state = snapshot(case.home)
     assert "out/brought.json" in state
     assert "out/model.safetensors.index.json" not in state
+    early = Fault(1, signal=signal.SIGKILL, on=("pwrite",))
+    assert forks.run(*case.arguments, cwd=case.home, fault=early).code == -signal.SIGKILL
+    assert without_leftovers(snapshot(case.home)) == whole
     assert forks.run(*case.arguments, cwd=case.home).code == 0
-    assert snapshot(case.home) == case.new
+    assert snapshot(case.home) == case.new | {
+        f"{folder}/brought.json": b"{}" for folder in ("in", "out")
+    }
 
 
 def test_an_empty_folder_is_written_into_after_a_killed_run_without_force(
@@ -228,11 +235,11 @@ def test_an_interrupted_run_leaves_the_old_output_or_the_new_one_and_nothing_els
 
 @pytest.mark.parametrize("name", ["folder onto folder", "folder in place"])
 def test_who_interrupts_twice_loses_nothing(name: str, case_of: Prepared, forks: Forks) -> None:
-    """The second time while what the first one broke off is put back."""
+    """Also the second time while the files are moved."""
     case = case_of(name, "safetensors")
     moves = [number for number, label in enumerate(case.steps, 1) if label == "rename"]
     for again in range(1, 12):
-        fault = Fault(moves[2], signal=signal.SIGINT, again=again)
+        fault = Fault(moves[0], signal=signal.SIGINT, again=again)
         assert faulty(forks, case, fault).code == 130
         assert case.judge(snapshot(case.home)) != "wrong", again
 

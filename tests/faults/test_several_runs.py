@@ -104,6 +104,26 @@ def test_only_what_dead_runs_for_the_same_output_left_is_cleared_away(
     assert snapshot(case.home) == case.new | kept
 
 
+@pytest.mark.parametrize("link", [f".out.01234567{LEFTOVER}", f".out.01234567{LEFTOVER}/.going"])
+def test_links_that_look_like_a_folder_which_a_run_has_left_lead_nowhere(
+    link: str, tmp_path: Path
+) -> None:
+    """A checkpoint that was downloaded may hold any names, and links to any place."""
+    index = sharded(tmp_path / "in")
+    sharded(tmp_path / "out")
+    precious = tmp_path / "precious"
+    (precious / ".going").mkdir(parents=True)
+    for name in ("work of years", index.name):
+        (precious / name).write_bytes(b"mine")
+        (precious / ".going" / name).write_bytes(b"mine")
+    (tmp_path / "out" / link).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / link).symlink_to(precious)
+    before = snapshot(precious)
+    wncli.remove(tmp_path / "in", tmp_path / "out", force=True)
+    assert snapshot(precious) == before
+    assert wncli.compare(tmp_path / "in", tmp_path / "out").equal
+
+
 @pytest.mark.parametrize("name", ["file onto file", "folder onto folder", "new folder"])
 def test_what_a_living_run_writes_is_not_cleared_away(
     name: str, case_of: Prepared, forks: Forks
@@ -144,7 +164,7 @@ def test_a_leftover_of_a_stopped_run_goes_once_that_is_killed(
 # -- one overtakes another -----------------------------------------------------------------------
 
 #: The steps that another run can see, or come between.
-DECISIVE = ("flock", "link", "mkdir", "rename", "replace", "rmdir")
+DECISIVE = ("flock", "link", "mkdir", "rename", "replace", "rmdir", "unlink")
 #: OUTPUT, what is there before (see `killing.py`), and how the run that overtakes divides it.
 OVERTAKING = {
     "a file": ("file onto file", ()),
@@ -210,7 +230,7 @@ def test_a_run_that_waits_for_another_can_be_interrupted(
     early = Fault(1, signal=STOP, on=("pread" if where == "begins" else "write half",))
     waiting = forks.start(*case.arguments, cwd=case.home, fault=early)
     assert forks.wait(waiting).code is None
-    between = Fault(3, signal=STOP, on=("rename",))
+    between = Fault(2, signal=STOP, on=("replace",))
     moving = forks.start(*case.arguments, cwd=case.home, fault=between)
     assert forks.wait(moving).code is None
     os.kill(waiting.pid, signal.SIGCONT)

@@ -25,10 +25,9 @@ PACKAGES = (
     *("hints", "errors", "notes", "checkpoint", "arithmetic", "storage", "parallel", "formats"),
     *("plan", "streaming", "layout", "report", "analysis", "fill", "api", "cli"),
 )
-#: What is still to be turned round: and a reader's names in storage.
+#: Types alone point upward here: a checkpoint keeps what its format read, and looks at none of it.
 UPWARD = {
     "wncli.checkpoint.checkpoint imports wncli.formats.torch.tree",
-    "wncli.storage.replace_folder imports wncli.formats.huggingface.names",
 }
 #: The package's own face, and what makes `python -m wncli` run.
 FACES = {"wncli", "wncli.__main__"}

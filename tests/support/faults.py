@@ -28,14 +28,14 @@ Kind = Literal["safetensors", "torch"]
 #: Every file below a folder with its content, and every folder with None.
 Snapshot = dict[str, bytes | None]
 #: `moving` is a folder without an index, so that nothing takes it for a checkpoint, while every
-#: byte of both the old and the new one is there.
+#: byte of the new one is there.
 Verdict = Literal["old", "new", "moving", "wrong"]
 
 SUFFIXES: dict[Kind, str] = {"safetensors": ".safetensors", "torch": ".pt"}
 #: Ends the names of what a killed run leaves behind.
 LEFTOVER = ".wn-partial"
 #: The calls with which files take their places.
-_MOVING = {"link", "rename", "replace"}
+_MOVING = {"link", "rename", "replace", "unlink"}
 #: Seconds after which a run counts as one that never ends.
 _PATIENCE = 30.0
 
@@ -239,12 +239,11 @@ class Case:
         found = without_leftovers(state)
         if found in (self.old, self.new):
             return "old" if found == self.old else "new"
-        everything = set(self.old.values()) | set(self.new.values())
         if (
             self.old.get(self.output, b"") is None
             and self._others(found) == self._others(self.old)
             and not any(self._is_index(name) for name in found)
-            and everything <= set(state.values())
+            and set(self.new.values()) <= set(state.values())
         ):
             return "moving"
         return "wrong"

@@ -164,10 +164,11 @@ def behind() -> None:
 
 def interrupted() -> None:
     """As a run leaves it that is killed while it puts new files in the place of old ones."""
-    shards("old")
-    replaced = Path(f"{STEM} folder", f".{STEM} folder.0123abcd.wn-partial", "replaced")
-    replaced.parent.mkdir(parents=True)
-    Path("old").rename(replaced)
+    shards("new")
+    partial = Path(f"{STEM} folder", f".{STEM} folder.0123abcd.wn-partial")
+    partial.parent.mkdir()
+    Path("new").rename(partial)
+    (partial / ".going").mkdir()
 
 
 def distributed() -> None:

@@ -1,8 +1,9 @@
 """A folder of output files: complete or not there, and what else stands in it stays.
 
 A new folder is made beside its place and renamed. Into a folder that is there already the files
-are moved once all are written, the index last. Until then the old checkpoint is whole; and while
-files are moved there is no index, so that nobody takes old and new ones for one checkpoint.
+are moved once all are written and marked as ready; from then on, whatever ends the process, the
+next run goes on. The old files go first, of them the index first; the new index comes last. So
+nobody takes old and new files for one checkpoint.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from io import FileIO
 from pathlib import Path
 
 from wncli.errors import FileError
-from wncli.formats.huggingface.names import index_format
 from wncli.storage.permissions import take_over
 from wncli.storage.replace_file import check_parent, target_of, unwritable
 from wncli.storage.temporary import (
-    REPLACED,
+    GOING,
+    PARTIAL_SUFFIX,
     clear_leftovers,
     create_partial_folder,
     is_partial,
-    note_added,
     uninterrupted,
 )
 
@@ -130,22 +130,23 @@ def replacing_folder(
     """The new files `names` of a folder, which take their places when the block ends well.
 
     `find_old` tells the files of the checkpoint that `output` holds so far, and that go; it is
-    asked when what a killed run left half-way has been put back, before the files are written and
-    before they are moved. The last of `names` is moved last.
+    asked when what a killed run left half-way has been finished, before the files are written and
+    before they are moved.
 
     Raises:
-        FileError: no room, or no permission; nothing is left behind.
+        FileError: no room, or no permission; nothing is left behind, unless old files are gone
+            already: then the new ones are, to be moved in.
     """
     target = Path(os.path.realpath(output))  # also where it is a link, or "."
     is_new = not target.exists()
     parent = target.parent if is_new else target
     clear_leftovers(target.parent, target.name)
-    if not is_new:
-        with _locked(target):
-            clear_leftovers(target, target.name)
     partial: Path | None = None
     try:
         if not is_new:
+            with _locked(target):
+                clear_leftovers(target, target.name)
+                _finish_others(target)
             _refuse_clashes(output, target, names)
         with uninterrupted():
             partial, lock = create_partial_folder(parent, target.name, 0o777 if is_new else 0o700)
@@ -157,19 +158,21 @@ def replacing_folder(
                 partial.rename(target)
             else:
                 with _locked(target), uninterrupted():
+                    _finish_others(target)
                     check_folder(output, force=force)
                     _move_in(files, names, find_old())
-                    with contextlib.suppress(OSError):  # the next run clears up the rest
-                        shutil.rmtree(partial)
         finally:
             with contextlib.suppress(OSError):
                 os.close(lock)
     except BaseException as error:
-        if partial:
+        expected = "room, and permission"
+        if partial and (partial / GOING).exists():
+            expected = f"permission to move in what is left in {partial}"
+        elif partial:
             with uninterrupted(), contextlib.suppress(OSError):
-                _discard(partial)
+                shutil.rmtree(partial)
         if isinstance(error, OSError):
-            raise unwritable(output, error) from None
+            raise unwritable(output, error, expected) from None
         raise
 
 
@@ -184,13 +187,6 @@ def _locked(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             os.close(descriptor)
-
-
-def _discard(partial: Path) -> None:
-    """Remove it, unless it has old files that the system did not let go back to their places."""
-    replaced = partial / REPLACED
-    if not (replaced.is_dir() and any(replaced.iterdir())):
-        shutil.rmtree(partial)
 
 
 def _refuse_clashes(output: Path, target: Path, names: Sequence[str]) -> None:
@@ -211,25 +207,49 @@ def _is_file(path: Path) -> bool:
 
 
 def _move_in(files: NewFiles, names: Sequence[str], old: Sequence[str]) -> None:
-    """Put the new files in the place of the old ones, or everything back where that fails."""
+    """Put the new files in the place of the old ones, as far as the system lets them be moved."""
     partial, target = files.path, files.target
-    replaced = partial / REPLACED
-    replaced.mkdir()
-    there = [name for name in dict.fromkeys((*old, *names)) if _is_file(target / name)]
-    there.sort(key=lambda name: index_format(name) is None)
     for name in names:
         with (partial / name).open("rb") as file:
             files.permit(name, file.fileno(), is_complete=True)
             os.fsync(file.fileno())
-    note_added(partial, [name for name in names if name not in there])
-    moves = [(target / name, replaced / name) for name in there]
-    moves += [(partial / name, target / name) for name in names]
-    done: list[tuple[Path, Path]] = []
+    unmarked, going = partial / ".unmarked", partial / GOING
+    unmarked.mkdir()
+    for name in {*old, *names}:
+        if _is_file(target / name):
+            (unmarked / name).touch(0o600)
+    unmarked.rename(going)
+    marks, waiting = [*going.iterdir()], [partial / name for name in names]
     try:
-        for source, place in moves:
-            source.rename(place)
-            done.append((source, place))
-    except BaseException:
-        for source, place in reversed(done):
-            place.rename(source)
-        raise
+        _finish(partial, target)
+    except OSError:
+        if all(map(os.path.lexists, (*marks, *waiting, *(target / mark.name for mark in marks)))):
+            going.rename(unmarked)  # nothing has changed
+            raise
+        _finish(partial, target)  # another program may have had a file open, which is over
+
+
+def _finish_others(target: Path) -> None:
+    """Go on where runs were killed that moved files in."""
+    for going in sorted(target.glob(f".*{PARTIAL_SUFFIX}/{GOING}")):
+        if going.resolve() == going:  # links lead to what no run has left
+            _finish(going.parent, target)
+
+
+def _finish(partial: Path, target: Path) -> None:
+    """Remove the old files and move the new ones in, as far as that is still to be done."""
+    coming = [path for path in partial.iterdir() if path.name != GOING]
+    for mark in sorted((partial / GOING).iterdir(), key=lambda mark: not _is_index(mark)):
+        if coming:  # else they have been moved in by hand
+            (target / mark.name).unlink(missing_ok=True)
+        mark.unlink()
+    # Where there is no index, what is largest tells that the checkpoint is whole.
+    for path in sorted(coming, key=lambda path: (_is_index(path), path.lstat().st_size)):
+        path.replace(target / path.name)
+    with contextlib.suppress(OSError):  # the next run does
+        (partial / GOING).rmdir()
+        partial.rmdir()
+
+
+def _is_index(path: Path) -> bool:
+    return ".index." in path.name

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
 import signal
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -24,10 +23,8 @@ from wncli.storage.permissions import first_mode
 
 #: What the name of a temporary sibling ends with; no checkpoint's name does.
 PARTIAL_SUFFIX = ".wn-partial"
-#: Where, in a temporary folder, the files stand that are being replaced.
-REPLACED = "replaced"
-#: Which of the files that are moved in have names that nothing had before.
-_ADDED = "added.json"
+#: In a temporary folder that is ready: a folder with an empty file for each that is to go.
+GOING = ".going"
 #: Bytes of a target's name that its temporary sibling keeps; systems take 255 in all.
 _LONGEST_NAME = 200
 
@@ -69,39 +66,16 @@ def create_partial_folder(parent: Path, name: str, mode: int) -> tuple[Path, int
 def clear_leftovers(parent: Path, name: str) -> None:
     """Remove what earlier runs for a target of this name have left in `parent` when they died.
 
-    A folder that was being put in its place is put back as it was.
+    A folder that is ready stays: its files are to be moved in.
     """
     ours = re.compile(re.escape(f".{_kept(name)}.") + r"[0-9a-f]{8}" + re.escape(PARTIAL_SUFFIX))
     with contextlib.suppress(OSError):
         for entry in [entry for entry in os.scandir(parent) if ours.fullmatch(entry.name)]:
             with contextlib.suppress(OSError), _abandoned(Path(entry.path)) as path:
-                if entry.is_dir(follow_symlinks=False):
-                    put_back(path, parent)
-                    shutil.rmtree(path)
-                else:
+                if not entry.is_dir(follow_symlinks=False):
                     path.unlink()
-
-
-def put_back(partial: Path, target: Path) -> None:
-    """Move the replaced files home, unless all the new ones have taken their places.
-
-    The indexes come last, as nothing but them says that the folder is whole.
-    """
-    replaced = partial / REPLACED
-    waiting = {entry.name for entry in partial.iterdir()} - {REPLACED, _ADDED}
-    if not (waiting and replaced.is_dir()):
-        return
-    with contextlib.suppress(OSError, ValueError):
-        for name in json.loads((partial / _ADDED).read_text()):
-            if name not in waiting:
-                (target / Path(name).name).unlink(missing_ok=True)
-    for entry in sorted(replaced.iterdir(), key=lambda entry: entry.name.endswith(".index.json")):
-        entry.rename(target / entry.name)
-
-
-def note_added(partial: Path, names: Sequence[str]) -> None:
-    """Write down which names come new into the folder, for `put_back`."""
-    (partial / _ADDED).write_text(json.dumps(names))
+                elif not (path / GOING).exists():
+                    shutil.rmtree(path)
 
 
 def is_partial(name: str) -> bool:

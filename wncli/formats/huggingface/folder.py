@@ -21,7 +21,7 @@ from wncli.formats.registry import FORMATS, LONGEST_START, SUFFIXES, kinds_of
 from wncli.hints import path_word
 from wncli.notes import Note
 from wncli.storage.source import unreadable
-from wncli.storage.temporary import PARTIAL_SUFFIX, REPLACED
+from wncli.storage.temporary import GOING, PARTIAL_SUFFIX
 
 #: Whole files before indexes, in the order of the formats.
 _ORDER = {name: 2 * place for place, name in enumerate(FORMATS)}
@@ -103,13 +103,13 @@ def _rank(names: list[str]) -> dict[str, int]:
 
 def _nothing(folder: Path, names: list[str]) -> FileError:
     shards = [name for name in names if _SHARD.fullmatch(name)]
-    interrupted = sorted(folder.glob(f".*{PARTIAL_SUFFIX}/{REPLACED}"))
+    interrupted = [going.parent for going in folder.glob(f".*{PARTIAL_SUFFIX}/{GOING}")]
     if interrupted:
         return FileError(
             str(folder),
             "a run that put new files in this directory was killed meanwhile",
-            expected="its old files, or the new ones",
-            found=f"the old ones in {interrupted[0]}",
+            expected="the new files",
+            found=f"them, or the rest of them, in {interrupted[0]}",
             hint=f"mv {path_word(interrupted[0])}/* {path_word(folder)}/",
         )
     if shards:
