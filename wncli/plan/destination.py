@@ -79,7 +79,7 @@ def format_of(output: Path, checkpoint: Checkpoint) -> FormatName:
         str(output),
         f"the suffix {output.suffix} does not say which format to write",
         expected=", ".join(SUFFIXES),
-        hint=" or ".join(f"--format {name}" for name in FORMATS),
+        hint=" or ".join(f"--format {name}" for name in reversed(FORMATS)),
     )
 
 
