@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 
 LOOPS = Path("wncli/arithmetic/kernels")
 
-# It is optional: NumPy and zlib do the same where it cannot be built.
+# It is optional: NumPy does the same where it cannot be built.
 setup(
     ext_modules=[
         Extension(

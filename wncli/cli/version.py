@@ -12,10 +12,12 @@ def print_version(*, verbose: bool) -> None:
     """Print the version; `verbose` adds Python's, NumPy's, and which loops and checksums run."""
     print(f"wn {wncli.__version__}")
     if verbose:
+        from wncli.storage.crc32 import LIBRARY
+
         print(f"Python: {platform.python_version()}")
         print(f"NumPy: {_numpy()}")
         print(f"loops: {_loops()}")
-        print(f"checksums: {_checksums()}")
+        print(f"checksums: {LIBRARY}")
 
 
 def _numpy() -> str:
@@ -33,11 +35,3 @@ def _loops() -> str:
     except ImportError as error:
         return f"NumPy (the compiled ones do not run here: {error})"
     return "compiled"
-
-
-def _checksums() -> str:
-    import zlib
-
-    from wncli.storage.crc32 import crc32
-
-    return f"zlib {zlib.ZLIB_RUNTIME_VERSION}" if crc32 is zlib.crc32 else "compiled"

@@ -23,7 +23,6 @@ from wncli.notes import Note
 from wncli.parallel.crew import Stopped
 from wncli.parallel.workers import share_out
 from wncli.storage.checked_source import Summed, checking
-from wncli.storage.crc32 import crc32
 from wncli.storage.reflink import clone
 from wncli.storage.source import BLOCK, Source
 
@@ -211,6 +210,8 @@ class _Filling:
         """Write bytes of a slot, taking them into its checksum."""
         self.write(offset, data)
         if self.layout.seal:
+            from wncli.storage.crc32 import crc32
+
             self.checksums[index] = crc32(data, self.checksums[index])
         self.progress(len(data))
 
@@ -258,6 +259,8 @@ class _Filling:
 
     def checksum(self, slot: Slot) -> int:
         """The checksum of what stands in a slot of the output."""
+        from wncli.storage.crc32 import crc32
+
         found = 0
         for place in range(0, slot.nbytes, BLOCK):
             count = min(BLOCK, slot.nbytes - place)

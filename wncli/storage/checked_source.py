@@ -14,7 +14,6 @@ from wncli.checkpoint.layout import Elements, Layout, Magnitude, Product, Whole
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import FormatError
 from wncli.hints import path_word
-from wncli.storage.crc32 import crc32
 from wncli.storage.source import BLOCK, Source, Sources
 
 
@@ -119,6 +118,8 @@ class CheckedSource:
         place = bisect_right(self.starts, offset) - 1
         if place < 0 or offset >= self.runs[place].end:
             return
+        from wncli.storage.crc32 import crc32
+
         run = self.runs[place]
         run.touched = True
         if run.place != offset or not run.lock.acquire(blocking=False):

@@ -1,4 +1,4 @@
-"""Checksums are zlib's, with the compiled loops and without them."""
+"""Checksums are zlib's, with zlib-ng and without it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_it_goes_on_as_zlib_does(data: bytes, before: int) -> None:
 
 @pytest.mark.parametrize(
     "blocked",
-    ["", "sys.modules['wncli.arithmetic.kernels.kernel'] = None;"],
+    ["", "sys.modules['zlib_ng'] = None;"],
     ids=["with", "without"],
 )
 def test_a_torch_file_has_its_checksums(blocked: str, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 /* The loops that every byte of a large checkpoint goes through, for processors with AVX2.
  *
- * NumPy and zlib do all of this as well, and to the last bits that are stored, where this module
+ * NumPy does all of this as well, and to the last bits that are stored, where this module
  * was not built or the processor is another: they go over a block once for each operation, where a
  * loop here does everything on the way. What is unusual (NaN, Inf, slices without a direction,
  * norms too near to halfway between two numbers) is never decided here: the functions say that they
@@ -23,12 +23,11 @@
 #include <string.h>
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,pclmul"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,pclmul")
+#pragma GCC target("avx2,fma,f16c")
 #endif
-#include "crc32.h"
 #include "weight_norm.h"
 #include "weight_norm_pairs.h"
 #ifdef __clang__
@@ -166,22 +165,6 @@ static PyObject *py_to_magnitudes(PyObject *Py_UNUSED(module), PyObject *args)
     return usual;
 }
 
-/* Whether the processor multiplies four times as many bits at a time. */
-static bool is_wide;
-
-static PyObject *py_crc32(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    Py_buffer data;
-    unsigned int crc = 0;
-    if (!PyArg_ParseTuple(args, "y*|I", &data, &crc))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    crc = ~crc_of(data.buf, data.len, ~crc, is_wide);
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&data);
-    return PyLong_FromUnsignedLong(crc);
-}
-
 static PyMethodDef methods[] = {
     {"add_squares", py_add_squares, METH_VARARGS,
      "add_squares(dtype, v, sums, inner)\n\n"
@@ -195,7 +178,6 @@ static PyMethodDef methods[] = {
     {"to_magnitudes", py_to_magnitudes, METH_VARARGS,
      "to_magnitudes(dtype, sums, g, terms)\n\n"
      "Write the norms into g, of sums of so many squares; whether all is usual."},
-    {"crc32", py_crc32, METH_VARARGS, "crc32(data, value=0)\n\nAs zlib.crc32."},
     {0},
 };
 
@@ -210,12 +192,10 @@ static int begin(PyObject *Py_UNUSED(module))
 {
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !has_f16c() || !__builtin_cpu_supports("pclmul")) {
+        !has_f16c()) {
         PyErr_SetString(PyExc_ImportError, "this processor has not the instructions for it");
         return -1;
     }
-    fill_table();
-    is_wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq");
     return 0;
 }
 
