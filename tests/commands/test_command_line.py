@@ -507,6 +507,31 @@ def test_options_do_what_the_functions_do(wn_here: RunHere, tmp_path: Path) -> N
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("apply", "--naming", "x"), ("--naming", "auto or hook or parametrized", "x")),
+        (("convert", "--naming", "auto"), ("--naming", "hook or parametrized", "auto")),
+        (("remove", "--format", "onnx"), ("--format", "torch or safetensors", "onnx")),
+        (("remove", "--format", "", "--output-dir", "o"), ("--format", "torch or safetensors")),
+        (("apply", "--dim", "x"), ("--dim", "'x' is no dim", "whole number")),
+        (("compare", "--rtol", "x"), ("--rtol", "no number", "x")),
+        (("compare", "--atol", "-1"), ("--atol", "0 or more", "-1")),
+        (("compare", "--atol", "nan"), ("--atol", "0 or more", "nan")),
+    ],
+)
+def test_a_word_that_an_option_does_not_take_is_refused_with_what_it_takes(
+    arguments: tuple[str, ...], said: tuple[str, ...], wn_here: RunHere, tmp_path: Path
+) -> None:
+    command, *options = arguments
+    other = tmp_path / "out.pt" if command != "compare" else SAMPLES / "lstm.pt"
+    ran = wn_here(command, SAMPLES / "lstm.pt", other, *options)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: ")
+    assert all(part in ran.stderr for part in said)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_prints_the_report_and_writes_nothing(wn_here: RunHere, tmp_path: Path) -> None:
     ran = wn_here("remove", SAMPLES / "lstm.pt", tmp_path / "out.pt", "--dry-run", "--json")
     assert ran.code == 0

@@ -134,17 +134,19 @@ def modules_after(run: str, *arguments: str | Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def test_no_command_imports_torch(tmp_path: Path) -> None:
+def test_no_command_imports_torch_or_pydantic(tmp_path: Path) -> None:
     normalized = SAMPLES / "bfloat16.safetensors"
     for arguments in (
         ("inspect", normalized),
         ("remove", normalized, tmp_path / "plain.pt"),
         ("apply", tmp_path / "plain.pt", tmp_path / "normalized.safetensors"),
         ("convert", normalized, tmp_path / "shards/", "--max-shard-size", "5KB"),
+        ("convert", normalized, tmp_path / "out", "--format", "torch", "--naming", "hook"),
         ("convert", tmp_path / "plain.pt", tmp_path / "like.pt", "--like", normalized),
-        ("compare", normalized, tmp_path / "shards"),
+        ("compare", normalized, tmp_path / "shards", "--rtol", "1e-3"),
     ):
-        assert not modules_after(RUN, *arguments) & {"torch", "safetensors"}
+        # From 0.29 on typer has pydantic, which would take as long as all that `wn inspect` does.
+        assert not modules_after(RUN, *arguments) & {"torch", "safetensors", "pydantic"}
 
 
 def test_importing_the_package_loads_no_library() -> None:

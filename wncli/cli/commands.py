@@ -1,22 +1,63 @@
-"""The commands and their options; each calls the function of its name.
+"""The commands; each calls the function of its name.
 
 What a command needs is imported when it runs, so that `--help` need not wait for it.
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`, or typer would compile every annotation once more.
 
+import functools
+from collections.abc import Callable, Iterable
 from copy import copy
-from pathlib import Path
-from typing import Annotated, Literal
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 import wncli
+from wncli.cli import options as o
 from wncli.cli.progress import progress_bar
 from wncli.cli.results import print_comparison, print_report
 
+if TYPE_CHECKING:
+    from wncli.report import Report
+
+
+def _take_as_typed(parameters: Iterable[Any]) -> None:
+    """Have words stay words; flags, `--help` among them, and what is missing are left to typer.
+
+    From 0.29 on it has pydantic make a string of each string, and of each that is not there. To
+    import that takes as long as all of `wn inspect`.
+    """
+    for parameter in parameters:
+        parameter.process_value = functools.partial(_as_typed, parameter)
+
+
+def _as_typed(parameter: Any, context: Any, value: Any) -> Any:  # noqa: ANN401 - typer hides types
+    if isinstance(value, bool) or (value is None and parameter.required):
+        return type(parameter).process_value(parameter, context, value)
+    return value
+
+
+class Command(TyperCommand):
+    """A command that takes its words as they are."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401, D102
+        _take_as_typed(self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
+
+class Group(TyperGroup):
+    """The same for the options before a command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401, D102
+        _take_as_typed(self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="wn",
+    cls=Group,
     help="Apply, remove, list and convert weight normalization in saved checkpoints.",
     epilog="Exit codes: 0 done, 1 nothing to do, a difference or a finding, 2 refused, "
     "130 interrupted.",
@@ -25,155 +66,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="A safetensors or torch file, whose content says which; or a folder of shards.",
-    ),
-]
-Output = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="OUTPUT",
-        help="The file to write: .safetensors, .pt, .pth, …; for shards a folder. With "
-        "--output-dir, further checkpoints.",
-        show_default=False,
-    ),
-]
-OutputDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--output-dir",
-        metavar="DIR",
-        help="Write each of several checkpoints under its own name in DIR.",
-    ),
-]
-Layers = Annotated[
-    list[str],
-    typer.Option(
-        "-l",
-        "--layers",
-        metavar="GLOB",
-        help="Take these layers: a full name or module path, `*` crosses dots. Repeatable. "
-        "Without: all normalized layers.",
-    ),
-]
-ConvertLayers = Annotated[
-    list[str],
-    typer.Option(
-        "-l",
-        "--layers",
-        metavar="GLOB",
-        help="With --naming, spell these layers so: a full name or module path, `*` crosses dots. "
-        "Repeatable. Without: all normalized layers.",
-    ),
-]
-CompareLayers = Annotated[
-    list[str],
-    typer.Option(
-        "-l",
-        "--layers",
-        metavar="GLOB",
-        help="Compare these weights: a full name or module path, `*` crosses dots. Repeatable. "
-        "Without: all.",
-    ),
-]
-LayersWithDim = Annotated[
-    list[str],
-    typer.Option(
-        "-l",
-        "--layers",
-        metavar="GLOB[=DIM]",
-        help="Take these layers, along DIM: a full name or module path, `*` crosses dots. "
-        "Repeatable, the first match wins. Without: every floating `weight` of two or more "
-        "dimensions that is not normalized already.",
-    ),
-]
-Exclude = Annotated[
-    list[str],
-    typer.Option("-x", "--exclude", metavar="GLOB", help="Leave these layers out. Repeatable."),
-]
-Only = Annotated[
-    str | None,
-    typer.Option(
-        "--only",
-        metavar="ROOT",
-        help="Take one state dict alone, as `generator`; with two files also `ROOT=OTHER`.",
-    ),
-]
-Drop = Annotated[
-    list[str],
-    typer.Option("--drop", metavar="ENTRY", help="Leave an entry out, as `optimizer`. Repeatable."),
-]
-Dim = Annotated[
-    str,
-    typer.Option("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
-]
-ApplyNaming = Annotated[
-    Literal["auto", "hook", "parametrized"],
-    typer.Option("--naming", help="weight_g/weight_v, or parametrizations.weight.original0/1."),
-]
-ConvertNaming = Annotated[
-    Literal["hook", "parametrized"] | None,
-    typer.Option(
-        "--naming", help="Spell the layers weight_g/weight_v, or …weight.original0/original1."
-    ),
-]
-Like = Annotated[
-    str | None,
-    typer.Option(
-        "--like",
-        metavar="REFERENCE",
-        help="Take the structure of REFERENCE, a checkpoint that the target code loads: what is "
-        "normalized, along which dim, in which spelling, under which names and roots.",
-    ),
-]
-Partial = Annotated[
-    bool, typer.Option("--partial", help="With --like, leave out what does not fit.")
-]
-MaxShardSize = Annotated[
-    str | None,
-    typer.Option(
-        "--max-shard-size",
-        metavar="SIZE",
-        help="Write a folder of shards of at most SIZE, as 5GB, and their index.",
-    ),
-]
-Rtol = Annotated[
-    float | None,
-    typer.Option(
-        "--rtol",
-        metavar="X",
-        help="Allowed difference as a share of B's number. Without --rtol and --atol: 2 units of "
-        "the last place of the coarser dtype.",
-        show_default=False,
-    ),
-]
-Atol = Annotated[
-    float | None,
-    typer.Option("--atol", metavar="X", help="Allowed absolute difference.", show_default=False),
-]
-Format = Annotated[
-    Literal["torch", "safetensors"] | None,
-    typer.Option("--format", help="Of the output; otherwise OUTPUT's suffix says."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing OUTPUT.")]
-Verify = Annotated[
-    bool, typer.Option("--verify", help="Read OUTPUT back and compare before it takes its place.")
-]
-Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor, plain ones too.")]
-Check = Annotated[
-    bool,
-    typer.Option("--check", help="Read everything; report what is damaged or does not compute."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
-QuietCompare = Annotated[
-    bool, typer.Option("-q", "--quiet", help="Print errors only: the exit code tells.")
-]
-QuietNames = Annotated[bool, typer.Option("-q", "--quiet", help="Print names only.")]
+
+def writes(command: "Callable[..., functools.partial[Report]]") -> Callable[..., int]:
+    """Add the options of `Writing` to those of a command, which returns what is to be run."""
+
+    @functools.wraps(command)
+    def run(**typed: Any) -> int:  # noqa: ANN401 - what typer has read
+        from wncli.cli.many import write_all
+
+        writing = o.Writing(**{name: typed.pop(name) for name in o.Writing._fields})
+        return write_all(command(**typed), writing)
+
+    own = signature(command).parameters.values()
+    shared = signature(o.Writing).parameters.values()
+    parameters = [*own, *(one.replace(kind=Parameter.KEYWORD_ONLY) for one in shared)]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 def app_for(command: str) -> typer.Typer:
@@ -188,19 +97,7 @@ def app_for(command: str) -> typer.Typer:
 
 
 @app.callback(invoke_without_command=True)
-def wn(
-    context: typer.Context,
-    *,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-    verbose: Annotated[
-        bool,
-        typer.Option(
-            "-v",
-            "--verbose",
-            help="With --version: Python, NumPy, and which loops and checksums run.",
-        ),
-    ] = False,
-) -> None:
+def wn(context: typer.Context, *, version: o.Version = False, verbose: o.Verbose = False) -> None:
     """Apply, remove, list and convert weight normalization in saved checkpoints."""
     if version:
         from wncli.cli.version import print_version
@@ -215,17 +112,17 @@ def wn(
         print(context.get_help())
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(  # noqa: PLR0913 - one parameter per option
-    checkpoint: Checkpoint,
+    checkpoint: o.Checkpoint,
     *,
-    layers: Layers = [],  # noqa: B006 - typer copies it
-    exclude: Exclude = [],  # noqa: B006
-    only: Only = None,
-    tensors: Tensors = False,
-    check: Check = False,
-    json: Json = False,
-    quiet: QuietNames = False,
+    layers: o.Layers = [],  # noqa: B006 - nothing changes it
+    exclude: o.Exclude = [],  # noqa: B006
+    only: o.Only = None,
+    tensors: o.Tensors = False,
+    check: o.Check = False,
+    json: o.Json = False,
+    quiet: o.QuietNames = False,
 ) -> int:
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
     if check:
@@ -240,124 +137,64 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     return print_report(report, json=json, quiet=quiet)
 
 
-@app.command()
-def apply(  # noqa: PLR0913
-    checkpoint: Checkpoint,
-    output: Output = None,
+@app.command(cls=Command)
+@writes
+def apply(
     *,
-    output_dir: OutputDir = None,
-    layers: LayersWithDim = [],  # noqa: B006
-    exclude: Exclude = [],  # noqa: B006
-    dim: Dim = "0",
-    naming: ApplyNaming = "auto",
-    only: Only = None,
-    drop: Drop = [],  # noqa: B006
-    format: Format = None,  # noqa: A002 - as the option is called
-    max_shard_size: MaxShardSize = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    verify: Verify = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> int:
+    layers: o.LayersWithDim = [],  # noqa: B006
+    exclude: o.Exclude = [],  # noqa: B006
+    dim: o.Dim = "0",
+    naming: o.NamingToWrite = "auto",
+) -> "functools.partial[Report]":
     """Split weights into magnitude g and direction v."""
-    from wncli.cli.many import Paths, write_all
     from wncli.plan.rules import parse_dim
 
-    whole = parse_dim(dim, "--dim")
-    return write_all(
-        "apply",
-        lambda one, target, progress: wncli.apply(
-            one, target, layers=layers, exclude=exclude, dim=whole, naming=naming, only=only,
-            drop=drop, format=format, max_shard_size=max_shard_size, force=force, dry_run=dry_run,
-            verify=verify, make_folder=output_dir is not None, progress=progress,
-        ),
-        Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
-        json=json, quiet=quiet,
+    return functools.partial(
+        wncli.apply, layers=layers, exclude=exclude, dim=parse_dim(dim, "--dim"),
+        naming=o.one_of("--naming", naming, o.NAMINGS_TO_WRITE),
     )  # fmt: skip
 
 
-@app.command()
-def remove(  # noqa: PLR0913
-    checkpoint: Checkpoint,
-    output: Output = None,
+@app.command(cls=Command)
+@writes
+def remove(
     *,
-    output_dir: OutputDir = None,
-    layers: Layers = [],  # noqa: B006
-    exclude: Exclude = [],  # noqa: B006
-    only: Only = None,
-    drop: Drop = [],  # noqa: B006
-    format: Format = None,  # noqa: A002
-    max_shard_size: MaxShardSize = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    verify: Verify = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> int:
+    layers: o.Layers = [],  # noqa: B006
+    exclude: o.Exclude = [],  # noqa: B006
+) -> "functools.partial[Report]":
     """Fold g and v back into plain weights."""
-    from wncli.cli.many import Paths, write_all
-
-    return write_all(
-        "remove",
-        lambda one, target, progress: wncli.remove(
-            one, target, layers=layers, exclude=exclude, only=only, drop=drop, format=format,
-            max_shard_size=max_shard_size, force=force, dry_run=dry_run,
-            verify=verify, make_folder=output_dir is not None, progress=progress,
-        ),
-        Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
-        json=json, quiet=quiet,
-    )  # fmt: skip
+    return functools.partial(wncli.remove, layers=layers, exclude=exclude)
 
 
-@app.command()
-def convert(  # noqa: PLR0913
-    checkpoint: Checkpoint,
-    output: Output = None,
+@app.command(cls=Command)
+@writes
+def convert(
     *,
-    output_dir: OutputDir = None,
-    naming: ConvertNaming = None,
-    like: Like = None,
-    partial: Partial = False,
-    layers: ConvertLayers = [],  # noqa: B006
-    exclude: Exclude = [],  # noqa: B006
-    only: Only = None,
-    drop: Drop = [],  # noqa: B006
-    format: Format = None,  # noqa: A002
-    max_shard_size: MaxShardSize = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    verify: Verify = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> int:
+    naming: o.Naming = None,
+    like: o.Like = None,
+    partial: o.Partial = False,
+    layers: o.LayersToRespell = [],  # noqa: B006
+    exclude: o.Exclude = [],  # noqa: B006
+) -> "functools.partial[Report]":
     """Write the same weights in another format, spelling or structure."""
-    from wncli.cli.many import Paths, write_all
-
-    return write_all(
-        "convert",
-        lambda one, target, progress: wncli.convert(
-            one, target, naming=naming, like=like, partial=partial, layers=layers, exclude=exclude,
-            only=only, drop=drop, format=format, max_shard_size=max_shard_size, force=force,
-            dry_run=dry_run, verify=verify, make_folder=output_dir is not None, progress=progress,
-        ),
-        Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
-        json=json, quiet=quiet,
+    return functools.partial(
+        wncli.convert, naming=o.one_of("--naming", naming, o.NAMINGS), like=like, partial=partial,
+        layers=layers, exclude=exclude,
     )  # fmt: skip
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(  # noqa: PLR0913
-    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    a: o.A,
+    b: o.B,
     *,
-    rtol: Rtol = None,
-    atol: Atol = None,
-    layers: CompareLayers = [],  # noqa: B006
-    exclude: Exclude = [],  # noqa: B006
-    only: Only = None,
-    json: Json = False,
-    quiet: QuietCompare = False,
+    rtol: o.Rtol = None,
+    atol: o.Atol = None,
+    layers: o.LayersToCompare = [],  # noqa: B006
+    exclude: o.Exclude = [],  # noqa: B006
+    only: o.Only = None,
+    json: o.Json = False,
+    quiet: o.QuietCompare = False,
 ) -> int:
     """Hold the effective weights of two checkpoints against each other."""
     from wncli.parallel.workers import allow_forking
@@ -365,7 +202,7 @@ def compare(  # noqa: PLR0913
     allow_forking()
     with progress_bar("comparing", quiet=quiet or json) as progress:
         found = wncli.compare(
-            a, b, rtol=rtol, atol=atol, layers=layers, exclude=exclude, only=only,
-            progress=progress,
+            a, b, rtol=o.number("--rtol", rtol), atol=o.number("--atol", atol), layers=layers,
+            exclude=exclude, only=only, progress=progress,
         )  # fmt: skip
     return print_comparison(found, json=json, quiet=quiet)

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from wncli.api import Progress
+from wncli.cli.options import FORMATS, Writing, one_of
 from wncli.cli.progress import progress_bar
 from wncli.cli.reports import show_line
 from wncli.cli.results import DONE, NEGATIVE, print_json, print_report
 from wncli.cli.terminal import show_refusal
 from wncli.errors import FileError, UsageError, WnError
-from wncli.formats.registry import FormatName
 from wncli.parallel.workers import allow_forking
 from wncli.plan.destination import beside
 from wncli.report import SCHEMA, NothingToDo, Report
 from wncli.storage.signals import REFUSED
 
-#: A command for one checkpoint: its path, its output's, and what is called while writing.
-Command = Callable[[str, str, Progress], Report]
 
-
-class Paths(NamedTuple):
-    """What was typed: a checkpoint, then OUTPUT or, with `output_dir`, further checkpoints."""
-
-    checkpoint: str
-    others: list[str]
-    output_dir: Path | None
-    format: FormatName | None
-    is_sharded: bool
-
-
-def write_all(command: str, run: Command, paths: Paths, *, json: bool, quiet: bool) -> int:
-    """Run a command and print what came of it.
+def write_all(run: partial[Report], typed: Writing) -> int:
+    """Run a command over what was typed, and print what came of it.
 
     Raises:
         WnError: refused; of several checkpoints only where none can be begun.
     """
     allow_forking()
-    if paths.output_dir is None:
-        with progress_bar("writing", quiet=quiet or json) as progress:
-            report = run(paths.checkpoint, _one_output(command, paths), progress)
-        return print_report(report, json=json, quiet=quiet)
+    command, keywords, is_silent = run.func.__name__, typed.keywords(), typed.quiet or typed.json
+    if typed.output_dir is None:
+        output = _one_output(command, typed.output or [])
+        with progress_bar("writing", quiet=is_silent) as progress:
+            report = run(typed.checkpoint, output, **keywords, progress=progress)
+        return print_report(report, json=typed.json, quiet=typed.quiet)
     outcomes: list[dict[str, Any]] = []
     code = DONE
-    for checkpoint, output in _outputs(paths, paths.output_dir).items():
+    for checkpoint, output in _outputs(typed, Path(typed.output_dir)).items():
         try:
-            with progress_bar("writing", quiet=quiet or json) as progress:
-                report = run(checkpoint, output, progress)
+            with progress_bar("writing", quiet=is_silent) as progress:
+                report = run(checkpoint, output, **keywords, progress=progress)
         except NothingToDo as outcome:
             code = max(code, NEGATIVE)
             outcomes.append(outcome.report.to_json() | {"error": str(outcome)})
@@ -59,38 +47,39 @@ def write_all(command: str, run: Command, paths: Paths, *, json: bool, quiet: bo
             show_refusal("error", str(refusal))
         else:
             outcomes.append(report.to_json())
-            if not (json or quiet):
+            if not is_silent:
                 show_line(report)
-    if json:
+    if typed.json:
         print_json({"schema": SCHEMA, "command": command, "files": outcomes})
     return code
 
 
-def _one_output(command: str, paths: Paths) -> str:
-    if len(paths.others) == 1:
-        return paths.others[0]
-    if not paths.others:
+def _one_output(command: str, words: list[str]) -> str:
+    if len(words) == 1:
+        return words[0]
+    if not words:
         hint = f"wn {command} --help"
         raise UsageError("OUTPUT", "missing", expected="CHECKPOINT OUTPUT", hint=hint)
     raise UsageError(
-        " ".join(paths.others[1:]),
+        " ".join(words[1:]),
         "one checkpoint and one OUTPUT are taken at a time",
         hint="--output-dir DIR takes several checkpoints",
     )
 
 
-def _outputs(paths: Paths, folder: Path) -> dict[str, str]:
+def _outputs(typed: Writing, folder: Path) -> dict[str, str]:
     """The output of each checkpoint in `folder`: two under one name are refused."""
     if folder.exists() and not folder.is_dir():
         raise FileError(str(folder), "--output-dir is a file", expected="a folder's name")
     found: dict[str, str] = {}
-    for checkpoint in (paths.checkpoint, *paths.others):
+    for checkpoint in (typed.checkpoint, *(typed.output or [])):
         path = Path(checkpoint)
         if path.name.endswith(".index.json"):
             path = path.resolve().parent
         is_folder = path.is_dir()
-        output = str(beside(folder, path, None if is_folder else paths.format)) + "/" * is_folder
-        if paths.is_sharded and not is_folder:
+        chosen = None if is_folder else one_of("--format", typed.format, FORMATS)
+        output = str(beside(folder, path, chosen)) + "/" * is_folder
+        if typed.max_shard_size is not None and not is_folder:
             output = f"{Path(output).with_suffix('')}/"
         if output in found.values():
             raise UsageError(

@@ -7,8 +7,7 @@ writers are imported when they are called.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from wncli.checkpoint.checkpoint import Checkpoint
@@ -23,8 +22,7 @@ FormatName = Literal["safetensors", "torch"]
 LONGEST_START = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """A format that can be written.
 
     Attributes:
@@ -45,8 +43,7 @@ class Format:
     lay_out: Callable[[Output, str], tuple[Layout, tuple[Note, ...]]]
 
 
-@dataclass(frozen=True, slots=True)
-class FileKind:
+class FileKind(NamedTuple):
     """A kind of file that can be read.
 
     Attributes:

@@ -1,0 +1,224 @@
+"""The options of the commands, each once, and how those words are read that are not free text.
+
+Every value is a word as it was typed, or a list of words: a command reads it by itself, and so says
+the same of a wrong one whatever version typer has.
+"""
+
+# Without `from __future__ import annotations`, or typer would compile every annotation once more.
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from wncli.checkpoint.naming import SPELLINGS
+from wncli.errors import UsageError
+from wncli.formats import registry
+
+FORMATS = tuple(reversed(registry.FORMATS))
+NAMINGS = tuple(SPELLINGS)
+NAMINGS_TO_WRITE = ("auto", *NAMINGS)
+
+
+def _one_of(words: Sequence[str]) -> str:
+    return f"<{'|'.join(words)}>"
+
+
+def _layers(takes: str, otherwise: str, metavar: str = "GLOB") -> Any:  # noqa: ANN401 - as typer.Option
+    names = "a full name or module path, `*` crosses dots. Repeatable"
+    help_text = f"{takes}: {names}. Without: {otherwise}."
+    return typer.Option("-l", "--layers", metavar=metavar, help=help_text)
+
+
+_quiet = partial(typer.Option, "-q", "--quiet")
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A safetensors or torch file, whose content says which; or a folder of shards.",
+    ),
+]
+A = Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")]
+B = Annotated[str, typer.Argument(metavar="B", help="Another.")]
+Output = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="OUTPUT",
+        help="The file to write: .safetensors, .pt, .pth, …; for shards a folder. With "
+        "--output-dir, further checkpoints.",
+        show_default=False,
+    ),
+]
+OutputDir = Annotated[
+    str | None,
+    typer.Option(
+        "--output-dir",
+        metavar="DIR",
+        help="Write each of several checkpoints under its own name in DIR.",
+    ),
+]
+Layers = Annotated[list[str], _layers("Take these layers", "all normalized layers")]
+LayersToRespell = Annotated[
+    list[str], _layers("With --naming, spell these layers so", "all normalized layers")
+]
+LayersToCompare = Annotated[list[str], _layers("Compare these weights", "all")]
+LayersWithDim = Annotated[
+    list[str],
+    _layers(
+        "Take these layers, along DIM, the first match wins",
+        "every floating `weight` of two or more dimensions that is not normalized already",
+        "GLOB[=DIM]",
+    ),
+]
+Exclude = Annotated[
+    list[str],
+    typer.Option("-x", "--exclude", metavar="GLOB", help="Leave these layers out. Repeatable."),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="ROOT",
+        help="Take one state dict alone, as `generator`; with two files also `ROOT=OTHER`.",
+    ),
+]
+Drop = Annotated[
+    list[str],
+    typer.Option("--drop", metavar="ENTRY", help="Leave an entry out, as `optimizer`. Repeatable."),
+]
+Dim = Annotated[
+    str,
+    typer.Option("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
+]
+NamingToWrite = Annotated[
+    str,
+    typer.Option(
+        "--naming",
+        metavar=_one_of(NAMINGS_TO_WRITE),
+        help="weight_g/weight_v, or parametrizations.weight.original0/1.",
+    ),
+]
+Naming = Annotated[
+    str | None,
+    typer.Option(
+        "--naming",
+        metavar=_one_of(NAMINGS),
+        help="Spell the layers weight_g/weight_v, or …weight.original0/original1.",
+    ),
+]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        "--like",
+        metavar="REFERENCE",
+        help="Take the structure of REFERENCE, a checkpoint that the target code loads: what is "
+        "normalized, along which dim, in which spelling, under which names and roots.",
+    ),
+]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="With --like, leave out what does not fit.")
+]
+MaxShardSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="Write a folder of shards of at most SIZE, as 5GB, and their index.",
+    ),
+]
+Rtol = Annotated[
+    str | None,
+    typer.Option(
+        "--rtol",
+        metavar="X",
+        help="Allowed difference as a share of B's number. Without --rtol and --atol: 2 units of "
+        "the last place of the coarser dtype.",
+    ),
+]
+Atol = Annotated[
+    str | None, typer.Option("--atol", metavar="X", help="Allowed absolute difference.")
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar=_one_of(FORMATS),
+        help="Of the output; otherwise OUTPUT's suffix says.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing OUTPUT.")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Read OUTPUT back and compare before it takes its place.")
+]
+Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor, plain ones too.")]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Read everything; report what is damaged or does not compute."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
+Quiet = Annotated[bool, _quiet(help="Print errors only.")]
+QuietCompare = Annotated[bool, _quiet(help="Print errors only: the exit code tells.")]
+QuietNames = Annotated[bool, _quiet(help="Print names only.")]
+Version = Annotated[bool, typer.Option("--version", help="Show the version.")]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "-v", "--verbose", help="With --version: Python, NumPy, and which loops and checksums run."
+    ),
+]
+
+
+class Writing(NamedTuple):
+    """What was typed for a command that writes: the arguments and options that they all have."""
+
+    checkpoint: Checkpoint
+    output: Output = None
+    output_dir: OutputDir = None
+    only: Only = None
+    drop: Drop = []  # noqa: RUF012 - nothing changes it
+    format: Format = None
+    max_shard_size: MaxShardSize = None
+    force: Force = False
+    dry_run: DryRun = False
+    verify: Verify = False
+    json: Json = False
+    quiet: Quiet = False
+
+    def keywords(self) -> dict[str, Any]:
+        """Those that the functions of the library take as well."""
+        return {
+            "only": self.only,
+            "drop": self.drop,
+            "format": one_of("--format", self.format, FORMATS),
+            "max_shard_size": self.max_shard_size,
+            "force": self.force,
+            "dry_run": self.dry_run,
+            "verify": self.verify,
+            "make_folder": self.output_dir is not None,
+        }
+
+
+def one_of(option: str, word: str | None, words: Sequence[str]) -> Any:  # noqa: ANN401 - a Literal
+    """A word that is one of several, or None where there is none.
+
+    Raises:
+        UsageError: it is another.
+    """
+    if word is not None and word not in words:
+        raise UsageError(option, "no such choice", expected=" or ".join(words), found=word)
+    return word
+
+
+def number(option: str, word: str | None) -> float | None:
+    """A number, or None where there is none.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    try:
+        return None if word is None else float(word)
+    except ValueError:
+        raise UsageError(option, "no number", found=str(word)) from None
