@@ -40,7 +40,7 @@ _HEADERS = (
     "leftovers found", "anything else",
 )  # fmt: skip
 _MOVED = """being moved: a folder without an index, so that nothing takes it for a checkpoint;
-all bytes of the old and of the new one are there"""
+all bytes of the new one are there"""
 
 
 @dataclass(slots=True)

@@ -102,11 +102,12 @@ def _view(match: _Match) -> object:
 
 def _forget_cached(written: Path) -> None:
     """Have the system read from the disk, not from what it still holds in memory."""
+    if not hasattr(os, "posix_fadvise"):
+        return
     for path in written.iterdir() if written.is_dir() else (written,):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _matches(

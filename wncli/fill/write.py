@@ -46,7 +46,9 @@ def write(
     force: bool,
     verify_against: Output | None = None,
 ) -> tuple[Note, ...]:
-    """Write everything, then put it in its place; what is there already only with `force`.
+    """Write everything, close the sources, then put it in its place.
+
+    What is there already is replaced only with `force`.
 
     With `verify_against`, what the files are laid out for, all is read back before it is put there.
 
@@ -69,18 +71,19 @@ def write(
 
     target = outputs.target
 
-    def read_back(written: Path, notes: tuple[Note, ...]) -> None:
+    def finish(written: Path, notes: tuple[Note, ...]) -> None:
         if verify_against:
             from wncli.analysis.verify import verify
 
             verify(verify_against, sources, written, str(target.path), notes, report)
+        _close(sources)
 
     if not target.is_folder:
         ((_, layout),) = outputs.files
         with unfinished, replacing(target.path, layout.nbytes, force=force) as temporary:
             written, sink = temporary
             notes = fill(layout, sources, sink, report)
-            read_back(written, notes)
+            finish(written, notes)
             return notes
     notes = ()
     index = (outputs.index,) if outputs.index else ()
@@ -103,8 +106,13 @@ def write(
             _copy_companion(path, new_files)
         for name, content in index:
             new_files.write(name, content)
-        read_back(new_files.path, notes)
+        finish(new_files.path, notes)
     return notes
+
+
+def _close(sources: Sources) -> None:
+    for source in sources:  # Windows replaces nothing that is open
+        source.close()
 
 
 def _is_in(path: Path, folder: Path) -> bool:

@@ -119,7 +119,9 @@ def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint,
         from wncli.formats.huggingface.shards import open_shards
 
         if is_index(source):
-            return open_shards(path, read_index(source), stack, _read)
+            index = read_index(source)
+            source.close()
+            return open_shards(path, index, stack, _read)
     return _read(source), (source,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def decide_target(
     """
     path = Path(output)
     suffix = path.suffix.lower()
-    slash = output.endswith("/")
+    slash = output.endswith(("/", os.sep))
     if max_shard is None and not slash and (suffix in SUFFIXES or not from_folder):
         return Target(path, chosen or format_of(path, checkpoint))
     kept = written_format(checkpoint)

@@ -39,6 +39,8 @@ def take_over(descriptor: int, old: Path, *, is_complete: bool, owner: bool = Tr
     Raises:
         OSError: the system does not let the mode be set.
     """
+    if not hasattr(os, "fchown"):  # Windows, where the folder decides
+        return
     found = old.stat()
     mode = stat.S_IMODE(found.st_mode)
     if owner:

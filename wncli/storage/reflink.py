@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 
 from wncli.storage.source import LocalSink, LocalSource, Sink, Source
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 #: `_IOW(0x94, 9, int)` of linux/fs.h; ioctl_ficlone(2).
 _FICLONE = 0x40049409
@@ -18,7 +22,7 @@ _NOT_HERE = {
 
 def clone(source: Source, sink: Sink) -> bool:
     """Let a file share all the blocks of `source`; False where that cannot be done."""
-    if not (isinstance(source, LocalSource) and isinstance(sink, LocalSink)):
+    if not (fcntl and isinstance(source, LocalSource) and isinstance(sink, LocalSink)):
         return False
     descriptor = sink.file.fileno()
     try:

@@ -14,7 +14,12 @@ from wncli.errors import FileError
 from wncli.hints import path_word
 from wncli.storage.permissions import take_over
 from wncli.storage.source import LocalSink
-from wncli.storage.temporary import clear_leftovers, create_partial, uninterrupted
+from wncli.storage.temporary import (
+    MOVES_OPEN_FILES,
+    clear_leftovers,
+    create_partial,
+    uninterrupted,
+)
 
 
 def check_output(output: Path, *, force: bool, takes_files: bool = True) -> None:
@@ -98,6 +103,8 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
                 take_over(descriptor, target, is_complete=True)
                 os.fsync(descriptor)
             os.close(os.dup(descriptor))  # some file systems tell only now; the lock is still held
+            if not MOVES_OPEN_FILES:
+                file.close()
             if force:
                 partial.replace(target)
             else:

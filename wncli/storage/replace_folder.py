@@ -9,7 +9,6 @@ nobody takes old and new files for one checkpoint.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +22,12 @@ from wncli.storage.permissions import take_over
 from wncli.storage.replace_file import check_parent, target_of, unwritable
 from wncli.storage.temporary import (
     GOING,
+    MOVES_OPEN_FILES,
     PARTIAL_SUFFIX,
     clear_leftovers,
     create_partial_folder,
     is_partial,
+    locked,
     uninterrupted,
 )
 
@@ -144,26 +145,27 @@ def replacing_folder(
     partial: Path | None = None
     try:
         if not is_new:
-            with _locked(target):
+            with locked(target):
                 clear_leftovers(target, target.name)
                 _finish_others(target)
             _refuse_clashes(output, target, names)
         with uninterrupted():
             partial, lock = create_partial_folder(parent, target.name, 0o777 if is_new else 0o700)
         try:
-            with contextlib.nullcontext() if is_new else _locked(target):
+            with contextlib.nullcontext() if is_new else locked(target):
                 files = NewFiles(partial, target, () if is_new else find_old())
             yield files
             if is_new:
                 partial.rename(target)
             else:
-                with _locked(target), uninterrupted():
+                with locked(target), uninterrupted():
                     _finish_others(target)
                     check_folder(output, force=force)
                     _move_in(files, names, find_old())
         finally:
-            with contextlib.suppress(OSError):
-                os.close(lock)
+            if lock is not None:
+                with contextlib.suppress(OSError):
+                    os.close(lock)
     except BaseException as error:
         expected = "room, and permission"
         if partial and (partial / GOING).exists():
@@ -174,19 +176,6 @@ def replacing_folder(
         if isinstance(error, OSError):
             raise unwritable(output, error, expected) from None
         raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let no other run move files in this folder meanwhile."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
 
 
 def _refuse_clashes(output: Path, target: Path, names: Sequence[str]) -> None:
@@ -210,7 +199,8 @@ def _move_in(files: NewFiles, names: Sequence[str], old: Sequence[str]) -> None:
     """Put the new files in the place of the old ones, as far as the system lets them be moved."""
     partial, target = files.path, files.target
     for name in names:
-        with (partial / name).open("rb") as file:
+        # Nobody may be let write it any more, and Windows flushes only what can be written.
+        with (partial / name).open("rb" if MOVES_OPEN_FILES else "r+b") as file:
             files.permit(name, file.fileno(), is_complete=True)
             os.fsync(file.fileno())
     unmarked, going = partial / ".unmarked", partial / GOING

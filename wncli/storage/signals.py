@@ -10,6 +10,8 @@ import errno
 import os
 import sys
 
+#: What ends a run; Windows has no SIGHUP.
+ENDING = [getattr(_signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(_signal, n)]
 INTERRUPTED = 130
 #: The exit code of what is refused, or fails.
 REFUSED = 2
@@ -53,7 +55,7 @@ _other_hook = sys.unraisablehook
 def end_when_interrupted() -> None:
     """Have the signals that end a run end this process, except those that it is to ignore."""
     global _other_hook
-    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+    for number in ENDING:
         if _signal.getsignal(number) != _signal.SIG_IGN:  # as nohup has it
             _signal.signal(number, _end)
     if sys.unraisablehook is not _show_dropped:

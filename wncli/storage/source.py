@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from wncli.errors import FileError, FormatError
 #: The most bytes that are read at a time: large enough that a system call costs nothing, small
 #: enough for a core's cache.
 BLOCK = 1 << 20
+#: Whether the system reads and writes at places by itself. Else a file's threads take turns.
+_HAS_PLACES = hasattr(os, "preadv") and hasattr(os, "pwrite")
 #: Bytes that are taken into memory at once, whether or not they are on the disk.
 _MOST_UNSTORED = 32 << 20
 
@@ -66,25 +69,50 @@ class Sink(Protocol):
         """Read what has been written there."""
 
 
-class LocalSource:
+class _LocalFile:
+    """An open file that is read and written at places, from any thread."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+        self.nbytes = os.fstat(file.fileno()).st_size
+        self.lock = threading.Lock()
+
+    def read_some(self, offset: int, buffer: memoryview) -> int:
+        """Read as many bytes as the system gives at once."""
+        if _HAS_PLACES:
+            return os.preadv(self.file.fileno(), [buffer], offset)
+        with self.lock:
+            self.file.seek(offset)
+            return self.file.readinto(buffer)
+
+    def write_some(self, offset: int, data: memoryview) -> int:
+        """Write as many bytes as the system takes at once."""
+        if _HAS_PLACES:
+            return os.pwrite(self.file.fileno(), data, offset)
+        with self.lock:
+            self.file.seek(offset)
+            return self.file.write(data)
+
+
+class LocalSource(_LocalFile):
     """A file that is open for reading, and closed with this."""
 
     def __init__(self, name: str, file: io.FileIO, number: int = 0) -> None:
+        super().__init__(file)
         self.name = name
         self.number = number
-        self.file = file
-        self.nbytes = os.fstat(file.fileno()).st_size
 
     def read_at(self, offset: int, nbytes: int, what: str) -> bytes:
         """Read exactly `nbytes` at `offset`."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise truncated(self, what, offset + nbytes)
-        try:
-            data = os.pread(self.file.fileno(), nbytes, offset)
-        except OSError as error:
-            raise unreadable(self.name, error) from None
-        if len(data) == nbytes:
-            return data
+        if _HAS_PLACES:
+            try:
+                data = os.pread(self.file.fileno(), nbytes, offset)
+            except OSError as error:
+                raise unreadable(self.name, error) from None
+            if len(data) == nbytes:
+                return data
         whole = bytearray(nbytes)  # the system may give less: Linux no more than 2 GB at a time
         self.read_into(offset, memoryview(whole), what)
         return bytes(whole)
@@ -94,7 +122,7 @@ class LocalSource:
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self.file.fileno(), [buffer[done:]], offset + done)
+                count = self.read_some(offset + done, buffer[done:])
             except OSError as error:
                 raise unreadable(self.name, error) from None
             if not count:
@@ -106,23 +134,21 @@ class LocalSource:
         self.file.close()
 
 
-class LocalSink:
+class LocalSink(_LocalFile):
     """A file that is open for reading and writing."""
-
-    def __init__(self, file: io.FileIO) -> None:
-        self.file = file
-        self.nbytes = os.fstat(file.fileno()).st_size
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write all of `data`, to begin at `offset`."""
         while data:
-            count = os.pwrite(self.file.fileno(), data, offset)
+            count = self.write_some(offset, data)
             data = data[count:]
             offset += count
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         """Read what has been written there."""
-        return os.pread(self.file.fileno(), nbytes, offset)
+        found = bytearray(nbytes)
+        count = self.read_some(offset, memoryview(found))
+        return bytes(found[:count])
 
 
 def read_stored(source: Source, offset: int, nbytes: int, what: str) -> bytes:

@@ -1,30 +1,44 @@
 """Temporary siblings of an output: their names, the lock of a living run, clearing away dead ones.
 
 Whoever writes holds a lock (flock(2)) on what it writes. The system gives it up with the process,
-however that ends, so that the next run can tell what is left behind from what is in the making.
+however that ends, so that the next run can tell what is left behind from what is being written.
+Where there are no such locks, what has not changed for a day is left behind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
 import signal
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from io import FileIO
 from pathlib import Path
 
 from wncli.storage.permissions import first_mode
+from wncli.storage.signals import ENDING
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+#: Whether an open file can be renamed, replaced and removed: not on Windows.
+MOVES_OPEN_FILES = fcntl is not None
 
 #: What the name of a temporary sibling ends with; no checkpoint's name does.
 PARTIAL_SUFFIX = ".wn-partial"
 #: In a temporary folder that is ready: a folder with an empty file for each that is to go.
 GOING = ".going"
+#: Seconds after which nobody writes any more what has not changed, where no lock tells.
+_DAY = 24 * 60 * 60
+#: What is open in a folder that cannot be locked, while files are moved in it.
+_LOCK = f".lock{PARTIAL_SUFFIX}"
 #: Bytes of a target's name that its temporary sibling keeps; systems take 255 in all.
 _LONGEST_NAME = 200
 
@@ -45,7 +59,7 @@ def create_partial(target: Path) -> tuple[Path, FileIO]:
         file.close()
 
 
-def create_partial_folder(parent: Path, name: str, mode: int) -> tuple[Path, int]:
+def create_partial_folder(parent: Path, name: str, mode: int) -> tuple[Path, int | None]:
     """A new temporary folder in `parent` for a target of this name, with its lock.
 
     Raises:
@@ -54,8 +68,10 @@ def create_partial_folder(parent: Path, name: str, mode: int) -> tuple[Path, int
     while True:
         path = parent / _name_beside(name)
         path.mkdir(mode)
+        if not fcntl:
+            return path, None
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:  # another run took it for a leftover, before it had its lock
             continue
         if _claim(descriptor):
@@ -90,8 +106,7 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    kept = {number: handler for number in ending if callable(handler := signal.getsignal(number))}
+    kept = {number: handler for number in ENDING if callable(handler := signal.getsignal(number))}
     for number in kept:
         signal.signal(number, lambda number, _: came.append(number))
     try:
@@ -104,18 +119,50 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let no other run move files in this folder meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else _open_alone(folder / _LOCK)
+    try:
+        if fcntl:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        if not fcntl:
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()
+
+
+def _open_alone(lock: Path) -> int:
+    """Open a file that nobody else has open, where nobody can remove an open file."""
+    while True:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        try:
+            return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
 def _abandoned(path: Path) -> Iterator[Path]:
     """What nobody writes any more, locked so that nobody else clears it away as well.
 
     Raises:
         OSError: somebody writes it, or it cannot be told.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags)
+    found = path.lstat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise FileNotFoundError
+    if not fcntl:
+        if found.st_mtime > time.time() - _DAY:
+            raise BlockingIOError
+        yield path
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise FileNotFoundError
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield path
     finally:
@@ -124,6 +171,8 @@ def _abandoned(path: Path) -> Iterator[Path]:
 
 def _claim(descriptor: int) -> bool:
     """Take the lock; False where another run took it first, to clear it away."""
+    if not fcntl:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
