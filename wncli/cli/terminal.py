@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from wncli.cli.encoding import IN_ASCII
 from wncli.cli.page import Page, Pairs, Table
 from wncli.errors import printable
 
@@ -98,7 +99,7 @@ def _forgiving(stream: TextIO | None) -> tuple[TextIO, _Stream]:
     text = io.TextIOWrapper(
         io.BufferedWriter(ours),
         encoding=stream.encoding if stream else "utf-8",
-        errors="backslashreplace",
+        errors=IN_ASCII,
         line_buffering=bool(stream and stream.line_buffering),
     )
     return text, ours
