@@ -1,21 +1,27 @@
 """What is compiled: pyproject.toml can say it only in a form that is still to change."""
 
-from pathlib import Path
+import sys
+import sysconfig
 
 from setuptools import Extension, setup
 
-LOOPS = Path("wncli/arithmetic/kernels")
+#: One build for all versions of CPython from 3.11 on; those without a lock have no such thing yet.
+IS_STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")
+# Rounding errors are taken apart, whatever CFLAGS says.
+GCC = ["-std=c11", "-O3", "-fno-fast-math", "-ffp-contract=off"]
+MSVC = ["/std:c11", "/O2", "/fp:precise"]
 
 # It is optional: NumPy does the same where it cannot be built.
 setup(
     ext_modules=[
         Extension(
             "wncli.arithmetic.kernels.kernel",
-            [str(LOOPS / "kernel.c")],
-            depends=[str(header) for header in sorted(LOOPS.glob("*.h"))],
-            # Rounding errors are taken apart, whatever CFLAGS says.
-            extra_compile_args=["-O2", "-fno-fast-math", "-ffp-contract=off"],
+            ["wncli/arithmetic/kernels/kernel.c"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] if IS_STABLE else [],
+            py_limited_api=IS_STABLE,
+            extra_compile_args=MSVC if sys.platform == "win32" else GCC,
             optional=True,
         ),
-    ]
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if IS_STABLE else {},
 )

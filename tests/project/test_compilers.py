@@ -17,13 +17,16 @@ import pytest
 from zlib_ng.zlib_ng import ZLIBNG_VERSION
 
 import wncli
-from tests.support.loops import NAMES, every_shape, numbers, raw
+from tests.support.loops import NAMES, compiled_dtypes, every_shape, numbers, raw
 from tests.support.run import ROOT, Ran, environment
-from tests.support.strategies import DTYPES, Dtype, named, normal
+from tests.support.strategies import Dtype, normal
 from wncli.arithmetic.kernels import kernel
 
 #: What setup.py compiles with, and every warning as an error.
-FLAGS = ["-O2", "-fno-fast-math", "-ffp-contract=off", "-fPIC", "-shared"]
+FLAGS = [
+    "-std=c11", "-O3", "-fno-fast-math", "-ffp-contract=off", "-DPy_LIMITED_API=0x030B0000",
+    "-fPIC", "-shared",
+]  # fmt: skip
 STRICT = ["-Wall", "-Wextra", "-Werror"]
 
 pytestmark = pytest.mark.skipif(kernel is None, reason="not built for this processor or system")
@@ -51,7 +54,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return module
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+@compiled_dtypes
 @every_shape
 def test_every_compiler_gives_the_same_bits(
     built: ModuleType, dtype: Dtype, shape: tuple[int, int, int]
@@ -59,13 +62,10 @@ def test_every_compiler_gives_the_same_bits(
     v, g = normal(shape, dtype), np.abs(normal((shape[1],), dtype, seed=1))
     results = []
     for loops in (built, kernel):
-        sums, w = numbers(shape[1]), np.empty_like(v)
+        sums, w, norms = numbers(shape[1]), v.copy(), bytearray(g.nbytes)
         loops.add_squares(NAMES[dtype], raw(v), sums, shape[2])
-        norms = bytearray(g.nbytes)
-        terms = v.size // shape[1]
-        usual = [loops.to_magnitudes(NAMES[dtype], sums, norms, terms)]
-        usual.append(loops.to_factors(NAMES[dtype], raw(g).tobytes(), sums, terms))
-        usual.append(loops.scale(NAMES[dtype], raw(v), sums, raw(w), shape[2]) in {True, None})
+        usual = [loops.to_magnitudes(NAMES[dtype], sums, norms)]
+        usual.append(loops.fold(NAMES[dtype], raw(w), raw(g), shape[2]))
         results.append((bytes(sums), bytes(norms), w.tobytes(), usual))
     assert results[0] == results[1]
     assert len(results[0][0]) == shape[1] * 16

@@ -30,7 +30,6 @@ from wncli.arithmetic.double_double import (
     times_in_range,
     two_sum,
 )
-from wncli.arithmetic.kernels import kernel
 from wncli.arithmetic.tiles import STEP, boxes, memory
 
 Array = npt.NDArray[Any]
@@ -64,9 +63,6 @@ _LONG_ROW = 192
 #: The smallest buffer that NumPy takes, in elements: too small for it to put a row there.
 _NO_BUFFER = 16
 
-#: What the compiled loops call the dtypes that they are for.
-_COMPILED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
 _FLOAT64 = np.dtype(np.float64)
 #: The bits of a float64 that are those of its power of two.
 _EXPONENT = np.int64(0x7FF << 52)
@@ -87,11 +83,6 @@ def room(use: str, size: int, dtype: np.dtype[Any]) -> Array:
     """An array for `size` numbers, over the same memory for each use in a thread."""
     found: Array = np.frombuffer(memory(use, size * dtype.itemsize), dtype)
     return found
-
-
-def is_compiled(dtype: np.dtype[Any]) -> bool:
-    """Whether there are compiled loops for a dtype, which need not widen it first."""
-    return kernel is not None and dtype.name in _COMPILED
 
 
 def widened(block: Array) -> Float64:
@@ -204,11 +195,6 @@ class NormSum:
 
     def add(self, block: Array, first: int = 0) -> None:
         """Take in a block of shape `(outer, channels, inner)` whose channels begin at `first`."""
-        if block.size and not self.wide and is_compiled(block.dtype):
-            sums = self._sums[first : first + block.shape[1]]
-            self._numel += block.size
-            kernel.add_squares(_COMPILED[block.dtype.name], raw(block), sums, block.shape[2])
-            return
         for box in boxes(block.shape, STEP):
             part = block[box.outer, box.channels, box.inner]
             self.add_widened(widened(part), first + box.channels.start)
@@ -292,12 +278,6 @@ class Factors(NamedTuple):
 
         They may be one array; their channels begin at `first`.
         """
-        if block.size and self.low is None and block.dtype == out.dtype and is_compiled(out.dtype):
-            pairs = np.zeros((block.shape[1], 2))
-            pairs[:, 0] = self.high[first : first + block.shape[1]]
-            name = _COMPILED[block.dtype.name]
-            kernel.scale(name, raw(block), pairs, raw(out), block.shape[2])
-            return
         for box in boxes(block.shape, STEP):
             place = box.outer, box.channels, box.inner
             self.scale_widened(widened(block[place]), out[place], first + box.channels.start)

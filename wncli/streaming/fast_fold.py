@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wncli.arithmetic.kernels import kernel
-from wncli.checkpoint.tensors import NORMALIZABLE
+from wncli.checkpoint.tensors import DType
 from wncli.storage.source import BLOCK
 from wncli.streaming.blocks import Block, TensorBlocks
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from wncli.checkpoint.tensors import TensorSpec
     from wncli.storage.source import Sources
 
-#: Bytes of a sum, and of a factor: a pair of float64.
+#: What there are loops for: squares of float64 are not exact in float64.
+COMPILED = (DType.F32, DType.F16, DType.BF16)
+#: Bytes of a sum: a pair of float64.
 _NUMBER = 16
 
 
@@ -30,58 +32,50 @@ class UsualFolding:
         pair: of one dtype.
         blocks: those of v.
         g: its elements' bytes.
-        factors: those of all slices; None where each block has its own.
+        sums: of the squares of all slices; None where each block has its own.
     """
 
-    def __init__(
-        self, pair: Pair, blocks: TensorBlocks, g: bytes, factors: memoryview | None
-    ) -> None:
+    def __init__(self, pair: Pair, blocks: TensorBlocks, g: bytes, sums: memoryview | None) -> None:
         self.dtype = pair.dtype.name
         self.itemsize = pair.dtype.itemsize
         self.blocks = blocks
         self.g = g
-        self.factors = factors
+        self.sums = sums
 
     @classmethod
     def of(cls, sources: Sources, pair: Pair, blocks: TensorBlocks) -> UsualFolding | None:
         """That of a pair, v being read in `blocks`; None if it is not usual."""
-        if not kernel or pair.stale or pair.dtype not in NORMALIZABLE:
+        if not kernel or pair.stale or pair.dtype not in COMPILED:
             return None
         if not (pair.dtype is pair.g.dtype is pair.v.dtype and blocks.dense and pair.v.numel):
             return None
         g = _all_of(sources, pair.g)
-        factors = None if blocks.hold_whole_slices else sums_of_squares(blocks)
         if not g:
             return None
-        if factors and not kernel.to_factors(pair.dtype.name, g, factors, _terms(blocks)):
-            return None
-        return cls(pair, blocks, g, factors)
+        return cls(pair, blocks, g, None if blocks.hold_whole_slices else sums_of_squares(blocks))
 
     def product(self, block: Block) -> memoryview | None:
         """The product of a block, made in v's buffer; None if it is not usual."""
         v = self.blocks.read_bytes(block)
         first, last = block.channel, block.channel + block.shape[1]
-        if self.factors is None:
-            factors = memoryview(bytearray((last - first) * _NUMBER))
-            kernel.add_squares(self.dtype, v, factors, block.shape[2])
-            g = self.g[first * self.itemsize : last * self.itemsize]
-            if not kernel.to_factors(self.dtype, g, factors, _terms(self.blocks)):
-                return None
+        g = self.g[first * self.itemsize : last * self.itemsize]
+        if self.sums is None:
+            usual = kernel.fold(self.dtype, v, g, block.shape[2])
         else:
-            factors = self.factors[first * _NUMBER : last * _NUMBER]
-        usual = kernel.scale(self.dtype, v, factors, v, block.shape[2])
+            sums = self.sums[first * _NUMBER : last * _NUMBER]
+            usual = kernel.fold_by(self.dtype, v, g, sums, block.shape[2])
         return v if usual else None
 
 
 def usual_magnitude(sources: Sources, weight: TensorSpec, dim: int | None) -> bytes | None:
     """The magnitude of a weight along `dim`, shape `(channels,)`; None if it is not usual."""
-    if not kernel or weight.dtype not in NORMALIZABLE or not weight.numel:
+    if not kernel or weight.dtype not in COMPILED or not weight.numel:
         return None
     blocks = TensorBlocks(sources[weight.storage.file], weight, dim)
     if not blocks.dense:
         return None
     g = bytearray(blocks.slices[1] * weight.dtype.itemsize)
-    usual = kernel.to_magnitudes(weight.dtype.name, sums_of_squares(blocks), g, _terms(blocks))
+    usual = kernel.to_magnitudes(weight.dtype.name, sums_of_squares(blocks), g)
     return bytes(g) if usual else None
 
 
@@ -93,12 +87,6 @@ def sums_of_squares(blocks: TensorBlocks) -> memoryview:
         here = sums[block.channel * _NUMBER : (block.channel + block.shape[1]) * _NUMBER]
         kernel.add_squares(blocks.spec.dtype.name, v, here, block.shape[2])
     return sums
-
-
-def _terms(blocks: TensorBlocks) -> int:
-    """Elements of each slice."""
-    outer, _, inner = blocks.slices
-    return outer * inner
 
 
 def _all_of(sources: Sources, spec: TensorSpec) -> bytes | None:

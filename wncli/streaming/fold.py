@@ -15,7 +15,6 @@ from wncli.arithmetic.norms import (
     Norms,
     NormSum,
     factors,
-    is_compiled,
     room,
     unwarned,
     widened,
@@ -140,12 +139,9 @@ class Folding:
         if self.factors:
             factor, base, values = self.factors, 0, None
         else:
-            values = None if is_compiled(v.dtype) else widened(v)
+            values = widened(v)
             total = NormSum(block.shape[1], wide=self.wide)
-            if values is None:
-                total.add(v)
-            else:
-                total.add_widened(values)
+            total.add_widened(values)
             norms = total.norms(lambda _: [(v, 0)])
             factor, base = _scaling(self.where, self.pair, self.g[first:last], norms, first), first
         span = slice(first - base, last - base)
