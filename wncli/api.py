@@ -44,6 +44,7 @@ class WriteOptions:
         dry_run: write nothing.
         verify: read the output back before it takes its place, and compare the effective weights.
         make_folder: make the directory that the output is to be in.
+        jobs: threads at most; None for as many as there are processors.
         progress: called while writing.
     """
 
@@ -53,6 +54,7 @@ class WriteOptions:
     dry_run: bool = False
     verify: bool = False
     make_folder: bool = False
+    jobs: int | None = None
     progress: Progress | None = None
 
 
@@ -65,6 +67,7 @@ class WriteKeywords(TypedDict, total=False):
     dry_run: bool
     verify: bool
     make_folder: bool
+    jobs: int | None
     progress: Progress | None
 
 
@@ -76,6 +79,7 @@ def inspect(  # noqa: PLR0913 - the command's options
     only: str | None = None,
     tensors: bool = False,
     check: bool = False,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """List the weight-normalized layers of a checkpoint, and what else is in it.
@@ -88,18 +92,20 @@ def inspect(  # noqa: PLR0913 - the command's options
         only: the root of the one state dict to look at.
         tensors: list every tensor as well.
         check: read everything, and report what is damaged or will not compute.
+        jobs: threads at most that check; None for as many as there are processors.
         progress: called while checking.
 
     Raises:
         WnError: the file cannot be read, or a rule or root matches nothing.
     """
+    _check_jobs(jobs)
     with open_checkpoint(_path(checkpoint)) as (opened, sources):
         plan = plan_inspect(opened, Request.parse(layers, exclude, only))
         findings = None
         if check:
             from wncli.analysis.check import check as check_all
 
-            findings = check_all(plan, sources, progress)
+            findings = check_all(plan, sources, progress, jobs)
         return make_report(plan, (), tensors=tensors, findings=findings)
 
 
@@ -252,6 +258,7 @@ def compare(  # noqa: PLR0913 - the command's options
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     only: str | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Hold the effective weights of two checkpoints against each other, tensor by tensor.
@@ -268,6 +275,7 @@ def compare(  # noqa: PLR0913 - the command's options
         layers: globs over full names and module paths of the weights to compare.
         exclude: globs of weights to leave out.
         only: compare the state dict at this root, on each side that has it.
+        jobs: threads at most; None for as many as there are processors.
         progress: called while comparing.
 
     Raises:
@@ -278,6 +286,7 @@ def compare(  # noqa: PLR0913 - the command's options
     from wncli.plan.compare import plan_compare
 
     request = Request.parse(layers, exclude, only)
+    _check_jobs(jobs)
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
             raise UsageError(f"--{name}", "no tolerance", expected="0 or more", found=str(value))
@@ -288,7 +297,7 @@ def compare(  # noqa: PLR0913 - the command's options
         refuse_ambiguity(one)
         refuse_ambiguity(other)
         plan = plan_compare(one, other, request)
-        return compare_weights(plan, files, others, Tolerance(rtol, atol), progress)
+        return compare_weights(plan, files, others, Tolerance(rtol, atol), progress, jobs)
 
 
 def _write(
@@ -305,6 +314,7 @@ def _write(
     from wncli.plan.lower import lower_plan
 
     _check_choice("format", options.format, (None, *FORMATS))
+    _check_jobs(options.jobs)
     size = options.max_shard_size
     limit = parse_size(str(size)) if size is not None else None
     path = _path(checkpoint)
@@ -341,6 +351,7 @@ def _write(
                 outputs,
                 sources,
                 options.progress,
+                jobs=options.jobs,
                 force=options.force,
                 verify_against=lowered if options.verify else None,
             )
@@ -364,6 +375,11 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
     if value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
         raise UsageError(name, "no such choice", expected=expected, found=repr(value))
+
+
+def _check_jobs(jobs: int | None) -> None:
+    if jobs is not None and not (type(jobs) is int and jobs > 0):
+        raise UsageError("jobs", "no number of threads", expected="1 or more", found=repr(jobs))
 
 
 def _nothing(plan: Plan) -> NothingToDo:

@@ -1,16 +1,16 @@
-"""Large files are converted by several processes, and come out as if one had done it."""
+"""Large files are converted by several threads, and come out as if one had done it."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,34 +18,33 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import wncli
-import wncli.parallel.workers
 from tests.support.run import environment, on_a_terminal
 from tests.support.shards import save
-from wncli.parallel.workers import map_shared
+from wncli.parallel import Advance, run_tasks
 
-#: Runs `wn` with two forks beside it, whatever the machine; `{fault}` comes before each write.
+#: Runs `wn`, in which `{fault}` comes before each write, and tells which threads have written.
 PROGRAM = """
-import os, signal, sys, time
-from wncli.parallel import workers
+import os, signal, sys, threading, time
 from wncli.cli import program
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests run under
-workers.worker_count = lambda: 3
-parent, real_fork, real_write = os.getpid(), os.fork, os.pwrite
-def fork():
-    process = real_fork()
-    if process:
-        print("fork", process, file=sys.stderr, flush=True)
-    return process
+real_write, threads = os.pwrite, set()
 def write(descriptor, data, offset):
+    if threading.get_ident() not in threads:
+        threads.add(threading.get_ident())
+        print("thread", len(threads), file=sys.stderr, flush=True)
     {fault}
     return real_write(descriptor, data, offset)
-os.fork, os.pwrite = fork, write
+os.pwrite = write
 program()
 """
-IN_A_FORK = "if os.getpid() != parent: "
+IN_A_THREAD = "if threading.current_thread() is not threading.main_thread(): "
+JOBS = ("--jobs", "3")
+#: Until every thread has a task, so that one alone does not do them all.
+TOGETHER = (
+    "patience = time.monotonic() + 20\n"
+    "    while len(threads) < 3 and time.monotonic() < patience: time.sleep(0.01)"
+)
 LAYERS = 24
-
-Send = Callable[[int, int], None]
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +84,14 @@ def command(fault: str, *arguments: str | Path) -> list[str]:
 
 
 def run(fault: str, *arguments: str | Path) -> tuple[int, str]:
-    """The exit code, and what `wn` said on stderr once it has forked, as it must."""
+    """The exit code, and what `wn` said on stderr once three threads have written, as they must."""
     ran = subprocess.run(
-        command(fault, *arguments),
+        command(fault, *arguments, *JOBS),
         env=environment(), capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     lines = ran.stderr.splitlines(keepends=True)
-    assert sum(line.startswith("fork ") for line in lines) == 2, ran.stderr
-    return ran.returncode, "".join(line for line in lines if not line.startswith("fork "))
+    assert sum(line.startswith("thread ") for line in lines) == 3, ran.stderr
+    return ran.returncode, "".join(line for line in lines if not line.startswith("thread "))
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -117,68 +116,36 @@ def is_folded(path: Path, state: dict[str, Tensor]) -> None:
         assert torch.equal(found[f"{number}.bias"], state[f"{number}.bias"])
 
 
-def test_processes_write_what_pytorch_computes(
+def test_threads_write_what_pytorch_computes(
     saved: Path, output: Path, state: dict[str, Tensor]
 ) -> None:
-    assert run("pass", "remove", saved, output, "-q") == (0, "")
+    assert run(TOGETHER, "remove", saved, output, "-q") == (0, "")
     is_folded(output, state)
 
 
-def test_processes_write_the_same_bytes_as_threads(saved: Path, output: Path) -> None:
-    assert run("pass", "remove", saved, output, "-q") == (0, "")
+def test_any_number_of_threads_writes_the_same_bytes(saved: Path, output: Path) -> None:
+    assert run(TOGETHER, "remove", saved, output, "-q") == (0, "")
     together = output.read_bytes()
-    wncli.remove(saved, output, force=True)
-    assert output.read_bytes() == together
+    for jobs in (1, 2, None):
+        wncli.remove(saved, output, force=True, jobs=jobs)
+        assert output.read_bytes() == together
 
 
-def test_what_a_killed_process_has_not_done_is_done_all_the_same(
-    saved: Path, output: Path, state: dict[str, Tensor]
-) -> None:
-    """As by a system that runs out of memory."""
-    killed = f"{IN_A_FORK}os.kill(os.getpid(), signal.SIGKILL)"
-    assert run(killed, "remove", saved, output, "-q") == (0, "")
-    is_folded(output, state)
-
-
-def test_where_no_process_can_be_started_one_does_it_all(
-    saved: Path, output: Path, state: dict[str, Tensor]
-) -> None:
-    script = PROGRAM.format(fault="pass").replace(
-        "os.fork, os.pwrite = fork, write",
-        "def fork():\n    raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
-        "os.fork = fork",
-    )
-    subprocess.run(
-        [sys.executable, "-c", script, "remove", saved, output, "-q"],
-        env=environment(), check=True, timeout=60,
-    )  # fmt: skip
-    is_folded(output, state)
-
-
-def test_a_parent_that_ignores_its_children_does_not_matter(
-    saved: Path, output: Path, state: dict[str, Tensor]
-) -> None:
-    """The system then keeps no exit codes, also for those that this process starts."""
-    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+def test_one_job_is_one_thread(saved: Path, output: Path) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", f"{ignoring} os.execv(sys.argv[1], sys.argv[1:])",
-         *command("pass", "remove", saved, output, "-q")],
+        command("pass", "remove", saved, output, "-q", "--jobs", "1"),
         env=environment(), capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    assert [line.split()[0] for line in ran.stderr.splitlines()] == ["fork", "fork"]
-    is_folded(output, state)
+    assert ran.stderr == "thread 1\n"
 
 
-def test_an_error_in_a_process_is_told_where_it_comes_again(
-    saved: Path, output: Path, state: dict[str, Tensor]
-) -> None:
-    full = "raise OSError(28, 'No space left on device')"
-    assert run(f"{IN_A_FORK}{full}", "remove", saved, output, "-q") == (0, "")
-    is_folded(output, state)
-    code, said = run(f"if len(data) > 100_000: {full}", "remove", saved, output, "-q", "--force")
+def test_an_error_in_a_thread_is_told_once_and_leaves_nothing(saved: Path, output: Path) -> None:
+    full = f"{TOGETHER}\n    {IN_A_THREAD}raise OSError(28, 'No space left on device')"
+    code, said = run(full, "remove", saved, output, "-q")
     assert code == 2
     assert said.startswith(f"error: {output}: cannot be written (No space left on device)")
-    is_folded(output, state)
+    assert said.count("error:") == 1
+    assert list(output.parent.iterdir()) == []
 
 
 def test_a_refusal_in_the_middle_is_one_message_and_leaves_nothing(
@@ -188,7 +155,7 @@ def test_a_refusal_in_the_middle_is_one_message_and_leaves_nothing(
     v = state["9.weight_v"].clone()
     v[17] = 0
     save(state | {"9.weight_v": v}, bad)
-    code, said = run("pass", "remove", bad, output)
+    code, said = run(TOGETHER, "remove", bad, output)
     assert code == 2
     assert said.startswith(f"error: {bad}: 9.weight: slice 17 (of 512) of 9.weight_v is all zero")
     assert said.count("error:") == 1
@@ -204,198 +171,162 @@ def test_a_damaged_storage_is_found_by_whoever_reads_it(
     content = bytearray(bad.read_bytes())
     content[content.index(state["20.weight_v"].numpy().tobytes()) + 12_345] ^= 4
     bad.write_bytes(content)
-    code, said = run("pass", "remove", bad, tmp_path / "out.pt")
+    code, said = run(TOGETHER, "remove", bad, tmp_path / "out.pt")
     assert code == 2
     assert "is damaged: its bytes have changed since the file was written" in said
     assert [path.name for path in tmp_path.iterdir()] == ["bad.pt"]
     bad.unlink()
 
 
+@pytest.mark.parametrize("slow", ["", IN_A_THREAD], ids=["all", "the others"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["itself", "its group"])
-def test_an_interrupted_run_ends_its_processes(
-    number: signal.Signals, send: Send, saved: Path, output: Path
+def test_an_interrupted_run_ends_its_threads_and_leaves_nothing(
+    number: signal.Signals, slow: str, saved: Path, output: Path
 ) -> None:
-    """A terminal sends Ctrl-C to all of them, `kill` to one."""
-    code, said, forks = end_it(number, send, saved, output)
+    """Whether this thread works or waits for the others."""
+    code, said = end_it(number, f"{slow}time.sleep(0.2)", saved, output)
     assert code == 130
-    assert said == "interrupted: OUTPUT is as it was before, or complete\n"
-    assert not any(is_living(process) for process in forks)
+    told = [line for line in said.splitlines() if not line.startswith("thread ")]
+    assert told == ["interrupted: OUTPUT is as it was before, or complete"]
     assert list(output.parent.iterdir()) == []
 
 
-def test_a_killed_run_takes_its_processes_with_it(saved: Path, output: Path) -> None:
-    """They have its lock on what is left over, which the next run is to clear away."""
-    code, _, forks = end_it(signal.SIGKILL, os.kill, saved, output)
+def test_what_a_killed_run_leaves_the_next_one_clears_away(saved: Path, output: Path) -> None:
+    code, _ = end_it(signal.SIGKILL, "time.sleep(0.2)", saved, output)
     assert code == -signal.SIGKILL
-    all_end(forks)
     assert len(list(output.parent.iterdir())) == 1
     wncli.remove(saved, output)
     assert list(output.parent.iterdir()) == [output]
 
 
-def end_it(number: int, send: Send, saved: Path, output: Path) -> tuple[int, str, list[int]]:
-    """Send a signal to a run whose forks have begun to write, slowly."""
+def end_it(number: int, fault: str, saved: Path, output: Path) -> tuple[int, str]:
+    """Send a signal to a run whose threads have begun to write, slowly."""
     with subprocess.Popen(
-        command(f"{IN_A_FORK}time.sleep(0.2)", "remove", saved, output, "-q"),
-        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
+        command(fault, "remove", saved, output, "-q", *JOBS),
+        env=environment(), stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stderr is not None
-        forks = [int(process.stderr.readline().split()[1]) for _ in range(2)]
-        time.sleep(0.1)
-        assert all(is_living(fork) for fork in forks)
-        send(process.pid, number)
+        for _ in range(3):
+            assert process.stderr.readline().startswith("thread ")
+        process.send_signal(number)
         said = process.stderr.read()
-        return process.wait(30), said, forks
+        return process.wait(30), said
 
 
-def all_end(processes: list[int]) -> None:
-    """Wait until none of them is living, which is not for long."""
-    patience = time.monotonic() + 10
-    while any(is_living(process) for process in processes):
-        assert time.monotonic() < patience
-        time.sleep(0.01)
+def test_progress_counts_what_all_threads_have_done_one_at_a_time(
+    saved: Path, output: Path
+) -> None:
+    counts: list[int] = []
+    busy = threading.Lock()
+
+    def progress(count: int, total: int) -> None:
+        assert busy.acquire(blocking=False)
+        counts.append(count)
+        assert total == saved_total
+        time.sleep(0.001)
+        busy.release()
+
+    saved_total = len(written(saved, output))
+    wncli.remove(saved, output, force=True, jobs=3, progress=progress)
+    assert 0.999 * saved_total < sum(counts) <= saved_total
 
 
-def is_living(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+def written(saved: Path, output: Path) -> bytes:
+    wncli.remove(saved, output)
+    return output.read_bytes()
 
 
-def test_progress_counts_what_all_processes_have_done(saved: Path, output: Path) -> None:
-    script = PROGRAM.format(fault="pass").replace(
-        "program()",
-        "workers.allow_forking()\nimport wncli\nfound = []\n"
-        "report = wncli.remove(*sys.argv[1:], progress=lambda *counts: found.append(counts))\n"
-        "total, = {total for _, total in found}\n"
-        "print(sum(count for count, _ in found), total)",
+def test_the_library_leaves_signals_and_processes_alone(saved: Path, output: Path) -> None:
+    script = (
+        "import signal, sys, wncli\n"
+        "seen = []\n"
+        "sys.addaudithook(lambda name, _: seen.append(name))\n"
+        "before = [signal.getsignal(number) for number in signal.valid_signals()]\n"
+        "wncli.remove(*sys.argv[1:], jobs=3)\n"
+        "assert before == [signal.getsignal(number) for number in signal.valid_signals()]\n"
+        "started = {'os.fork', 'os.forkpty', 'os.posix_spawn', 'subprocess.Popen', 'os.exec'}\n"
+        "assert not started & set(seen)\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", script, str(saved), str(output)],
-        env=environment(), capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    counted, total = map(int, ran.stdout.split())
-    assert ran.stderr.count("fork ") == 2
-    assert 0.999 * total < counted <= total == output.stat().st_size
+    ran = [sys.executable, "-c", script, str(saved), str(output)]
+    subprocess.run(ran, env=environment(), check=True, timeout=60)
 
 
-ONCE = """
-import os, sys
-from wncli.parallel import workers
-workers.worker_count = lambda: 4
-workers.allow_forking()
-def work(item, advance):
-    return item, os.getpid()
-for count in (2, 3, 1023, 1024, 1025, 50_000):
-    found = workers.map_shared(work, range(count), 1 << 40, lambda _: None)
-    assert [item for item, _ in found] == list(range(count))
-class Tally:
-    stopping, progress = False, lambda self, _: None
-    def work(self, task): self.done.append(task)
-    def begin(self): self.done = []
-    def results(self): return self.done
-    def add(self, results): self.done += results
-for count in (1024, 50_000):
-    tally = Tally()
-    tally.done = []
-    workers.share_out(count, tally, 1 << 40)
-    assert sorted(tally.done) == list(range(count)), len(tally.done)
-"""
+@pytest.mark.parametrize("jobs", [0, -1, 2.0, True, "2"])
+def test_what_is_no_number_of_threads_is_refused(jobs: object, saved: Path, output: Path) -> None:
+    anything: Any = jobs
+    calls = (
+        lambda: wncli.remove(saved, output, jobs=anything),
+        lambda: wncli.inspect(saved, check=True, jobs=anything),
+        lambda: wncli.compare(saved, saved, jobs=anything),
+    )
+    for call in calls:
+        with pytest.raises(wncli.WnError, match="jobs"):
+            call()
+    assert not output.exists()
 
 
-def test_every_task_is_done_once() -> None:
-    """Two processes that read on in one file at the same time may read the same."""
-    subprocess.run([sys.executable, "-c", ONCE], env=environment(), check=True, timeout=60)
+def test_checking_comparing_and_verifying_give_the_same_on_any_number_of_threads(
+    saved: Path, output: Path
+) -> None:
+    wncli.remove(saved, output, verify=True, jobs=3)
+    reports = [
+        (
+            wncli.inspect(saved, check=True, jobs=jobs).to_json(),
+            wncli.compare(saved, output, jobs=jobs).to_json(),
+        )
+        for jobs in (1, 3)
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0][1]["equal"]
 
 
-SHARES = """
-import os, time
-from wncli.parallel import workers
-workers.worker_count = lambda: 4
-workers.allow_forking()
-def work(item, advance):
-    time.sleep(0.2 * (item < 8))
-    return os.getpid()
-first = workers.map_shared(work, range(50_000), 1 << 40, lambda _: None)[:8]
-assert len(set(first)) > 1, first
-"""
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 1024, 5000])
+def test_every_task_is_done_once_and_begun_in_its_order(count: int) -> None:
+    begun: list[int] = []
+
+    def work(item: int, advance: Advance) -> int:
+        begun.append(item)
+        advance(1)
+        return item
+
+    for jobs in (1, 4):
+        begun.clear()
+        found = run_tasks(work, range(count), nbytes=1 << 40, jobs=jobs, progress=lambda _: None)
+        assert found == list(range(count))
+        assert sorted(begun) == list(range(count))
+        assert jobs > 1 or begun == list(range(count))
 
 
-def test_the_largest_tasks_of_many_are_not_left_to_one_process() -> None:
-    """They come first, and are too many for each to have a number in the pipe."""
-    subprocess.run([sys.executable, "-c", SHARES], env=environment(), check=True, timeout=60)
+def test_little_work_is_not_worth_a_thread() -> None:
+    def work(_item: int, _advance: Advance) -> int:
+        time.sleep(0.01)
+        return threading.get_ident()
+
+    found = run_tasks(work, range(8), nbytes=1 << 20, jobs=4, progress=lambda _: None)
+    assert set(found) == {threading.get_ident()}
+    found = run_tasks(work, range(8), nbytes=1 << 30, jobs=4, progress=lambda _: None)
+    assert len(set(found)) == 4
 
 
-LEFT = """
-import os, time
-from wncli.parallel import workers
-workers.worker_count = lambda: 2
-workers.allow_forking()
-def work(item, advance):
-    if os.getpid() != parent:
-        with open({noted!r}, "w") as file:
-            file.write(str(os.getpid()))
-    time.sleep(0.2)
-    if os.getpid() == parent:
-        os.kill(parent, 9)
-parent = os.getpid()
-workers.map_shared(work, range(1000), 1 << 40, lambda _: None)
-"""
+def test_after_a_failure_the_other_tasks_end_at_their_next_progress() -> None:
+    def work(item: int, advance: Advance) -> None:
+        if item == 0:
+            raise ZeroDivisionError
+        while True:
+            time.sleep(0.001)
+            advance(1)
+
+    with pytest.raises(ZeroDivisionError):
+        run_tasks(work, range(100), nbytes=1 << 40, jobs=2, progress=lambda _: None)
+    assert threading.active_count() == 1
 
 
-def test_a_fork_ends_between_two_tasks_that_have_no_progress(tmp_path: Path) -> None:
-    """As those that compute a magnitude, which read until they are done."""
-    noted = tmp_path / "forks"
-    script = LEFT.format(noted=str(noted))
-    ran = subprocess.run([sys.executable, "-c", script], env=environment(), check=False, timeout=60)
-    assert ran.returncode == -signal.SIGKILL
-    all_end([int(noted.read_text())])
-
-
-FILES = """
-import os
-from wncli.parallel import workers
-workers.worker_count = lambda: 4
-workers.allow_forking()
-real, forked = os.fork, []
-def fork():
-    if len(forked) == {allowed}:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-    forked.append(real())
-    return forked[-1]
-os.fork = fork
-def work(item, advance):
-    if item == {failing}:
-        raise ValueError
-open_files = os.listdir("/proc/self/fd")
-for _ in range(3):
-    forked.clear()
-    try:
-        workers.map_shared(work, range(40), 1 << 40, lambda _: None)
-    except ValueError:
-        assert {failing} > 0
-    assert os.listdir("/proc/self/fd") == open_files
-"""
-
-
-@pytest.mark.parametrize("failing", [-1, 20])
-@pytest.mark.parametrize("allowed", [0, 1, 3])
-def test_no_file_is_left_open(allowed: int, failing: int) -> None:
-    script = FILES.format(allowed=allowed, failing=failing)
-    subprocess.run([sys.executable, "-c", script], env=environment(), check=True, timeout=60)
-
-
-def test_what_comes_after_a_progress_bar_is_shared_out_as_well(saved: Path, output: Path) -> None:
-    """A bar with a thread of its own would forbid forks, in which it does not live on."""
+def test_a_bar_shows_what_threads_do(saved: Path, output: Path) -> None:
     slow = PROGRAM.format(fault="time.sleep(0.05)")
-    code, shown = on_a_terminal("remove", saved, output, "--verify", start=("-c", slow))
+    code, shown = on_a_terminal("remove", saved, output, "--verify", *JOBS, start=("-c", slow))
     assert code == 0
     assert "━" in shown
-    assert shown.count("fork ") == 4
-    assert shown.rindex("fork ") > shown.index("━")
+    assert shown.count("thread ") == 3
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
@@ -423,11 +354,10 @@ def test_where_fewer_threads_can_be_started_or_none_every_task_is_done_all_the_s
         return item * item
 
     monkeypatch.setattr(threading.Thread, "start", start_some)
-    monkeypatch.setattr(wncli.parallel.workers, "worker_count", lambda: 4)
-    monkeypatch.setattr(wncli.parallel.workers, "_may_fork", False)
     if failing is not None:
         with pytest.raises(ZeroDivisionError):
-            map_shared(work, range(40), 1 << 30, lambda _: None)
+            run_tasks(work, range(40), nbytes=1 << 30, jobs=4, progress=lambda _: None)
         return
-    assert map_shared(work, range(40), 1 << 30, lambda _: None) == [n * n for n in range(40)]
+    found = run_tasks(work, range(40), nbytes=1 << 30, jobs=4, progress=lambda _: None)
+    assert found == [n * n for n in range(40)]
     assert sorted(done) == list(range(40))

@@ -20,8 +20,7 @@ from wncli.errors import WeightNormError
 from wncli.formats.torch.archive import damage_note, damaged_members
 from wncli.hints import path_word
 from wncli.notes import Note
-from wncli.parallel.crew import Advance
-from wncli.parallel.workers import map_shared
+from wncli.parallel import Advance, run_tasks
 from wncli.plan.actions import Compose
 from wncli.plan.guards import refuse_expansion, refuse_growth
 from wncli.streaming.blocks import TensorBlocks, numpy_dtype
@@ -37,7 +36,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
-def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note, ...]:
+def check(
+    plan: Plan, sources: Sources, progress: Progress | None, jobs: int | None
+) -> tuple[Note, ...]:
     """Read everything that an inspection's plan is about, and the whole of every zip.
 
     What tied tensors share is read once.
@@ -82,7 +83,7 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
         file = Path(source.name).name if len(sources) > 1 else ""
         damaged = [member for member in damaged_members(source) if member not in known]
         found += [damage_note(member, file) for member in damaged]
-    counts = map_shared(look, list(views.values()), total, report)
+    counts = run_tasks(look, list(views.values()), nbytes=total, jobs=jobs, progress=report)
     numbers = dict(zip(views, counts, strict=True))
     found += [
         Note(
@@ -96,7 +97,9 @@ def check(plan: Plan, sources: Sources, progress: Progress | None) -> tuple[Note
         if count
     ]
     different = {_view(pair): pair for _, pair in pairs}
-    looked = map_shared(look_at_pair, list(different.values()), total, report)
+    looked = run_tasks(
+        look_at_pair, list(different.values()), nbytes=total, jobs=jobs, progress=report
+    )
     of_pairs = dict(zip(different, looked, strict=True))
     found += [
         Note(

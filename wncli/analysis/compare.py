@@ -12,8 +12,7 @@ from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import WeightNormError
 from wncli.hints import glob_of, option
-from wncli.parallel.crew import Advance
-from wncli.parallel.workers import map_shared
+from wncli.parallel import Advance, run_tasks
 from wncli.report import Parameters
 from wncli.streaming.effective import aligned_runs, are_comparable
 
@@ -26,12 +25,13 @@ if TYPE_CHECKING:
 _Found = tuple[float, float, float, bool]
 
 
-def compare_weights(
+def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
     plan: ComparePlan,
     a: Sources,
     b: Sources,
     tolerance: Tolerance,
     progress: Callable[[int, int], None] | None,
+    jobs: int | None,
 ) -> Comparison:
     """Hold all counterparts against each other.
 
@@ -41,6 +41,7 @@ def compare_weights(
         b: the files of the other.
         tolerance: what still counts as equal.
         progress: called with the bytes that have been compared and those that there are.
+        jobs: threads at most.
 
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
@@ -70,7 +71,7 @@ def compare_weights(
         if progress:
             progress(count, total)
 
-    results = map_shared(difference, different, total, report)
+    results = run_tasks(difference, different, nbytes=total, jobs=jobs, progress=report)
     found = [
         _result(item, numbers)
         for items, (numbers, _) in zip(tied.values(), results, strict=True)

@@ -20,8 +20,7 @@ from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FileError
 from wncli.formats.open import open_checkpoint
 from wncli.formats.torch.archive import damaged_members
-from wncli.parallel.crew import Advance
-from wncli.parallel.workers import map_shared
+from wncli.parallel import Advance, run_tasks
 from wncli.streaming.effective import aligned_runs
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
     shown: str,
     notes: Sequence[Note],
     progress: Callable[[int], None],
+    jobs: int | None,
 ) -> None:
     """Hold the effective weights in `written` against those of the input, from the disk.
 
@@ -55,6 +55,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         shown: what to call it.
         notes: what the data showed: a weight with NaN or Inf has no g and v that give it back.
         progress: called with the bytes that have just been compared.
+        jobs: threads at most.
 
     Raises:
         FileError: something is missing in what was written, or differs.
@@ -83,7 +84,13 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         def agrees(match: _Match, advance: Advance) -> bool:
             return _agree(match, sources, files, advance)
 
-        agreeing = map_shared(agrees, list(different.values()), output.checkpoint.nbytes, progress)
+        agreeing = run_tasks(
+            agrees,
+            list(different.values()),
+            nbytes=output.checkpoint.nbytes,
+            jobs=jobs,
+            progress=progress,
+        )
         same = dict(zip(different, agreeing, strict=True))
         for match in matches:
             where = f"{sources[0].name}: {match.name}"

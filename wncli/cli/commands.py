@@ -121,18 +121,15 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     only: o.Only = None,
     tensors: o.Tensors = False,
     check: o.Check = False,
+    jobs: o.Jobs = None,
     json: o.Json = False,
     quiet: o.QuietNames = False,
 ) -> int:
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
-    if check:
-        from wncli.parallel.workers import allow_forking
-
-        allow_forking()
     with progress_bar("checking", quiet=quiet or json or not check) as progress:
         report = wncli.inspect(
             checkpoint, layers=layers, exclude=exclude, only=only, tensors=tensors, check=check,
-            progress=progress,
+            jobs=o.count("--jobs", jobs), progress=progress,
         )  # fmt: skip
     return print_report(report, json=json, quiet=quiet)
 
@@ -193,16 +190,14 @@ def compare(  # noqa: PLR0913
     layers: o.LayersToCompare = [],  # noqa: B006
     exclude: o.Exclude = [],  # noqa: B006
     only: o.Only = None,
+    jobs: o.Jobs = None,
     json: o.Json = False,
     quiet: o.QuietCompare = False,
 ) -> int:
     """Hold the effective weights of two checkpoints against each other."""
-    from wncli.parallel.workers import allow_forking
-
-    allow_forking()
     with progress_bar("comparing", quiet=quiet or json) as progress:
         found = wncli.compare(
             a, b, rtol=o.number("--rtol", rtol), atol=o.number("--atol", atol), layers=layers,
-            exclude=exclude, only=only, progress=progress,
+            exclude=exclude, only=only, jobs=o.count("--jobs", jobs), progress=progress,
         )  # fmt: skip
     return print_comparison(found, json=json, quiet=quiet)

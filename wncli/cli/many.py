@@ -12,7 +12,6 @@ from wncli.cli.reports import show_line
 from wncli.cli.results import DONE, NEGATIVE, print_json, print_report
 from wncli.cli.terminal import show_refusal
 from wncli.errors import FileError, UsageError, WnError
-from wncli.parallel.workers import allow_forking
 from wncli.plan.destination import beside
 from wncli.report import SCHEMA, NothingToDo, Report
 from wncli.storage.signals import REFUSED
@@ -24,7 +23,6 @@ def write_all(run: partial[Report], typed: Writing) -> int:
     Raises:
         WnError: refused; of several checkpoints only where none can be begun.
     """
-    allow_forking()
     command, keywords, is_silent = run.func.__name__, typed.keywords(), typed.quiet or typed.json
     if typed.output_dir is None:
         output = _one_output(command, typed.output or [])

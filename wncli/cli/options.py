@@ -158,6 +158,14 @@ Check = Annotated[
     typer.Option("--check", help="Read everything; report what is damaged or does not compute."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")]
+Jobs = Annotated[
+    str | None,
+    typer.Option(
+        "--jobs",
+        metavar="N",
+        help="Work on N threads. Without: as many as there are processors.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
 Quiet = Annotated[bool, _quiet(help="Print errors only.")]
 QuietCompare = Annotated[bool, _quiet(help="Print errors only: the exit code tells.")]
@@ -184,6 +192,7 @@ class Writing(NamedTuple):
     force: Force = False
     dry_run: DryRun = False
     verify: Verify = False
+    jobs: Jobs = None
     json: Json = False
     quiet: Quiet = False
 
@@ -197,6 +206,7 @@ class Writing(NamedTuple):
             "force": self.force,
             "dry_run": self.dry_run,
             "verify": self.verify,
+            "jobs": count("--jobs", self.jobs),
             "make_folder": self.output_dir is not None,
         }
 
@@ -210,6 +220,19 @@ def one_of(option: str, word: str | None, words: Sequence[str]) -> Any:  # noqa:
     if word is not None and word not in words:
         raise UsageError(option, "no such choice", expected=" or ".join(words), found=word)
     return word
+
+
+def count(option: str, word: str | None) -> int | None:
+    """A whole number above 0, or None where there is none.
+
+    Raises:
+        UsageError: it is another word.
+    """
+    if word is None:
+        return None
+    if not word.isdecimal() or not int(word):
+        raise UsageError(option, "no such number", expected="1 or more", found=word)
+    return int(word)
 
 
 def number(option: str, word: str | None) -> float | None:

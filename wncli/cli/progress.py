@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,32 +35,26 @@ def progress_bar(what: str, *, quiet: bool) -> Iterator[Progress]:
 
 
 class _Bar:
-    """The progress of several threads, drawn by whichever comes first once it takes long.
-
-    It has no thread of its own: a process with two of them does not fork for what is left to do.
-    """
+    """A progress bar that is drawn once it takes long, by whoever makes progress."""
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.start = time.monotonic()
         self.done = 0
-        self.lock = threading.Lock()
         self.drawn = self.start
         self.progress: RichProgress | None = None
-        self.over = False
         #: A drawn bar is to be wiped away, and the cursor shown again.
         self.drawing = ExitStack()
 
     def advance(self, count: int, total: int) -> None:
         unfinished.end_if_interrupted()
-        with self.lock:
-            self.done += count
-            now = time.monotonic()
-            if self.over or now - self.start < _PATIENCE or now - self.drawn < _REDRAW:
-                return
-            self.drawn = now
-            progress = self.progress or self.begin(total)
-            progress.update(progress.task_ids[0], completed=self.done, refresh=True)
+        self.done += count
+        now = time.monotonic()
+        if now - self.start < _PATIENCE or now - self.drawn < _REDRAW:
+            return
+        self.drawn = now
+        progress = self.progress or self.begin(total)
+        progress.update(progress.task_ids[0], completed=self.done, refresh=True)
 
     def begin(self, total: int) -> RichProgress:
         from rich.progress import (
@@ -83,8 +76,6 @@ class _Bar:
         return progress
 
     def stop(self) -> None:
-        with self.lock:
-            self.over = True
         if self.progress:
             from wncli.storage.temporary import uninterrupted
 

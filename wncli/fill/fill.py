@@ -1,10 +1,10 @@
 """Carries out a layout: fills every byte range of the output, in parallel, from the input.
 
-Memory is a few blocks per worker, whatever the tensors' sizes. What is unchanged is copied, and
+Memory is a few blocks per thread, whatever the tensors' sizes. What is unchanged is copied, and
 checksums that the input records for such bytes are passed on; where none will be recorded, the
 bytes are held against them on the way, as is what is computed with.
 
-Copying is reading and writing: two workers do that in half the time of copy_file_range or sendfile,
+Copying is reading and writing: two threads do that in half the time of copy_file_range or sendfile,
 which move one page after the other, and take half as long again where the two places stand
 differently in their pages. Only whole files can share their blocks.
 """
@@ -20,9 +20,8 @@ from wncli.arithmetic.tiles import memory
 from wncli.checkpoint.layout import Elements, Layout, Magnitude, Slot, Whole, Written
 from wncli.checkpoint.tensors import Storage
 from wncli.notes import Note
-from wncli.parallel.crew import Stopped
-from wncli.parallel.workers import share_out
-from wncli.storage.checked_source import Summed, checking
+from wncli.parallel import Advance, run_tasks
+from wncli.storage.checked_source import checking
 from wncli.storage.reflink import clone
 from wncli.storage.source import BLOCK, Source
 
@@ -33,20 +32,17 @@ if TYPE_CHECKING:
 #: Called with a number of bytes that have just been written.
 Progress = Callable[[int], None]
 
-#: Bytes that one worker copies before it takes up something else.
+#: Bytes that one thread copies before it takes up something else.
 _PART = 8 << 20
 #: Bytes that are copied in the time that it takes to begin.
 _SMALL = 64 << 10
-
-#: Checksums of slots, notes on slots, patches, and what has been summed up of each source.
-_Results = tuple[dict[int, int], list[tuple[int, Note]], "list[Patches]", list[Summed]]
 
 
 class _Task(NamedTuple):
     """Something that can be done beside other such things: the bytes that it reads, and how."""
 
     nbytes: int
-    carry_out: Callable[[], None]
+    run: Callable[[Advance], None]
 
 
 class _Copying(NamedTuple):
@@ -58,7 +54,7 @@ class _Copying(NamedTuple):
     nbytes: int
 
     def parts(self) -> Iterator[_Copying]:
-        """Pieces that workers can copy side by side."""
+        """Pieces that threads can copy side by side."""
         for start in range(0, self.nbytes, _PART):
             count = min(_PART, self.nbytes - start)
             yield _Copying(self.file, self.offset + start, self.target + start, count)
@@ -69,8 +65,10 @@ class _Copying(NamedTuple):
         return ends == (other.file, other.offset, other.target)
 
 
-def fill(layout: Layout, sources: Sources, sink: Sink, progress: Progress) -> tuple[Note, ...]:
-    """Write all of `layout` to `sink`.
+def fill(
+    layout: Layout, sources: Sources, sink: Sink, progress: Progress, jobs: int | None
+) -> tuple[Note, ...]:
+    """Write all of `layout` to `sink`, on `jobs` threads at most.
 
     Returns:
         What the data showed: all-zero slices, NaN and Inf, stale weights that differed.
@@ -79,32 +77,30 @@ def fill(layout: Layout, sources: Sources, sink: Sink, progress: Progress) -> tu
         WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
         FormatError: the input ends early, or has not the checksums that it records.
     """
-    return _Filling(layout, sources, sink, progress).run()
+    return _Filling(layout, sources, sink).run(progress, jobs)
 
 
 class _Filling:
-    """An output in the making, and what comes of it: a crew, as `share_out` wants one."""
+    """An output that is being written, and what comes of it."""
 
-    def __init__(self, layout: Layout, sources: Sources, sink: Sink, progress: Progress) -> None:
+    def __init__(self, layout: Layout, sources: Sources, sink: Sink) -> None:
         self.layout = layout
         self.checked, self.checks = checking(layout, sources)
         self.sources = sources
         self.sink = sink
-        self.progress = progress
         #: Of the slots that are done, by their numbers.
         self.checksums: dict[int, int] = {}
         self.notes: list[tuple[int, Note]] = []
         self.patches: list[Patches] = []
-        self.tasks: list[_Task] = []
-        self.stopping = False
 
-    def run(self) -> tuple[Note, ...]:
+    def run(self, progress: Progress, jobs: int | None) -> tuple[Note, ...]:
         if self.is_clone():
             return ()
         for tasks in self.divide():
-            # The largest first, so that no worker is left alone with one in the end.
-            self.tasks = sorted(tasks, key=lambda task: -(task.nbytes // _PART))
-            share_out(len(tasks), self, sum(task.nbytes for task in tasks))
+            # The largest first, so that no thread is left alone with one in the end.
+            tasks.sort(key=lambda task: -(task.nbytes // _PART))
+            nbytes = sum(task.nbytes for task in tasks)
+            run_tasks(_run, tasks, nbytes=nbytes, jobs=jobs, progress=progress)
         for source in self.checks:
             source.finish()
         self.apply_patches()
@@ -125,15 +121,13 @@ class _Filling:
         return False
 
     def divide(self) -> tuple[list[_Task], list[_Task]]:
-        """What workers can share, and what they can once that is there."""
+        """What threads can share, and what they can once that is there."""
         tasks: list[_Task] = []
         afterwards: list[_Task] = []
         copies: list[_Copying] = []
         for index, slot in enumerate(self.layout.slots):
             run = self.plain_run(slot)
             if run is None:
-                import wncli.fill.contents  # noqa: F401 - before forks would each import it
-
                 waits = isinstance(slot.content, Magnitude) and slot.content.of_output
                 task = _Task(_read_for(slot), partial(self.compute, index, slot))
                 (afterwards if waits else tasks).append(task)
@@ -168,7 +162,7 @@ class _Filling:
                 return storage, place, known
         return None
 
-    def compute(self, index: int, slot: Slot) -> None:
+    def compute(self, index: int, slot: Slot, advance: Advance) -> None:
         from wncli.fill.contents import computed
 
         assert not isinstance(slot.content, Whole)  # noqa: S101 - for the type checker
@@ -177,33 +171,12 @@ class _Filling:
         runs = computed(slot.content, self.checked, self.sink, notes, self.patches)
         for place, data in runs:
             self.write_summed(index, slot.offset + place, data)
+            advance(len(data))
         self.notes += [(index, note) for note in notes]
-
-    # -- as a crew -------------------------------------------------------------------------------
-
-    def work(self, task: int) -> None:
-        self.tasks[task].carry_out()
-
-    def begin(self) -> None:
-        self.checksums, self.notes, self.patches = {}, [], []
-
-    def results(self) -> _Results:
-        summed = [source.summed for source in self.checks]
-        return self.checksums, self.notes, self.patches, summed
-
-    def add(self, results: _Results) -> None:
-        checksums, notes, patches, summed = results
-        self.checksums |= checksums
-        self.notes += notes
-        self.patches += patches
-        for source, found in zip(self.checks, summed, strict=True):
-            source.add(found)
 
     # -- moving bytes ---------------------------------------------------------------------------
 
     def write(self, offset: int, data: memoryview) -> None:
-        if self.stopping:
-            raise Stopped
         self.sink.write_at(offset, data)
 
     def write_summed(self, index: int, offset: int, data: memoryview) -> None:
@@ -213,18 +186,20 @@ class _Filling:
             from wncli.storage.crc32 import crc32
 
             self.checksums[index] = crc32(data, self.checksums[index])
-        self.progress(len(data))
 
-    def copy(self, parts: Sequence[_Copying]) -> None:
+    def copy(self, parts: Sequence[_Copying], advance: Advance) -> None:
         for part in parts:
             for place, data in self.read(self.sources[part.file], part.offset, part.nbytes):
                 self.write(part.target + place, data)
-                self.progress(len(data))
+                advance(len(data))
 
-    def copy_summed(self, index: int, source: Source, offset: int, slot: Slot) -> None:
+    def copy_summed(
+        self, index: int, source: Source, offset: int, slot: Slot, advance: Advance
+    ) -> None:
         self.checksums[index] = 0
         for place, data in self.read(source, offset, slot.nbytes):
             self.write_summed(index, slot.offset + place, data)
+            advance(len(data))
 
     def read(self, source: Source, offset: int, nbytes: int) -> Iterator[tuple[int, memoryview]]:
         """A run of the input in pieces, each with its place, that share a thread's one buffer."""
@@ -268,8 +243,12 @@ class _Filling:
         return found
 
 
+def _run(task: _Task, advance: Advance) -> None:
+    task.run(advance)
+
+
 def _grouped(parts: Iterable[_Copying]) -> list[list[_Copying]]:
-    """Parts in groups that take a worker a while."""
+    """Parts in groups that take a thread a while."""
     groups: list[list[_Copying]] = []
     taken = _PART
     for part in parts:

@@ -38,11 +38,12 @@ def make_parent(target: Target) -> None:
         raise unwritable(target.path.parent, error) from None
 
 
-def write(
+def write(  # noqa: PLR0913 - what, and how
     outputs: Outputs,
     sources: Sources,
     progress: Progress | None,
     *,
+    jobs: int | None,
     force: bool,
     verify_against: Output | None = None,
 ) -> tuple[Note, ...]:
@@ -50,7 +51,8 @@ def write(
 
     What is there already is replaced only with `force`.
 
-    With `verify_against`, what the files are laid out for, all is read back before it is put there.
+    On `jobs` threads at most. With `verify_against`, what the files are laid out for, all is read
+    back before it is put there.
 
     Returns:
         What the data showed.
@@ -75,14 +77,14 @@ def write(
         if verify_against:
             from wncli.analysis.verify import verify
 
-            verify(verify_against, sources, written, str(target.path), notes, report)
+            verify(verify_against, sources, written, str(target.path), notes, report, jobs)
         _close(sources)
 
     if not target.is_folder:
         ((_, layout),) = outputs.files
         with unfinished, replacing(target.path, layout.nbytes, force=force) as temporary:
             written, sink = temporary
-            notes = fill(layout, sources, sink, report)
+            notes = fill(layout, sources, sink, report, jobs)
             finish(written, notes)
             return notes
     notes = ()
@@ -101,7 +103,7 @@ def write(
                 allocate(new.fileno(), layout.nbytes)
         for name, layout in outputs.files:
             with new_files.open(name) as laid_out:
-                notes += fill(layout, sources, LocalSink(laid_out), report)
+                notes += fill(layout, sources, LocalSink(laid_out), report, jobs)
         for path in companions:
             _copy_companion(path, new_files)
         for name, content in index:

@@ -60,10 +60,6 @@ class _Run:
         self.lock = threading.Lock()
 
 
-#: How far each storage that was touched has been summed up, by its number: place and checksum.
-Summed = dict[int, tuple[int, int]]
-
-
 class CheckedSource:
     """A source that sums up the bytes of `storages` as they are read.
 
@@ -99,20 +95,6 @@ class CheckedSource:
             while run.place < run.end:
                 step = buffer[: min(BLOCK, run.end - run.place)]
                 self.read_into(run.place, step, f"storage {run.storage.key!r}")
-
-    @property
-    def summed(self) -> Summed:
-        """How far its storages have been summed up."""
-        return {number: (run.place, run.crc) for number, run in enumerate(self.runs) if run.touched}
-
-    def add(self, summed: Summed) -> None:
-        """Take in what another reader of the same file has summed up, where it came further."""
-        for number, (place, crc) in summed.items():
-            run = self.runs[number]
-            run.touched = True
-            if place > run.place:
-                run.place, run.crc = place, crc
-                self._judge(run)
 
     def _sum_up(self, offset: int, buffer: memoryview) -> None:
         place = bisect_right(self.starts, offset) - 1

@@ -1,1 +1,0 @@
-"""Runs tasks in parallel."""
