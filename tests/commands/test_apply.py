@@ -16,7 +16,7 @@ import wncli
 from tests.support.layers import KINDS, KINDS_AND_DIMS, Spelling, forward, normalize, pair_of
 from tests.support.oracles import bits, load
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = [pytest.mark.usefixtures("both_ways"), pytest.mark.thinned(11)]
 
 #: The spelling that is written, and the weight norm of the module that is to load it.
 ROUTES: list[tuple[Spelling, Spelling]] = [

@@ -15,6 +15,8 @@ import wncli
 from tests.support.run import SAMPLES, Ran, Wn
 from tests.support.zips import flip
 
+pytestmark = pytest.mark.thinned(3)
+
 SOUND = ["hifigan_generator", "training.pt", "bfloat16.safetensors", "lstm.pt", "wavenet.pt"]
 
 

@@ -29,6 +29,8 @@ from tests.support.run import SAMPLES, Ran, Wn, environment, on_a_terminal
 from wncli.cli.page import Page
 from wncli.cli.terminal import draw
 
+pytestmark = pytest.mark.thinned(5)
+
 RunHere = Callable[..., Ran]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -332,6 +334,7 @@ def wrapped_cells(rows: list[str]) -> list[list[str]]:
     return cells
 
 
+@pytest.mark.slow
 def test_a_progress_bar_is_for_terminals_and_long_runs(wn: Wn, tmp_path: Path) -> None:
     quietly = SLOW.replace('print("writing", file=sys.stderr, flush=True)', "")
     start = ("-c", quietly.replace("0.1", "0.2"))

@@ -24,6 +24,8 @@ import wncli
 from tests.support.layers import KINDS, KINDS_AND_DIMS, Spelling, normalize
 from tests.support.run import Ran
 
+pytestmark = pytest.mark.thinned(5)
+
 RunHere = Callable[..., Ran]
 Tensors = dict[str, Tensor]
 
@@ -91,6 +93,7 @@ def test_units_of_the_last_place_are_counted(
     assert found.within is (found.max_ulps <= 2)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, database=None)
 @given(data=st.data(), dtypes=st.tuples(st.sampled_from(FLOATS), st.sampled_from(FLOATS)))
 def test_the_figures_are_those_of_exact_arithmetic_between_any_dtypes(

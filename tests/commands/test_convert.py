@@ -22,6 +22,8 @@ from tests.support.layers import KINDS, KINDS_AND_DIMS, Spelling, forward, norma
 from tests.support.oracles import FORMATS, bits, load, read, save
 from tests.support.run import Ran
 
+pytestmark = pytest.mark.thinned(5)
+
 RunHere = Callable[..., Ran]
 
 OTHER: dict[str, Spelling] = {"hook": "parametrized", "parametrized": "hook"}
@@ -119,6 +121,7 @@ def state_dicts(draw: st.DrawFn) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, database=None)
 @given(state=state_dicts(), formats=st.tuples(*[st.sampled_from([".pt", ".safetensors"])] * 3))
 def test_to_the_other_spelling_and_back_gives_the_same_bits(

@@ -22,6 +22,8 @@ from tests.support.oracles import FORMATS, bits, load, read, save
 from tests.support.run import Ran
 from wncli.checkpoint.prefixes import find_prefix_map
 
+pytestmark = pytest.mark.thinned(23)
+
 RunHere = Callable[..., Ran]
 Tensors = dict[str, Tensor]
 Kind = tuple[Literal["plain", "hook", "parametrized"], int | None]

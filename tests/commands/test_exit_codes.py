@@ -16,6 +16,8 @@ import torch
 
 from tests.support.run import SAMPLES, environment
 
+pytestmark = pytest.mark.thinned(37)
+
 TRAINING, LINEAR, LSTM = (str(SAMPLES / f"{name}.pt") for name in ("training", "linear", "lstm"))
 
 

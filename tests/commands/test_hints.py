@@ -24,6 +24,8 @@ from tests.support.hint_cases import CASES, Case
 from tests.support.hint_files import STEM
 from tests.support.run import Ran, environment
 
+pytestmark = pytest.mark.thinned(23)
+
 PACKAGE = Path(wncli.__file__).parent
 
 STORED = "storage_reader=HuggingFaceStorageReader('folder')"
@@ -200,6 +202,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_the_advice_names_what_pytorch_has(tmp_path: Path, commands: Path) -> None:
     code = f"""
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load

@@ -23,7 +23,7 @@ import wncli
 from tests.support.layers import KINDS, KINDS_AND_DIMS, Spelling, forward, normalize, pair_of
 from tests.support.oracles import bits, load
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = [pytest.mark.usefixtures("both_ways"), pytest.mark.thinned(5)]
 
 
 def remove(state: Any, folder: Path, suffix: str = ".pt", **options: Any) -> Any:  # noqa: ANN401
@@ -85,6 +85,7 @@ def weights(draw: st.DrawFn) -> Tensor:
     return torch.from_numpy(array).to(torch_dtype)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, database=None)
 @given(
     weight=weights(),

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 import wncli
 from wncli.analysis import verify as verifying
 
+pytestmark = pytest.mark.thinned(5)
+
 RUNS: dict[str, Callable[[Path, Path], Any]] = {
     "remove": lambda a, b: wncli.remove(a, b, verify=True, force=True),
     "apply": lambda a, b: wncli.apply(a, b, verify=True, force=True, dim=1, layers=["*"]),

@@ -26,6 +26,8 @@ from tests.support.sharded_folders import (
 )
 from tests.support.shards import KINDS, save, sharded
 
+pytestmark = pytest.mark.thinned(5)
+
 RunHere = Callable[..., Ran]
 
 SUFFIXES = [".pt", ".safetensors"]

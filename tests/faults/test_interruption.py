@@ -14,6 +14,8 @@ import torch
 
 from tests.support.run import SAMPLES, environment
 
+pytestmark = pytest.mark.thinned(13)
+
 #: Has the process interrupted by itself: plainly, or where Python drops all exceptions.
 INTERRUPTING = """
 import os, signal, sys, weakref

@@ -28,6 +28,8 @@ from tests.support.faults import (
 from tests.support.run import environment
 from tests.support.shards import save
 
+pytestmark = pytest.mark.thinned(12)
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
@@ -191,6 +193,7 @@ def test_a_new_folder_that_was_made_since_the_run_was_killed_is_written_and_clea
     assert snapshot(case.home) == case.new
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_at_any_moment_leaves_the_old_file_or_the_new(
     tmp_path: Path,
 ) -> None:

@@ -19,7 +19,10 @@ from tests.support.run import Ran, environment
 LIMITS = [*range(20, 40, 2), *range(40, 124, 4)]
 MESSAGE = "error: out of memory: the system, or a limit (ulimit -v), gives no more\n"
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds RLIMIT_AS")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds RLIMIT_AS"),
+    pytest.mark.thinned(31),
+]
 
 
 def limited(megabytes: int | None, *arguments: str) -> Ran:

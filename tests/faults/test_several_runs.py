@@ -30,6 +30,8 @@ from tests.support.faults import (
 from tests.support.shards import save, sharded
 from wncli.errors import FileError
 
+pytestmark = pytest.mark.thinned(17)
+
 #: Seconds that a run is given to end while another is stopped, which may have what it waits for.
 PATIENCE = 0.2
 #: What is put in the way of a run so that others overtake it.

@@ -35,6 +35,8 @@ from tests.support.run import Ran, environment, refused_for_anybody
 from tests.support.shards import save
 from wncli.errors import FileError
 
+pytestmark = pytest.mark.thinned(12)
+
 #: The steps at which a full disk shows.
 TAKING_ROOM = (
     "fsync", "ftruncate", "mkdir", "open", "posix_fallocate", "pwrite", "pwrite half", "write",
@@ -84,6 +86,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["folder onto folder", "new folder"])
 def test_whichever_file_of_a_folder_grows_too_large_the_old_ones_stay(
     name: str, case_of: Prepared

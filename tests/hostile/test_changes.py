@@ -20,6 +20,8 @@ from tests.support.shards import FIRST, SECOND, shard_name, sharded
 from wncli.errors import WnError
 from wncli.storage.source import LocalSource
 
+pytestmark = pytest.mark.thinned(5)
+
 FORMATS = ("safetensors", "torch", "legacy")
 #: Of some blocks each, so that a file can change between two of them.
 STATE = {

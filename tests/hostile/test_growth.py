@@ -34,6 +34,8 @@ from tests.corpus.growing import (
 from tests.support.bounded_runs import Apart
 from tests.support.opcodes import call, put
 
+pytestmark = pytest.mark.thinned(29)
+
 #: For twice as much, at most so many times the cost; and costs that are too small to tell.
 MOST = 2.6
 LEAST_SECONDS = 0.06
@@ -176,6 +178,7 @@ def test_a_small_file_is_read_or_refused_in_bounds(bomb: str, apart: Apart, tmp_
     ran.hold_bounds()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["compare", "convert"])
 def test_too_many_state_dicts_to_compare_are_refused_with_what_works(
     command: str, apart: Apart, tmp_path: Path

@@ -24,6 +24,8 @@ from tests.support.shards import (
     write_index,
 )
 
+pytestmark = pytest.mark.thinned(3)
+
 ONE, TWO = shard_name(1), shard_name(2)
 
 # -- names that lead elsewhere -----------------------------------------------------------------
@@ -283,6 +285,7 @@ def apart() -> Iterator[Apart]:
         yield wn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HUGE)
 def test_a_huge_map_is_refused_in_bounds(kind: str, apart: Apart, tmp_path: Path) -> None:
     index = sharded(tmp_path)

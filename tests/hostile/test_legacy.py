@@ -20,6 +20,8 @@ from tests.support.bounded_runs import (
 )
 from tests.support.run import Ran
 
+pytestmark = pytest.mark.thinned(7)
+
 RunHere = Callable[..., Ran]
 
 REFUSED_BY_TORCH = [name for name, lie in LIES.items() if not lie.torch_loads]
@@ -53,6 +55,7 @@ def test_no_legacy_file_that_lies_takes_long_or_much_memory(tmp_path: Path) -> N
     hold_bounds_of_all(TOLD, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRUTHS.values())
 def test_the_same_legacy_file_that_tells_the_truth_is_read(
     name: str, wn_here: RunHere, in_torch: dict[str, Loaded], tmp_path: Path
@@ -67,12 +70,14 @@ def test_the_same_legacy_file_that_tells_the_truth_is_read(
     hold_same(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED_BY_TORCH)
 def test_torch_refuses_the_lie_as_well(name: str, in_torch: dict[str, Loaded]) -> None:
     assert in_torch[name].weights_only != ""
     assert in_torch[name].all != ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TAKEN_BY_TORCH)
 def test_torch_takes_the_lie_for_the_truth(name: str, in_torch: dict[str, Loaded]) -> None:
     assert in_torch[name].weights_only == ""

@@ -28,6 +28,8 @@ from tests.support.zip_mutations import ZIP, unzipped, zipped
 from wncli.errors import FormatError, WnError
 from wncli.report import Report
 
+pytestmark = pytest.mark.thinned(4)
+
 SEEDS = ROOT / "fuzz" / "seeds"
 FILES = {
     reader: {path.name: path.read_bytes() for path in sorted((SEEDS / reader).iterdir())}
@@ -217,6 +219,7 @@ def are_close(one: Tensor, other: Tensor) -> bool:
     return bool(near.all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reader", "count", "least"),
     [

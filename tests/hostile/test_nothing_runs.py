@@ -25,7 +25,10 @@ from tests.support.oracles import load
 from tests.support.run import Ran
 from tests.support.watch import Corpus, Watched, make_corpus
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch 2.13 calls TorchScript deprecated
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # torch 2.13 calls TorchScript deprecated
+    pytest.mark.thinned(23),
+]
 
 #: All that the pickle of a state dict names.
 SOUND = {

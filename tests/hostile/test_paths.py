@@ -21,6 +21,8 @@ from tests.support.refusals import RunHere, hold_refused, snapshot
 from tests.support.run import AS_ANYBODY, Ran, environment
 from wncli.errors import FileError
 
+pytestmark = pytest.mark.thinned(7)
+
 STATE = {"a.weight_g": torch.tensor([[2.0], [3.0]]), "a.weight_v": torch.ones(2, 3)}
 #: Seconds after which a run waits for something that does not come.
 _PATIENCE = 20

@@ -16,7 +16,10 @@ from tests.corpus.hostile_places import PLACES
 from tests.support.opcodes import call, name
 from tests.support.watch import Corpus, Watched, load_all, make_corpus
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch 2.13 calls TorchScript deprecated
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # torch 2.13 calls TorchScript deprecated
+    pytest.mark.thinned(7),
+]
 
 LIVE_CALLS = [called for called, found in CALLS.items() if found.is_live]
 OTHER_CALLS = [called for called in CALLS if called not in LIVE_CALLS]
@@ -54,16 +57,19 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("called", LIVE_CALLS)
 def test_torch_load_makes_the_calls(called: str, corpus: Corpus, marked: set[str]) -> None:
     assert corpus.marker("call", called).name in marked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("called", OTHER_CALLS)
 def test_torch_load_makes_no_other_call(called: str, corpus: Corpus, marked: set[str]) -> None:
     assert corpus.marker("call", called).name not in marked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_torch_load_makes_the_call_in_every_place(
     place: str, corpus: Corpus, marked: set[str]

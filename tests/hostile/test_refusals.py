@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from tests.support.run import SAMPLES, Ran, Wn, environment
 
+pytestmark = pytest.mark.thinned(3)
+
 Files = dict[str, bytes]
 RunHere = Callable[..., Ran]
 

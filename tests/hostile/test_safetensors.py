@@ -35,6 +35,8 @@ from tests.support.refusals import (
 )
 from tests.support.shards import index_path, write_index
 
+pytestmark = pytest.mark.thinned(7)
+
 #: The reference reader; its stubs leave it without types.
 deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
 
@@ -266,6 +268,7 @@ def test_a_header_that_asks_for_much_is_read_in_bounds(
     assert output.exists() == (command in {"remove", "convert"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOO_HEAVY)
 def test_a_header_that_asks_for_much_is_refused_in_bounds(
     kind: str, apart: Apart, tmp_path: Path

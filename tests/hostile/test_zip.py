@@ -23,6 +23,8 @@ from tests.support.bounded_runs import (
 )
 from tests.support.run import Ran
 
+pytestmark = pytest.mark.thinned(13)
+
 RunHere = Callable[..., Ran]
 
 REFUSED_BY_TORCH = [name for name, lie in LIES.items() if not lie.torch_loads]
@@ -55,10 +57,12 @@ def test_a_zip_that_lies_is_refused_for_its_lie(
     hold_refused_untouched(wn_here, tmp_path / name, FILES[name].says)
 
 
+@pytest.mark.slow
 def test_no_zip_that_lies_takes_long_or_much_memory(tmp_path: Path) -> None:
     hold_bounds_of_all(TOLD, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRUTHS.values())
 def test_the_same_zip_that_tells_the_truth_is_read(
     name: str, wn_here: RunHere, in_torch: dict[str, Loaded], tmp_path: Path
@@ -73,12 +77,14 @@ def test_the_same_zip_that_tells_the_truth_is_read(
     wncli.convert(path, tmp_path / "out.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED_BY_TORCH)
 def test_torch_refuses_the_lie_as_well(name: str, in_torch: dict[str, Loaded]) -> None:
     assert in_torch[name].weights_only != ""
     assert in_torch[name].all != ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TAKEN_BY_TORCH)
 def test_torch_takes_the_lie_for_the_truth(name: str, in_torch: dict[str, Loaded]) -> None:
     assert in_torch[name].weights_only == ""
@@ -130,12 +136,14 @@ def test_what_has_no_end_is_read_and_copied(kind: str, wn: Apart, tmp_path: Path
     assert members[0] == members[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEEP)
 def test_100000_levels_are_read_and_copied(kind: str, wn: Apart, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(DEEP[kind])
     hold_copied(wn, tmp_path / "a.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LARGE)
 def test_what_unfolds_takes_neither_long_nor_much_memory(
     kind: str, wn: Apart, tmp_path: Path

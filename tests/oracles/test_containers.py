@@ -27,6 +27,8 @@ from tests.support.run import SAMPLES, Ran
 from tests.support.samples import FILES, NORMALIZED, hold_same_outputs, loaded, state_at
 from tests.support.zips import edited, zip_members
 
+pytestmark = pytest.mark.thinned(5)
+
 Wn = Callable[..., Ran]
 
 

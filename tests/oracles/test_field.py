@@ -30,6 +30,8 @@ from tests.support.oracles import load
 from tests.support.refusals import snapshot
 from tests.support.run import Ran, environment
 
+pytestmark = pytest.mark.thinned(7)
+
 RunHere = Callable[..., Ran]
 Tensors = dict[str, Tensor]
 
@@ -269,6 +271,7 @@ def user(tmp_path: Path) -> Path:
     return tmp_path / "user"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dcp", "dcp/.metadata", "dcp/__0_0.distcp"])
 def test_a_dcp_folder_is_named_with_what_gathers_it(
     name: str, wn: Callable[..., Ran], user: Path
@@ -298,6 +301,7 @@ def test_items_of_a_dcp_file_are_never_read_as_a_checkpoint(
         assert "distributed checkpoint" in ran.stderr
 
 
+@pytest.mark.slow
 def test_deepspeed_folders_are_named_with_the_file_or_the_script(
     wn: Callable[..., Ran], user: Path
 ) -> None:

@@ -23,11 +23,20 @@ def fuzzed(*options: str) -> tuple[int, str, dict[str, int]]:
     return ran.returncode, said, counts
 
 
-@pytest.mark.parametrize("seed", ["1", "2"])
-def test_a_file_is_the_same_tensors_to_wn_and_to_its_library_or_refused(seed: str) -> None:
-    code, said, counts = fuzzed("--files", "2000", "--seed", seed)
+@pytest.mark.parametrize(
+    ("seed", "files"),
+    [
+        pytest.param(1, 2000, id="1", marks=pytest.mark.slow),
+        pytest.param(2, 2000, id="2", marks=pytest.mark.slow),
+        pytest.param(3, 200, id="3"),
+    ],
+)
+def test_a_file_is_the_same_tensors_to_wn_and_to_its_library_or_refused(
+    seed: int, files: int
+) -> None:
+    code, said, counts = fuzzed("--files", str(files), "--seed", str(seed))
     assert code == 0, said
     assert counts["finding"] == 0, said
     # Whoever refuses everything is never wrong.
-    assert counts["read by both and same"] > 800, said
-    assert counts["honest"] == counts["of them the same to both"] > 400, said
+    assert counts["read by both and same"] > 0.4 * files, said
+    assert counts["honest"] == counts["of them the same to both"] > 0.2 * files, said

@@ -25,7 +25,10 @@ import wncli
 from tests.support.layers import Spelling
 from tests.support.oracles import bits, load
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm:FutureWarning"),
+    pytest.mark.thinned(11),
+]
 
 State = dict[str, Tensor]
 Outputs = list[Tensor]

@@ -29,7 +29,10 @@ FLAGS = [
 ]  # fmt: skip
 STRICT = ["-Wall", "-Wextra", "-Werror"]
 
-pytestmark = pytest.mark.skipif(kernel is None, reason="not built for this processor or system")
+pytestmark = [
+    pytest.mark.skipif(kernel is None, reason="not built for this processor or system"),
+    pytest.mark.thinned(5),
+]
 
 
 @pytest.fixture(scope="module", params=["gcc", "clang"])
@@ -54,6 +57,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return module
 
 
+@pytest.mark.slow
 @compiled_dtypes
 @every_shape
 def test_every_compiler_gives_the_same_bits(

@@ -60,15 +60,22 @@ def test_every_folder_is_a_package_so_that_two_tests_may_have_one_name() -> None
     assert all((path.parent / "__init__.py").is_file() for path in MODULES)
 
 
-def test_conftest_has_fixtures_only() -> None:
+def test_conftest_has_fixtures_and_hooks_only() -> None:
     assert [path for path in MODULES if path.name == "conftest.py"] == [TESTS / "conftest.py"]
     for node in ast.parse((TESTS / "conftest.py").read_text()).body:
         assert not isinstance(node, ast.ClassDef)
         if isinstance(node, ast.FunctionDef):
             marks = [ast.unparse(mark) for mark in node.decorator_list]
-            assert any(mark.startswith("pytest.fixture") for mark in marks), node.name
+            is_fixture = any(mark.startswith("pytest.fixture") for mark in marks)
+            assert is_fixture or node.name.startswith("pytest_"), node.name
 
 
 def test_unit_tests_are_in_the_folders_of_the_package() -> None:
     folders = {path.parent.relative_to(TESTS / "unit") for path in (TESTS / "unit").rglob("*.py")}
     assert all((ROOT / "wncli" / folder).is_dir() for folder in folders)
+
+
+def test_the_fast_lane_has_a_part_of_every_module(request: pytest.FixtureRequest) -> None:
+    items = request.session.items
+    fast = {item.path for item in items if not item.get_closest_marker("slow")}
+    assert {item.path for item in items} == fast

@@ -22,6 +22,8 @@ from tests.support.run import environment, on_a_terminal
 from tests.support.shards import save
 from wncli.parallel import Advance, run_tasks
 
+pytestmark = pytest.mark.thinned(5)
+
 #: Runs `wn`, in which `{fault}` comes before each write, and tells which threads have written.
 PROGRAM = """
 import os, signal, sys, threading, time

@@ -47,6 +47,8 @@ from tests.support.strategies import (
 from wncli.arithmetic.kernels import kernel
 from wncli.storage.source import BLOCK
 
+pytestmark = pytest.mark.thinned(5)
+
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=named)
 compiled = pytest.mark.skipif(kernel is None, reason="no C compiler built the loops")
 
@@ -381,6 +383,7 @@ def test_a_round_trip_gives_the_same_bits_whichever_way_and_order(
     assert bits_of(load_file(tmp_path / "c.safetensors")["weight"]) == bits_of(w.contiguous())
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("first", ["compiled", "numpy"])
 def test_many_sums_that_one_float64_would_lose_count(
@@ -414,6 +417,7 @@ def test_a_factor_that_is_no_number_makes_none_of_bfloat16(pattern: int) -> None
     assert np.isnan(wncli.compose(g, normal((2, 3), BFLOAT16)).astype(np.float32)).all()
 
 
+@pytest.mark.slow
 @compiled
 @every_dtype
 def test_a_slice_of_many_blocks_is_composed_exactly(dtype: Dtype, tmp_path: Path) -> None:

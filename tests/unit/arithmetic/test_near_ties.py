@@ -38,7 +38,7 @@ from tests.support.strategies import (
 )
 from wncli.arithmetic.double_double import exact_sums_of_squares
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = [pytest.mark.usefixtures("both_ways"), pytest.mark.thinned(11)]
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=named)
 

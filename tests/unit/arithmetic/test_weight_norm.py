@@ -50,7 +50,7 @@ from tests.support.strategies import (
 from wncli import WeightNormError, compose, decompose, magnitude
 from wncli.storage.source import BLOCK
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = [pytest.mark.usefixtures("both_ways"), pytest.mark.thinned(13)]
 
 THREE_QUARTERS = Fraction(3, 4)
 

@@ -19,6 +19,8 @@ from tests.support.run import WITHOUT_CHOWN, environment
 from tests.support.sharded_folders import three
 from tests.support.shards import KINDS, save, sharded
 
+pytestmark = pytest.mark.thinned(3)
+
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 EVERYBODY = 0xFFFFFFFF
 #: Tags of acl(5) in the bytes of the attribute (linux/posix_acl.h): version 2, then entries.

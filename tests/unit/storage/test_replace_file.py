@@ -17,6 +17,8 @@ import wncli
 from tests.support.run import ROOT, refused_for_anybody
 from wncli.errors import FileError, UsageError, WeightNormError, WnError
 
+pytestmark = pytest.mark.thinned(3)
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:

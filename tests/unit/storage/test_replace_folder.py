@@ -29,6 +29,8 @@ from tests.support.sharded_folders import (
 from tests.support.shards import KINDS, index_path, shard_name, sharded
 from wncli.errors import FileError, WeightNormError, WnError
 
+pytestmark = pytest.mark.thinned(3)
+
 # -- the folder --------------------------------------------------------------------------------
 
 COMPANIONS = {"config.json", "tokenizer.json", "README.md", "merges.txt", "modeling.py", "LICENSE"}
@@ -213,6 +215,7 @@ def without_leftovers(state: dict[str, str]) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_whenever_a_run_is_killed_a_new_folder_is_complete_or_not_there(tmp_path: Path) -> None:
     sharded(tmp_path / "home" / "in", shards=three())
     old, new, states = killed_runs(tmp_path / "home")
@@ -220,6 +223,7 @@ def test_whenever_a_run_is_killed_a_new_folder_is_complete_or_not_there(tmp_path
     assert old in map(without_leftovers, states)
 
 
+@pytest.mark.slow
 def test_whenever_a_run_is_killed_old_and_new_files_are_never_one_checkpoint(
     tmp_path: Path,
 ) -> None:

@@ -33,6 +33,8 @@ from tests.support.shards import KINDS, index_path, save, shard_name, sharded
 from wncli.errors import UsageError
 from wncli.formats.registry import FormatName
 
+pytestmark = pytest.mark.thinned(3)
+
 Wn = Callable[..., Ran]
 
 

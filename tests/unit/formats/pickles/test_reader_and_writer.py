@@ -33,6 +33,8 @@ from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.pickles.writer import write_pickle
 from wncli.storage.source import LocalSource
 
+pytestmark = pytest.mark.thinned(11)
+
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 DEEP = 100_000
 
@@ -561,6 +563,7 @@ def test_deep_nesting_is_read_and_written(kind: str) -> None:
     assert len(rewritten(NESTED[kind])) > DEEP
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["list", "tuple"])
 def test_nesting_of_100000_loads_as_deep_as_it_was(kind: str) -> None:
     found = load(rewritten(NESTED[kind]))
@@ -698,6 +701,7 @@ def test_a_pickle_cut_off_at_any_byte_is_refused(protocol: int) -> None:
             read(data[:end])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_pickle_with_any_byte_changed_is_read_or_refused(protocol: int) -> None:
     value = RICH if protocol >= 2 else [x for x in RICH if not isinstance(x, WithNewArguments)]
@@ -787,6 +791,7 @@ def test_memo_places_beyond_any_memory_take_none() -> None:
 MEMO_STEPS = (pickle.BINPUT, pickle.BINGET, pickle.MEMOIZE)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(MEMO_STEPS), st.integers(0, 9)), max_size=25))
 @settings(max_examples=500, deadline=None)
 def test_memo_places_in_any_order_are_what_an_unpickler_takes_them_for(

@@ -291,6 +291,7 @@ def test_a_file_cut_off_at_any_byte_is_refused(tmp_path: Path) -> None:
             opened(tmp_path / "a", SMALL[:end])
 
 
+@pytest.mark.slow
 def test_a_file_with_any_byte_changed_is_refused_wherever_the_reference_refuses_it(
     tmp_path: Path,
 ) -> None:

@@ -43,6 +43,7 @@ def owner(kind: type, method: str) -> type:
     return next(base for base in kind.__mro__ if method in vars(base))
 
 
+@pytest.mark.slow
 def test_random_files_of_which_something_runs_are_listed(tmp_path: Path) -> None:
     count = look_at(range(FILES), tmp_path)
     assert count.unlisted == ()

@@ -266,6 +266,7 @@ def saved(tmp_path: Path) -> Path:
     return save({"w": tensor_of("float32", 3, 4), "b": tensor_of("float32", 4)}, tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_a_file_cut_off_at_any_byte_is_refused(saved: Path) -> None:
     content = saved.read_bytes()
     for end in range(len(content)):
@@ -273,6 +274,7 @@ def test_a_file_cut_off_at_any_byte_is_refused(saved: Path) -> None:
         refusal(saved)
 
 
+@pytest.mark.slow
 def test_a_file_with_any_byte_changed_is_read_or_refused(saved: Path) -> None:
     content = saved.read_bytes()
     for place in range(len(content)):
@@ -387,6 +389,7 @@ def test_a_plain_pickle_is_refused_by_name(tmp_path: Path) -> None:
     assert "plain pickle" in refusal(tmp_path / "a.pkl")
 
 
+@pytest.mark.slow
 def test_a_pickle_larger_than_what_is_read_at_once_is_read(tmp_path: Path) -> None:
     state = {f"{'long ' * 200}{n}.weight": torch.full((1, 1), float(n)) for n in range(3000)}
     torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=False)

@@ -20,6 +20,8 @@ from wncli.formats.open import open_checkpoint
 from wncli.formats.pickles.nodes import Call, Dict, Global, Node, PersistentId
 from wncli.formats.pickles.writer import write_pickle
 
+pytestmark = pytest.mark.thinned(9)
+
 
 def roots(content: object, path: Path) -> list[str]:
     """The roots that are found in a saved object."""
@@ -223,6 +225,7 @@ def test_a_module_inside_itself_is_refused(tmp_path: Path) -> None:
     assert "stands inside itself" in refusal(save(model, tmp_path / "a.pt"))
 
 
+@pytest.mark.slow
 def test_modules_nested_beyond_reason_are_refused(tmp_path: Path) -> None:
     node = module([], [("w", weight())])
     for _ in range(20_000):
@@ -230,6 +233,7 @@ def test_modules_nested_beyond_reason_are_refused(tmp_path: Path) -> None:
     assert "too deeply" in refusal(written(node, tmp_path / "a.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [18, 60, 900])
 def test_modules_that_are_shared_without_bound_are_refused(depth: int, tmp_path: Path) -> None:
     node = module([], [("w", weight())])

@@ -20,6 +20,8 @@ import wncli
 from tests.support.layers import Spelling, normalize
 from tests.support.oracles import bits, load
 
+pytestmark = pytest.mark.thinned(3)
+
 OTHER: dict[Spelling, Spelling] = {"hook": "parametrized", "parametrized": "hook"}
 FORMS = ["named", "flattened", "numbered", "listed"]
 

@@ -19,6 +19,8 @@ from tests.support.every_dtype import SAFETENSORS_DTYPES, tensor_of
 from tests.support.layers import Spelling, normalize, pair_of
 from tests.support.oracles import bits, load
 
+pytestmark = pytest.mark.thinned(5)
+
 State = dict[str, Tensor]
 SUFFIXES = [".pt", ".safetensors"]
 suffixes = pytest.mark.parametrize("suffix", SUFFIXES)

@@ -20,7 +20,10 @@ from wncli.formats.open import open_checkpoint
 from wncli.formats.pickles.nodes import Built, Call, Dict, Global, Node
 from wncli.formats.pickles.writer import write_pickle
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch 2.13 calls TorchScript deprecated
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # torch 2.13 calls TorchScript deprecated
+    pytest.mark.thinned(9),
+]
 
 
 class Net(nn.Module):
@@ -288,6 +291,7 @@ def test_a_module_inside_itself_is_refused(tmp_path: Path) -> None:
     assert "stands inside itself" in refusal(written(root, tmp_path / "a.pt"))
 
 
+@pytest.mark.slow
 def test_modules_nested_beyond_reason_are_refused(tmp_path: Path) -> None:
     node = scripted(("w", weight()))
     for _ in range(20_000):
@@ -355,6 +359,7 @@ def test_packed_code_never_unpacks_to_more_than_it_claims(tmp_path: Path) -> Non
     refusal(path)
 
 
+@pytest.mark.slow
 def test_damaged_archives_are_read_or_refused(net: Path, tmp_path: Path) -> None:
     content = net.read_bytes()
     generator = torch.Generator().manual_seed(0)

@@ -32,6 +32,8 @@ from wncli.formats.open import open_checkpoint
 from wncli.formats.torch.writer import TorchContent
 from wncli.formats.torch.zip_writer import lay_out_torch_zip
 
+pytestmark = pytest.mark.thinned(7)
+
 
 def specs_of(path: Path) -> dict[str, TensorSpec]:
     with open_checkpoint(path) as (checkpoint, _):
@@ -414,6 +416,7 @@ def test_a_file_whose_start_is_cut_off_is_refused(saved: Path) -> None:
         refusal(saved)
 
 
+@pytest.mark.slow
 def test_a_file_with_any_byte_of_its_directory_changed_is_read_or_refused(saved: Path) -> None:
     content = saved.read_bytes()
     with zipfile.ZipFile(saved) as archive:
@@ -425,6 +428,7 @@ def test_a_file_with_any_byte_of_its_directory_changed_is_read_or_refused(saved:
                 specs_of(saved)
 
 
+@pytest.mark.slow
 def test_a_file_with_any_byte_of_its_pickle_changed_is_read_or_refused(saved: Path) -> None:
     members = zip_members(saved)
     pickled = members["a/data.pkl"]
