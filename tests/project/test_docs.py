@@ -1,0 +1,49 @@
+"""What the documents lead to is there: links, anchors, paths, commands."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.run import ROOT
+
+FOLDERS = (".", "docs", "benchmarks", "fuzz", "sample_models")
+DOCUMENTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
+each = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT).as_posix())
+)
+
+
+def anchors_of(document: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@each
+def test_links_lead_to_files_and_headings_that_are_there(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = document.parent / path if path else document
+        assert found.exists(), target
+        assert not anchor or anchor in anchors_of(found), target
+
+
+@each
+def test_paths_of_tests_and_tools_are_there(document: Path) -> None:
+    for path in re.findall(r"\b(?:tests|fuzz|benchmarks|wncli)/[\w/]+\.py\b", document.read_text()):
+        assert (ROOT / path).is_file(), path
+
+
+@each
+def test_programs_that_are_to_be_run_are_there(document: Path) -> None:
+    for module in re.findall(
+        r"python -m ((?:fuzz|benchmarks|tests)\.[\w.]+)", document.read_text()
+    ):
+        assert importlib.util.find_spec(module) is not None, module
