@@ -14,7 +14,7 @@ from wncli.checkpoint.naming import SPELLINGS, Naming
 from wncli.errors import FileError, UsageError, WeightNormError
 from wncli.formats.open import open_checkpoint
 from wncli.formats.registry import FORMATS, FormatName
-from wncli.hints import path_word
+from wncli.hints import REFERENCE, Text, given, inspecting, parameter, path_word, phrase, setting
 from wncli.plan.actions import Plan
 from wncli.plan.apply import plan_apply
 from wncli.plan.convert import plan_convert
@@ -219,9 +219,11 @@ def convert(  # noqa: PLR0913 - the command's options
     _check_choice("naming", naming, (None, *SPELLINGS))
     if like is None and partial:
         raise UsageError(
-            "--partial",
-            "it says what to do where --like does not fit",
-            hint="leave it out, or name a checkpoint to be fitted with --like",
+            setting(partial=True),
+            phrase("it says what to do where {} does not fit", parameter("like")),
+            hint=phrase(
+                "leave it out, or name a checkpoint to be fitted with {}", parameter("like")
+            ),
         )
     if like is None:
 
@@ -231,7 +233,9 @@ def convert(  # noqa: PLR0913 - the command's options
         return _write(make_plan, checkpoint, output, WriteOptions(**options))
     if naming:
         raise UsageError(
-            f"--naming {naming}", "--like takes the spelling of REFERENCE", hint="leave one out"
+            given(naming=naming),
+            phrase("{} takes the spelling of {}", parameter("like"), REFERENCE),
+            hint="leave one out",
         )
     from wncli.plan.like import plan_like
 
@@ -244,7 +248,7 @@ def convert(  # noqa: PLR0913 - the command's options
         try:
             return _write(make_plan_like, checkpoint, output, WriteOptions(**options))
         except WeightNormError as error:
-            if error.hint.lstrip("$'").startswith("-x"):  # which has no place beside --like
+            if error.hint.startswith("exclude="):  # which has no place beside `like`
                 error.hint = ""
             raise
 
@@ -289,7 +293,8 @@ def compare(  # noqa: PLR0913 - the command's options
     _check_jobs(jobs)
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
-            raise UsageError(f"--{name}", "no tolerance", expected="0 or more", found=str(value))
+            where = Text(name, f"--{name}")
+            raise UsageError(where, "no tolerance", expected="0 or more", found=str(value))
     with (
         open_checkpoint(_path(a), for_weights=True) as (one, files),
         open_checkpoint(_path(b), for_weights=True) as (other, others),
@@ -389,6 +394,11 @@ def _nothing(plan: Plan) -> NothingToDo:
         "no weight to normalize was found (floating, of two or more dimensions, not yet normalized)"
         if apply
         else f"no weight norm to {'remove' if plan.command == 'remove' else 'respell'} was found",
-        hint=f"wn inspect {path_word(plan.checkpoint.name)}{' --tensors' * apply}",
+        hint=Text(
+            inspecting(plan.checkpoint.name, tensors=True),
+            f"wn inspect {path_word(plan.checkpoint.name)} --tensors",
+        )
+        if apply
+        else inspecting(plan.checkpoint.name),
         report=make_report(plan, ()),
     )

@@ -12,9 +12,9 @@ A message says where, what is wrong, what was expected, what was found and what 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from wncli.hints import UNTYPABLE
+from wncli.hints import UNTYPABLE, in_shell
 
 
 def printable(text: str) -> str:
@@ -70,13 +70,22 @@ class WnError(Exception):
         super().__init__(where, problem)
 
     def __str__(self) -> str:
-        problem = shortened(self.problem)
+        return self._spelled(str)
+
+    @property
+    def in_shell(self) -> str:
+        """The message with options in it instead of parameters, for a command line."""
+        return self._spelled(in_shell)
+
+    def _spelled(self, spell: Callable[[str], str]) -> str:
+        problem = shortened(spell(self.problem))
         if self.where:
-            problem = f"{shortened(self.where)}: {problem}"
+            problem = f"{shortened(spell(self.where))}: {problem}"
+        hint = spell(self.hint)
         details = (
-            ("expected: ", shortened(self.expected)),
-            ("found:    ", shortened(self.found)),
-            ("try:      ", self.hint if _is_typable(self.hint) else ""),
+            ("expected: ", shortened(spell(self.expected))),
+            ("found:    ", shortened(spell(self.found))),
+            ("try:      ", hint if _is_typable(hint) else ""),
         )
         lines = (f"  {label}{printable(text)}" for label, text in details if text)
         return "\n".join((printable(problem), *lines))

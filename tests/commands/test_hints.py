@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import ast
+import copy
+import inspect
+import json
 import os
+import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Callable, Iterator
+from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import nn
 from torch.package.package_exporter import PackageExporter
 from torch.package.package_importer import PackageImporter
 
 import wncli
 from tests.support.hint_cases import CASES, Case
-from tests.support.hint_files import STEM
+from tests.support.hint_files import OPTIMIZER, SOUND, STEM
 from tests.support.run import Ran, environment
+from wncli.api import WriteKeywords
+from wncli.cli.commands import app_for
+from wncli.hints import Text, in_shell, parameter
+from wncli.plan.rules import parse_dim
 
 pytestmark = pytest.mark.thinned(23)
 
@@ -231,11 +242,133 @@ def test_a_package_is_read_as_its_refusal_says(tmp_path: Path, commands: Path) -
     assert type_in("wn inspect out.pt", tmp_path, commands).code == 0
 
 
+# -- what the library says, put into Python -----------------------------------------------------
+
+STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+ARGUMENT = rf"\w+=(?:True|{STRING}|\[{STRING}(?:, {STRING})*\])"
+#: A call, or arguments of the one that was refused, the first of which may be a path.
+PYTHON = re.compile(
+    rf"wncli\.inspect\({STRING}(?:, \w+=True)?\)|(?:{STRING}|{ARGUMENT})(?:, {ARGUMENT})*"
+)
+#: What only a command line says.
+OPTIONS = re.compile(r"(?<!\S)--[a-z]+|(?<!\S)-[lx]\b|\bwn inspect|OUTPUT|CHECKPOINT|REFERENCE")
+
+
+def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
+    """The call that a command makes, its paths and other arguments; None where it makes none."""
+    if re.search(r"--output-dir|\$PWD|^cd ", typed):
+        return None
+    _, name, *words = shlex.split(typed)
+    group = typer.main.get_group(app_for(name))
+    try:
+        given = group.commands[name].make_context(name, words).params
+    except (KeyError, typer.TyperException):
+        return None
+    outputs = list(given.pop("output") or ()) if "output" in given else []
+    paths = [given.pop(one) for one in ("checkpoint", "a", "b") if one in given]
+    for option in ("json", "quiet", "output_dir"):
+        given.pop(option, None)
+    if "dim" in given:
+        given["dim"] = parse_dim(given["dim"], "--dim")
+    is_whole = len(outputs) == (name not in {"inspect", "compare"})
+    return (name, paths + outputs, given) if is_whole else None
+
+
+CALLS = {
+    name: call
+    for name, case in CASES.items()
+    if case.first and "--json" not in case.says and (call := call_of(case.typed))
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_the_library_says_works_in_python(
+    name: str, tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, (command, paths, given) = CASES[name], CALLS[name]
+    if "zstd" in case.says and not shutil.which("zstd"):
+        pytest.skip("no zstd is installed")
+    made = tmp_path / "made"
+    made.mkdir()
+    monkeypatch.chdir(made)
+    case.make()
+    call: Callable[..., Any] = getattr(wncli, command)
+    old = shlex.split(case.instead_of)[-1] if case.instead_of else ""
+
+    def again(*path: str, **more: object) -> object:
+        """Call it with a path in place of the last that it stands for, and with these arguments."""
+        own = [*paths, given.get("like")]
+        for new in path:
+            own[len(own) - 1 - own[::-1].index(old)] = new
+        *own, like = own
+        return call(*own, **given | ({"like": like} if like else {}) | more)
+
+    with pytest.raises(wncli.WnError) as caught:
+        call(*paths, **given)
+    hint = caught.value.hint
+    assert not OPTIONS.search(PYTHON.sub("", str(caught.value)))
+    typed, then, python = hint.rpartition(", then ")
+    if then:
+        assert type_in(typed, made, commands).code == 0
+    before = in_folder(made)
+    found = PYTHON.findall(python) if isinstance(hint, Text) else []
+    assert found or in_shell(hint) == hint
+    for python in found:
+        here = tmp_path / "here"
+        shutil.copytree(made, here, symlinks=True)
+        monkeypatch.chdir(here)
+        one = python if python.startswith("wncli.") else f"again({python})"
+        result = eval(one, {"wncli": wncli, "again": again})  # noqa: S307 - that is the promise
+        assert bool(getattr(result, "findings", None)) == bool(case.code)
+        after = in_folder(here)
+        changed = {path for path in before if after.get(path) != before[path]}
+        assert all(path.startswith(case.changes) for path in changed), (python, changed)
+        monkeypatch.chdir(made)
+        shutil.rmtree(here)
+
+
+@pytest.mark.parametrize("name", ["inspect", "apply", "remove", "convert", "compare"])
+def test_the_command_line_calls_each_parameter_as_messages_do(name: str) -> None:
+    group = typer.main.get_group(app_for(name))
+    known = {param.name: param for param in group.commands[name].params}
+    taken = {*inspect.signature(getattr(wncli, name)).parameters, *WriteKeywords.__annotations__}
+    shared = taken & known.keys() - {"a", "b"}
+    assert shared >= {"layers", "exclude", "only"}
+    for one in shared:
+        names = (*known[one].opts, known[one].make_metavar(typer.Context(group)).strip("[]."))
+        assert parameter(one).in_shell in names
+
+
+def test_notes_and_refusals_have_options_in_the_json_of_the_command_line_alone(
+    tmp_path: Path, commands: Path
+) -> None:
+    torch.save({"model": SOUND, "optim": OPTIMIZER}, tmp_path / "in.pt")
+    (note,) = wncli.remove(tmp_path / "in.pt", tmp_path / "out.pt", dry_run=True).notes
+    assert note.message.endswith("; drop=['optim'] leaves it out")
+    ran = type_in("wn remove in.pt out.pt --json", tmp_path, commands)
+    assert json.loads(ran.stdout)["notes"][0]["message"].endswith("; --drop optim leaves it out")
+    ran = type_in("wn remove in.pt --output-dir . --json", tmp_path, commands)
+    assert json.loads(ran.stdout)["files"][0]["error"].endswith("--output-dir out keeps both")
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))],  # noqa: S301 - made here
+)
+def test_a_text_keeps_both_spellings_when_it_is_copied(again: Callable[[Text], Text]) -> None:
+    text = again(parameter("output"))
+    assert (text, text.in_shell) == ("`output`", "OUTPUT")
+
+
 # -- nothing else is said -----------------------------------------------------------------------
 
 
 #: What quotes names, and says nothing by itself.
-QUOTING = {"word", "path_word", "option", "free_path", "glob_of"}
+QUOTING = {
+    *("word", "path_word", "option", "free_path", "glob_of"),
+    *("in_shell", "phrase", "either", "parameter", "setting", "given", "inspecting"),
+    *("then_inspecting", "path_text"),
+}
 
 
 def nodes() -> Iterator[tuple[str, ast.AST]]:
@@ -249,7 +382,7 @@ def is_hint(target: ast.expr) -> bool:
     return ast.unparse(target).rpartition(".")[2] == "hint"
 
 
-def hints() -> Iterator[tuple[str, ast.expr]]:
+def said_next() -> Iterator[tuple[str, ast.expr]]:
     """What is given as a hint, and what messages say beside one."""
     for file, node in nodes():
         match node:
@@ -258,7 +391,9 @@ def hints() -> Iterator[tuple[str, ast.expr]]:
             case ast.Assign([target], value) | ast.AnnAssign(target, _, ast.expr() as value):
                 if is_hint(target):
                     yield file, value
-            case ast.JoinedStr() if "option('--" in ast.unparse(node):
+            case ast.Call(ast.Name("refuse_expansion"), _, [_, *_] as keywords):
+                yield file, ast.Call(ast.Name("setting"), [], keywords)
+            case ast.Call(ast.Name("phrase")) if "setting(" in ast.unparse(node):
                 yield file, node
             case ast.Constant(str(text)) if "--json lists" in text:
                 yield file, node
@@ -275,11 +410,17 @@ def returned() -> dict[str, list[ast.expr]]:
     }
 
 
-def parts_of(node: ast.expr, functions: dict[str, list[ast.expr]]) -> list[ast.expr]:
+def parts_of(  # noqa: PLR0911 - one for each kind of expression
+    node: ast.expr, functions: dict[str, list[ast.expr]]
+) -> list[ast.expr]:
     """The expressions of which one is what this one comes to."""
     match node:
         case ast.FormattedValue(value):
             return [value]
+        case ast.Call(ast.Name("Text"), [_, shell]):
+            return [shell]
+        case ast.Call(ast.Name("parameter"), [ast.Constant(str(name))]):
+            return [ast.Constant(parameter(name).in_shell)]
         case ast.BoolOp(_, values):
             return values
         case ast.IfExp(_, body, orelse):
@@ -289,26 +430,52 @@ def parts_of(node: ast.expr, functions: dict[str, list[ast.expr]]) -> list[ast.e
     return []
 
 
+ANY = ast.Name("any")
+
+
+def in_turn(node: ast.expr) -> list[ast.expr]:  # noqa: C901, PLR0911 - as above
+    """The expressions that one puts beside each other, as the command line has them."""
+    match node:
+        case ast.JoinedStr(values):
+            return values
+        case ast.BinOp(left, ast.Add(), right):
+            return [left, right]
+        case ast.Call(ast.Name("phrase"), [ast.Constant(str(template)), *parts]):
+            first, *others = map(ast.Constant, template.split("{}"))
+            return [first, *chain.from_iterable(zip(parts, others, strict=True))]
+        case ast.Call(ast.Name("setting"), [], keywords):
+            flags = [ast.Constant(parameter(k.arg).in_shell) for k in keywords if k.arg]
+            return [ANY, *chain.from_iterable((flag, ANY) for flag in flags)]
+        case ast.Call(ast.Name("inspecting"), [_], keywords):
+            return [
+                ast.Constant(" ".join(("wn inspect", *(f"--{k.arg}" for k in keywords), ""))),
+                ANY,
+            ]
+        case ast.Call(ast.Name("then_inspecting"), [command, _]):
+            return [command, ast.Constant(" && wn inspect "), ANY]
+        case ast.Call(ast.Name("path_text"), [_, end]):
+            return [ANY, end]
+        case ast.Call(ast.Name("option"), [flag, _]):
+            return [ANY, flag, ANY]
+        case ast.Call(ast.Name("either"), [ast.GeneratorExp(each)]):
+            return [each, ANY]
+        case ast.Call(ast.Name("either"), [ast.Call(ast.Name("map"), [function, _])]):
+            return [ast.Call(function, [ANY], []), ANY]
+    return []
+
+
 def patterns(node: ast.expr, functions: dict[str, list[ast.expr]]) -> Iterator[str]:
     """What an expression can come to: its constant parts, and `.*` for all others."""
-    in_turn: list[ast.expr] = []
-    match node:
-        case ast.Constant(str(text)):
-            yield re.escape(text)
-        case ast.Call(ast.Name("option"), [ast.Constant(str(flag)), _]):
-            yield f".*{flag}.*"
-        case ast.Call(ast.Attribute(_, "join"), [ast.GeneratorExp(each)]):
-            yield from (f"{pattern}.*" for pattern in patterns(each, functions))
-        case ast.JoinedStr(values):
-            in_turn = values
-        case ast.BinOp(left, ast.Add(), right):
-            in_turn = [left, right]
-        case _ if not parts_of(node, functions):
-            yield ".*"
-    for part in parts_of(node, functions):
-        yield from patterns(part, functions)
-    if in_turn:
-        yield from map("".join, product(*(list(patterns(one, functions)) for one in in_turn)))
+    beside = in_turn(node)
+    ways = parts_of(node, functions)
+    if isinstance(node, ast.Constant):
+        yield re.escape(str(node.value))
+    elif beside:
+        yield from map("".join, product(*(list(patterns(one, functions)) for one in beside)))
+    elif not ways:
+        yield ".*"
+    for way in ways:
+        yield from patterns(way, functions)
 
 
 def test_every_hint_of_the_code_is_typed_here_or_is_advice() -> None:
@@ -316,7 +483,7 @@ def test_every_hint_of_the_code_is_typed_here_or_is_advice() -> None:
     said = {re.sub("[{}]", "", case.says) for case in CASES.values()} | set(ADVICE)
     found = {
         (file, pattern)
-        for file, node in hints()
+        for file, node in said_next()
         for pattern in patterns(node, functions)
         if pattern.replace(".*", "")  # else it passes on what others say
     }
@@ -324,4 +491,4 @@ def test_every_hint_of_the_code_is_typed_here_or_is_advice() -> None:
     assert not untried
     idle = [text for text in ADVICE if not any(re.fullmatch(one, text) for _, one in found)]
     assert not idle
-    assert len(found) > 70
+    assert len(found) > 100

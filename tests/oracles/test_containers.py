@@ -371,7 +371,7 @@ def test_each_model_by_itself_becomes_safetensors_or_a_flat_torch_file(
     if len(roots) > 1:
         with pytest.raises(wncli.UsageError) as refusal:
             wncli.convert(source, tmp_path / "out.safetensors")
-        assert all(f"--only {root}" in str(refusal.value) for root in roots)
+        assert all(f"only={root!r}" in str(refusal.value) for root in roots)
     for root in roots:
         out = tmp_path / f"{root}.safetensors"
         only = root if len(roots) > 1 else None

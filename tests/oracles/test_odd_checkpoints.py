@@ -99,7 +99,7 @@ def test_a_glob_that_finds_vectors_alone_says_how_to_take_them(tmp_path: Path) -
     torch.save(torch.nn.LayerNorm(3).state_dict(), tmp_path / "in.pt")
     with pytest.raises(wncli.UsageError, match="weight has one dimension") as refusal:
         wncli.apply(tmp_path / "in.pt", tmp_path / "out.pt", layers=["*"])
-    assert refusal.value.hint == "-l weight or -l bias"
+    assert refusal.value.hint == "layers=['weight'] or layers=['bias']"
     assert wncli.apply(tmp_path / "in.pt", tmp_path / "out.pt", layers="weight").layers
 
 

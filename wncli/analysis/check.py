@@ -18,7 +18,7 @@ from wncli.checkpoint.naming import join
 from wncli.checkpoint.tensors import DType
 from wncli.errors import WeightNormError
 from wncli.formats.torch.archive import damage_note, damaged_members
-from wncli.hints import path_word
+from wncli.hints import inspecting, phrase
 from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
 from wncli.plan.actions import Compose
@@ -52,7 +52,7 @@ def check(
     tensors = [(part.state_dict.root, spec) for part in plan.parts
                for spec in part.state_dict.tensors]  # fmt: skip
     views = {spec.view: spec for _, spec in tensors}
-    without = f"wn inspect {path_word(plan.checkpoint.name)} lists it without reading it"
+    without = phrase("{} lists it without reading it", inspecting(plan.checkpoint.name))
     for spec in views.values():
         refuse_expansion(plan.checkpoint, spec, without)
     refuse_growth(plan.checkpoint, ((spec, None) for spec in views.values()), lambda _: without)

@@ -11,8 +11,9 @@ from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import WeightNormError
-from wncli.hints import glob_of, option
+from wncli.hints import phrase, setting
 from wncli.parallel import Advance, run_tasks
+from wncli.plan.rules import glob_of
 from wncli.report import Parameters
 from wncli.streaming.effective import aligned_runs, are_comparable
 
@@ -63,7 +64,9 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
                     found.add(one, other)
                     advance(one.nbytes)
             except WeightNormError as error:  # of B, maybe: the rules speak of A's names
-                error.hint = f"{option('-x', glob_of(item.name))} leaves this layer out"
+                error.hint = phrase(
+                    "{} leaves this layer out", setting(exclude=[glob_of(item.name)])
+                )
                 raise
         return (found.absolute, found.relative, found.ulps, found.within), notes
 

@@ -11,6 +11,7 @@ from wncli.checkpoint.naming import join
 from wncli.cli.page import Page
 from wncli.cli.terminal import many, show, show_refusal
 from wncli.errors import printable
+from wncli.hints import in_shell
 
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison, TensorDifference
@@ -36,11 +37,11 @@ def show_comparison(found: Comparison) -> None:
         page.line(f"  {line}")
     for note in found.notes:
         if not note.is_warning:
-            page.line("  ", ("note: ", "dim"), printable(note.message))
+            page.line("  ", ("note: ", "dim"), printable(in_shell(note.message)))
     show(page)
     for note in found.notes:
         if note.is_warning:
-            show_refusal("warning", note.message)
+            show_refusal("warning", in_shell(note.message))
 
 
 def _add_tensors(page: Page, tensors: list[TensorDifference]) -> None:

@@ -99,11 +99,11 @@ def _run(arguments: list[str]) -> int:
         from wncli.report import NothingToDo
 
         if not isinstance(outcome, NothingToDo):
-            show_refusal("error", str(outcome))
+            show_refusal("error", outcome.in_shell)
             return REFUSED
         if "--json" in arguments:
             print_json(outcome.report.to_json())
-        show_refusal("nothing to do", str(outcome))
+        show_refusal("nothing to do", outcome.in_shell)
         return NEGATIVE
     except TyperException as refusal:
         message = f"{refusal.format_message()}\n  try:      {_help(arguments)}"

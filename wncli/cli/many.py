@@ -37,12 +37,12 @@ def write_all(run: partial[Report], typed: Writing) -> int:
                 report = run(checkpoint, output, **keywords, progress=progress)
         except NothingToDo as outcome:
             code = max(code, NEGATIVE)
-            outcomes.append(outcome.report.to_json() | {"error": str(outcome)})
-            show_refusal("nothing to do", str(outcome))
+            outcomes.append(outcome.report.to_json() | {"error": outcome.in_shell})
+            show_refusal("nothing to do", outcome.in_shell)
         except WnError as refusal:
             code = REFUSED
-            outcomes.append({"checkpoint": checkpoint, "error": str(refusal)})
-            show_refusal("error", str(refusal))
+            outcomes.append({"checkpoint": checkpoint, "error": refusal.in_shell})
+            show_refusal("error", refusal.in_shell)
         else:
             outcomes.append(report.to_json())
             if not is_silent:

@@ -9,6 +9,7 @@ from wncli.checkpoint.naming import join
 from wncli.cli.page import Page
 from wncli.cli.terminal import many, show, show_refusal
 from wncli.errors import few, printable
+from wncli.hints import in_shell
 
 if TYPE_CHECKING:
     from wncli.notes import Note
@@ -69,8 +70,9 @@ def names_of(report: Report) -> list[str]:
 
 def _note(report: Report, note: Note) -> str:
     """A note's message, with the place where several state dicts may have the same names."""
-    elsewhere = len(report.roots) > 1 and note.where and note.where not in note.message
-    return printable(f"{note.where}: {note.message}" if elsewhere else note.message)
+    message = in_shell(note.message)
+    elsewhere = len(report.roots) > 1 and note.where and note.where not in message
+    return printable(f"{note.where}: {message}" if elsewhere else message)
 
 
 _VERBS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wncli.errors import printable
+from wncli.hints import in_shell
 
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison
@@ -46,7 +47,10 @@ def print_comparison(found: Comparison, *, json: bool, quiet: bool) -> int:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object on stdout."""
+    """Print the report of a command, or those of several files, as one JSON object on stdout."""
     from json import dumps
 
+    for report in (value, *value.get("files", ())):
+        for note in (*report.get("notes", ()), *(report.get("findings") or ())):
+            note["message"] = in_shell(note["message"])
     print(dumps(value, indent=2), flush=True)

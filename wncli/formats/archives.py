@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from wncli.formats.registry import LONGEST_START, kinds_of
-from wncli.hints import free_path, path_word, word
+from wncli.hints import free_path, path_word, then_inspecting, word
 from wncli.storage.source import Source
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def look_into(source: Source, start: bytes) -> Found | None:
                 path.with_suffix("") if path.suffix == suffix else path.with_suffix(".pt")
             )
             command = f"{unpack} < {path_word(path)} > {path_word(new)}"
-            return Found(
-                f"compressed with {name}", hint=f"{command} && wn inspect {path_word(new)}"
-            )
+            return Found(f"compressed with {name}", hint=then_inspecting(command, new))
     if start[_TAR] == b"ustar":
         stream = io.BufferedReader(_Bounded(io.BufferedReader(_Stream(source))))
         return _tar(source, stream, "a tar archive")
@@ -146,8 +144,7 @@ def _tar(source: Source, stream: io.BufferedReader[_Bounded], what: str) -> Foun
             take = f"tar -xf {path_word(path)} -C {path_word(folder)} {word(name)}"
             return Found(
                 what,
-                hint=f"mkdir {path_word(folder)} && {take}"
-                f" && wn inspect {path_word(folder / name)}",
+                hint=then_inspecting(f"mkdir {path_word(folder)} && {take}", folder / name),
             )
     return Found(what, hint=f"tar -tf {path_word(path)}")
 

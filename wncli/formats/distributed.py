@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from wncli.errors import FileError, FormatError, few
-from wncli.hints import free_path, option, path_word
+from wncli.hints import free_path, inspecting, option, path_word
 
 _METADATA = re.compile(r"(__\d+)?\.metadata")
 _ITEMS = ".distcp"
@@ -86,7 +86,7 @@ def _deepspeed(where: Path, top: Path, tag: Path, names: list[str]) -> FileError
     """Refuse what DeepSpeed wrote: `top` is the folder that it saved to, `tag` one step."""
     whole = [name for name in names if _WHOLE.fullmatch(name)]
     if len(whole) == 1 and not any("zero_pp" in n and "model_states" in n for n in names):
-        hint = f"wn inspect {path_word(tag / whole[0])}"
+        hint: str = inspecting(tag / whole[0])
     else:
         script = top / _SCRIPT
         run = path_word(script) if script.exists() else "-m deepspeed.utils.zero_to_fp32"

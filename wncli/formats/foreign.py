@@ -9,7 +9,7 @@ from wncli.formats.archives import Found, look_into
 from wncli.formats.distributed import refuse_distributed_file
 from wncli.formats.huggingface.folder import inspect_commands, places_of_checkpoints
 from wncli.formats.torch.zip_end import find_shift, has_directory
-from wncli.hints import free_path, path_word
+from wncli.hints import free_path, path_word, then_inspecting
 from wncli.storage.source import Source
 
 _READABLE = "a safetensors file, or one that torch.save wrote"
@@ -81,7 +81,6 @@ def _disguised_zip(source: Source, start: bytes) -> Found | None:
     file = path_word(path)
     new = free_path(path.with_name(f"{path.stem}-zip{path.suffix or '.pt'}"))
     copy = path_word(new)
-    inspect = f" && wn inspect {copy}"
     end = min(source.nbytes, _END)
     is_torch = b"/data.pkl" in source.read_at(source.nbytes - end, end, "the zip's directory")
     if has_directory(source):
@@ -90,7 +89,8 @@ def _disguised_zip(source: Source, start: bytes) -> Found | None:
         if start[2:4] == b"\x03\x04" and mark.isalnum():
             what = f"a zip archive with a version mark ({mark.decode()}) for PK, as of GPT-SoVITS"
         restore = f"printf 'PK\\003\\004' | dd of={copy} conv=notrunc"
-        return Found(what, hint=f"cp {file} {copy} && {restore}{inspect}" if is_torch else "")
+        command = f"cp {file} {copy} && {restore}"
+        return Found(what, hint=then_inspecting(command, new) if is_torch else "")
     shift = find_shift(source)
     if shift is None:
         return None
@@ -99,5 +99,5 @@ def _disguised_zip(source: Source, start: bytes) -> Found | None:
         return Found(missing, hint="copy or download it again")
     return Found(
         f"a zip archive behind {shift:,} bytes that are no part of it",
-        hint=f"tail -c +{shift + 1} {file} > {copy}{inspect}" if is_torch else "",
+        hint=then_inspecting(f"tail -c +{shift + 1} {file} > {copy}", new) if is_torch else "",
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import FileError, FormatError
 from wncli.formats.registry import LONGEST_START, kinds_of
-from wncli.hints import path_word
+from wncli.hints import either, path_text
 from wncli.notes import Note
 from wncli.storage.source import LocalSource, Source, Sources, unreadable
 
@@ -189,4 +189,4 @@ def _near_files(path: Path) -> str:
     except OSError:
         return ""
     near = difflib.get_close_matches(path.name, names, n=3)
-    return " or ".join(path_word(path.parent / name) for name in near)
+    return either(path_text(path.parent / name) for name in near)

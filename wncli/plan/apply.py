@@ -11,7 +11,7 @@ from wncli.checkpoint.naming import Naming, split
 from wncli.checkpoint.pairs import Halves
 from wncli.checkpoint.tensors import NORMALIZABLE, TensorSpec
 from wncli.errors import WeightNormError, WnError
-from wncli.hints import glob_of, option
+from wncli.hints import parameter, phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Action, Decompose, Plan
 from wncli.plan.guards import refuse_expansion, refuse_taken_names
@@ -23,7 +23,7 @@ from wncli.plan.request import (
     make_plan,
     surveys_of,
 )
-from wncli.plan.rules import Candidate, choose_weights
+from wncli.plan.rules import Candidate, choose_weights, glob_of
 from wncli.plan.survey import Survey
 from wncli.plan.ungathered import refuse_ungathered
 
@@ -86,23 +86,23 @@ def _decompose(
     checkpoint: Checkpoint, spec: TensorSpec, dim: int | None, naming: Naming
 ) -> Decompose:
     where = f"{checkpoint.name}: {spec.name}"
-    refuse_expansion(checkpoint, spec, option("-x", glob_of(spec.name)))
+    refuse_expansion(checkpoint, spec, exclude=[glob_of(spec.name)])
     if spec.dtype not in NORMALIZABLE:
         raise WeightNormError(
             where,
             f"a {spec.dtype.label} tensor cannot be normalized",
             expected="float64, float32, float16 or bfloat16",
             found=f"{spec.dtype.label} {list(spec.shape)}",
-            hint=f"{option('-x', glob_of(spec.name))} leaves it alone",
+            hint=phrase("{} leaves it alone", setting(exclude=[glob_of(spec.name)])),
         )
     try:
         resolved = resolve_dim(dim, len(spec.shape), where)
     except WnError as error:
-        error.hint = f"{option('-x', glob_of(spec.name))} leaves this layer alone"
+        error.hint = phrase("{} leaves this layer alone", setting(exclude=[glob_of(spec.name)]))
         raise
     halves = Halves.of(spec.name, spec.shape, resolved, naming)
     g = spec._replace(shape=halves.g_shape)  # which a weight without elements can have many of
-    refuse_expansion(checkpoint, g, option("-x", glob_of(spec.name)))
+    refuse_expansion(checkpoint, g, exclude=[glob_of(spec.name)])
     return Decompose(spec, resolved, halves)
 
 
@@ -118,5 +118,9 @@ def _spellings(surveys: Sequence[Survey]) -> dict[str, Naming]:
 def _default_note(count: int) -> Note:
     return Note(
         "default-selection",
-        f"without -l, every floating weight of two or more dimensions was taken ({count})",
+        phrase(
+            "without {}, every floating weight of two or more dimensions was taken ({})",
+            parameter("layers"),
+            str(count),
+        ),
     )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import DType, TensorSpec
 from wncli.errors import FormatError, UsageError
-from wncli.hints import glob_of, option, path_word
+from wncli.hints import Text, inspecting, setting
 from wncli.notes import Note
 from wncli.plan.guards import refuse_expansion, refuse_growth
 from wncli.plan.pairing import pair_up, plain_tensors, split_only
 from wncli.plan.request import Request, listing, look_alike_notes
-from wncli.plan.rules import Candidate, check_exclusions, choose_pairs
+from wncli.plan.rules import Candidate, check_exclusions, choose_pairs, glob_of
 from wncli.plan.survey import Survey, survey
 from wncli.plan.ungathered import refuse_ungathered
 
@@ -99,14 +99,14 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
     plan = _chosen(plan, request)
     for item in plan.counterparts:
         for checkpoint, side in ((a, item.a), (b, item.b)):
-            refuse_expansion(checkpoint, _largest(side), _without(item))
+            refuse_expansion(checkpoint, _largest(side), exclude=[glob_of(item.name)])
     refuse_growth(a, ((_largest(item.a), item) for item in plan.counterparts), _without)
     refuse_growth(b, ((_largest(item.b), item) for item in plan.counterparts), _without)
     return plan
 
 
-def _without(item: Counterparts) -> str:
-    return option("-x", glob_of(item.name))
+def _without(items: Iterable[Counterparts]) -> str:
+    return setting(exclude=[glob_of(item.name) for item in items])
 
 
 def _largest(side: Pair | TensorSpec) -> TensorSpec:
@@ -122,7 +122,7 @@ def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Surve
                 checkpoint.name,
                 "no state dict was found",
                 expected="a mapping of names to tensors",
-                hint=f"wn inspect {path_word(checkpoint.name)}",
+                hint=inspecting(checkpoint.name),
             )
         sides.append([survey(sd) for sd in checkpoint.state_dicts if only in {None, sd.root}])
     return sides[0], sides[1]
@@ -161,7 +161,7 @@ def _chosen(plan: ComparePlan, request: Request) -> ComparePlan:
         return tuple(place for place in places if request.wants(place[1]))
 
     if not (taken or any(map(request.wants, alone))):
-        raise UsageError("-x", "the rules leave nothing to compare")
+        raise UsageError(Text("exclude", "-x"), "the rules leave nothing to compare")
     return plan._replace(
         counterparts=tuple(items[item] for item in taken),
         only_in_a=left(plan.only_in_a),

@@ -6,6 +6,7 @@ from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.naming import Naming
 from wncli.checkpoint.pairs import Halves, Pair
 from wncli.errors import UsageError
+from wncli.hints import either, given, setting
 from wncli.notes import Note
 from wncli.plan.actions import Action, Plan, Respell
 from wncli.plan.guards import refuse_taken_names
@@ -31,12 +32,12 @@ def plan_convert(checkpoint: Checkpoint, request: Request, naming: Naming | None
     surveys = surveys_of(checkpoint, request)
     refuse_ungathered(checkpoint, surveys)
     if naming is None:
-        for option, rules in (("-l", request.layers), ("-x", request.exclude)):
+        for name, rules in (("layers", request.layers), ("exclude", request.exclude)):
             if rules:
                 raise UsageError(
-                    f"{option} {rules[0].text}",
+                    given(**{name: [rules[0].text]}),
                     "convert chooses layers only to spell them otherwise",
-                    hint="--naming hook or --naming parametrized",
+                    hint=either(setting(naming=one) for one in ("hook", "parametrized")),
                 )
         notes = [*checkpoint.notes, *look_alike_notes(surveys)]
         return make_plan("convert", checkpoint, request, surveys, {}, notes)

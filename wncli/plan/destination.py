@@ -10,7 +10,7 @@ from typing import NamedTuple
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import UsageError
 from wncli.formats.registry import FORMATS, SUFFIXES, FormatName, written_format
-from wncli.hints import path_word
+from wncli.hints import Text, either, given, parameter, path_text, phrase, setting
 
 _UNITS = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -58,9 +58,16 @@ def decide_target(
     if suffix in SUFFIXES:
         raise UsageError(
             output,
-            "OUTPUT is to be a folder of shards, and has the suffix of a file",
+            phrase(
+                "{} is to be a folder of shards, and has the suffix of a file", parameter("output")
+            ),
             expected="a folder's name",
-            hint=f"{path_word(path.with_suffix(''))}/ --format {chosen or SUFFIXES[suffix]}",
+            hint=phrase(
+                "{}{}{}",
+                path_text(path.with_suffix(""), "/"),
+                Text(", ", " "),
+                setting(format=chosen or SUFFIXES[suffix]),
+            ),
         )
     return Target(path, chosen or kept, is_folder=True, max_shard=max_shard)
 
@@ -80,7 +87,7 @@ def format_of(output: Path, checkpoint: Checkpoint) -> FormatName:
         str(output),
         f"the suffix {output.suffix} does not say which format to write",
         expected=", ".join(SUFFIXES),
-        hint=" or ".join(f"--format {name}" for name in reversed(FORMATS)),
+        hint=either(setting(format=name) for name in reversed(FORMATS)),
     )
 
 
@@ -107,6 +114,6 @@ def parse_size(text: str) -> int:
     nbytes = int(float(match[1]) * unit) if match and unit else 0
     if not nbytes:
         raise UsageError(
-            f"--max-shard-size {text}", "no size", expected="bytes, as 5GB, 500MB or 2GiB"
+            given(max_shard_size=text), "no size", expected="bytes, as 5GB, 500MB or 2GiB"
         )
     return nbytes

@@ -13,9 +13,19 @@ from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FileError, FormatError, UsageError, WeightNormError, WnError, few
 from wncli.formats.open import open_checkpoint
 from wncli.formats.registry import FORMATS
-from wncli.hints import free_path, glob_of, option, path_word
+from wncli.hints import (
+    Text,
+    either,
+    free_path,
+    option,
+    parameter,
+    path_text,
+    phrase,
+    setting,
+)
 from wncli.plan.actions import Action, Copy, Decompose, Part, Plan, Respell
 from wncli.plan.destination import Target
+from wncli.plan.rules import glob_of
 from wncli.plan.survey import Survey
 
 if TYPE_CHECKING:
@@ -73,13 +83,18 @@ def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: boo
     except OSError:  # it is not there, or what it is called is refused as a name for OUTPUT
         return
     if is_itself:
-        free = free_path(output.parent / "out" if is_one_of_several else output)
+        if is_one_of_several:
+            folder = free_path(output.parent / "out")
+            free = Text(repr(str(folder / output.name)), option("--output-dir", str(folder)))
+        else:
+            free = path_text(free_path(output))
         raise FileError(
             where,
-            "OUTPUT exists already: it is CHECKPOINT itself",
+            phrase(
+                "{} exists already: it is {} itself", parameter("output"), parameter("checkpoint")
+            ),
             expected="a name for what is to be written",
-            hint=f"{option('--output-dir', str(free)) if is_one_of_several else path_word(free)}"
-            " keeps both",
+            hint=phrase("{} keeps both", free),
         )
     if is_one_of_several:
         return
@@ -90,9 +105,13 @@ def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: boo
         return
     raise FileError(
         where,
-        "OUTPUT exists already, and is a checkpoint",
+        phrase("{} exists already, and is a checkpoint", parameter("output")),
         expected="a name for what is to be written",
-        hint="--output-dir DIR takes this file as a checkpoint too, --force replaces it",
+        hint=phrase(
+            "{}{} replaces it",
+            Text("", "--output-dir DIR takes this file as a checkpoint too, "),
+            setting(force=True),
+        ),
     )
 
 
@@ -131,7 +150,7 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
         _without,
     )
     if verify:  # what is expanded is read back in full
-        hint = "leave --verify out"
+        hint = phrase("leave {} out", parameter("verify"))
         for spec, _ in used:
             refuse_expansion(checkpoint, spec, hint)
         refuse_growth(checkpoint, used, lambda _: hint)
@@ -140,7 +159,7 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
     if not holds_a_tree:
         for spec, (part, _) in used:
             path = join(part.state_dict.root, spec.name)
-            refuse_expansion(checkpoint, spec, option("--drop", path))
+            refuse_expansion(checkpoint, spec, drop=[path])
 
 
 def refuse_without_state_dict(plan: Plan, target: Target) -> None:
@@ -183,15 +202,19 @@ def _refuse_several(plan: Plan, target: Target) -> None:
         f"{holder} holds one state dict" if roots else "there is no state dict to write",
         expected="one state dict",
         found=f"{len(roots)}: {', '.join(root or 'the top' for root in roots)}" if roots else "",
-        hint=" or ".join(option("--only", root) for root in roots),
+        hint=either(setting(only=root) for root in roots),
     )
 
 
-def _without(taken: tuple[Part, Action]) -> str:
-    """Say what leaves out the tensors that an action takes."""
-    part, action = taken
-    root = part.state_dict.root
-    return " ".join(option("--drop", join(root, spec.name)) for spec in action.sources)
+def _without(taken: Iterable[tuple[Part, Action]]) -> str:
+    """Say what leaves out the tensors that actions take."""
+    return setting(
+        drop=[
+            join(part.state_dict.root, spec.name)
+            for part, action in taken
+            for spec in action.sources
+        ]
+    )
 
 
 def refuse_ambiguity(checkpoint: Checkpoint) -> None:
@@ -214,10 +237,12 @@ def _refuse_noted(checkpoint: Checkpoint, code: str, *, expected: str, hint: str
             raise FormatError(checkpoint.name, note.message, expected=expected, hint=hint)
 
 
-def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec, hint: str) -> None:
+def refuse_expansion(
+    checkpoint: Checkpoint, spec: TensorSpec, hint: str = "", **leaving_out: object
+) -> None:
     """Hold what a tensor would take when it is written out against the size of its file.
 
-    `hint` leaves it out.
+    The hint, or else these parameters, leave it out.
 
     Raises:
         FormatError: an expanded tensor would grow out of all proportion.
@@ -227,19 +252,21 @@ def refuse_expansion(checkpoint: Checkpoint, spec: TensorSpec, hint: str) -> Non
             f"{checkpoint.name}: {spec.name}",
             f"the expanded tensor would take {spec.nbytes:,} bytes",
             expected=f"no more than the file and {_EXPANSION:,} bytes",
-            hint=hint,
+            hint=hint or setting(**leaving_out),
         )
 
 
 def refuse_growth(
-    checkpoint: Checkpoint, owned: Iterable[tuple[TensorSpec, Owner]], hint: Callable[[Owner], str]
+    checkpoint: Checkpoint,
+    owned: Iterable[tuple[TensorSpec, Owner]],
+    hint: Callable[[Iterable[Owner]], str],
 ) -> None:
     """Hold what tensors over shared storages would take together against the size of their file.
 
     Args:
         checkpoint: the file.
         owned: the tensors, each with what it is part of.
-        hint: leaves that out.
+        hint: leaves those out.
 
     Raises:
         FormatError: a few bytes would be written, or read, over and over.
@@ -252,14 +279,15 @@ def refuse_growth(
     if grown <= allowed:
         return
     left.sort(key=lambda item: item[0].nbytes)
-    hints: dict[str, None] = {}
-    while len(hints) < _MOST_HINTS and _growth(spec for spec, _ in left) > allowed:
-        hints[hint(left.pop()[1])] = None
+    without: dict[str, Owner] = {}
+    while len(without) < _MOST_HINTS and _growth(spec for spec, _ in left) > allowed:
+        owner = left.pop()[1]
+        without.setdefault(hint([owner]), owner)
     raise FormatError(
         checkpoint.name,
         f"the expanded tensors would take {grown:,} bytes more than they are stored in",
         expected=f"no more than the file and {_EXPANSION:,} bytes",
-        hint="" if _growth(spec for spec, _ in left) > allowed else " ".join(hints),
+        hint="" if _growth(spec for spec, _ in left) > allowed else hint(without.values()),
     )
 
 
@@ -296,7 +324,7 @@ def _refuse_objects(plan: Plan) -> None:
             f"{plan.checkpoint.name}: {root}" if root else plan.checkpoint.name,
             f"this is {part.state_dict.holder}, which cannot be written back as itself",
             expected="a state dict, which can be read off it",
-            hint=f"{option('--only', root)} writes that",
+            hint=phrase("{} writes that", setting(only=root)),
         )
 
 
@@ -346,9 +374,9 @@ def _without_calls(plan: Plan, left: Sequence[DangerousCall]) -> str:
         roots = _roots_of_parts(plan, tree) if plan.alone else [tree.root]
         listed = {entry.keys for entry in checkpoint.entries}
         entries = entries_to_drop(tree, left, roots, plan.drop, listed)
-        return " ".join(option("--drop", entry) for entry in entries)
+        return setting(drop=list(entries))
     clean = [
-        option("--only", found.root)
+        setting(only=found.root)
         for found in checkpoint.state_dicts[:_MOST_TRIED]
         if not (
             tree
@@ -356,7 +384,7 @@ def _without_calls(plan: Plan, left: Sequence[DangerousCall]) -> str:
             and calls_left(tree, left, (tree.mappings[found.keys],), frozenset())
         )
     ]
-    return f"{' or '.join(clean)} takes a state dict alone" if clean else ""
+    return phrase("{} takes a state dict alone", either(clean)) if clean else ""
 
 
 def _roots_of_parts(plan: Plan, tree: TorchTree) -> list[Node]:
@@ -383,5 +411,5 @@ def refuse_taken_names(
                 raise WeightNormError(
                     f"{checkpoint.name}: {weight}",
                     f"the name {name} is taken already",
-                    hint=f"{option('-x', glob_of(weight))} leaves this layer alone",
+                    hint=phrase("{} leaves this layer alone", setting(exclude=[glob_of(weight)])),
                 )

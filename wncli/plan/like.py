@@ -11,7 +11,7 @@ from wncli.checkpoint.pairs import Halves, Pair
 from wncli.checkpoint.prefixes import PrefixMap
 from wncli.checkpoint.tensors import NORMALIZABLE, TensorSpec
 from wncli.errors import FormatError, UsageError, WeightNormError, few
-from wncli.hints import option
+from wncli.hints import REFERENCE, Text, given, parameter, phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
 from wncli.plan.guards import refuse_expansion
@@ -49,12 +49,12 @@ def plan_like(
         FormatError: `reference` holds no state dict.
         WeightNormError: tensors are missing, unexpected or of other shapes.
     """
-    for flag, rules in (("-l", request.layers), ("-x", request.exclude)):
+    for name, rules in (("layers", request.layers), ("exclude", request.exclude)):
         if rules:
             raise UsageError(
-                f"{flag} {rules[0].text}",
-                "--like takes every layer as REFERENCE has it",
-                hint=f"leave {flag} out",
+                given(**{name: [rules[0].text]}),
+                phrase("{} takes every layer as {} has it", parameter("like"), REFERENCE),
+                hint=phrase("leave {} out", parameter(name)),
             )
     known = [state_dict.root for state_dict in checkpoint.state_dicts]
     wanted_roots = [state_dict.root for state_dict in reference.state_dicts]
@@ -63,7 +63,9 @@ def plan_like(
     theirs = [survey(sd) for sd in reference.state_dicts if their_only in {None, sd.root}]
     if not theirs:
         raise FormatError(
-            reference.name, "no state dict was found", expected="a checkpoint as REFERENCE"
+            reference.name,
+            "no state dict was found",
+            expected=phrase("a checkpoint as {}", REFERENCE),
         )
     refuse_ungathered(checkpoint, ours)
     refuse_ungathered(reference, theirs)
@@ -97,7 +99,12 @@ def plan_like(
     ):
         if names:
             notes.append(
-                Note(code, f"{_WORDS[code]}: {few(names, _NAMED)}", names[0], is_warning=True)
+                Note(
+                    code,
+                    phrase("{}: {}", _WORDS[code], few(names, _NAMED)),
+                    names[0],
+                    is_warning=True,
+                )
             )
     alone = request.only is not None or not _same_places(checkpoint, ours, parts)
     drop = dropped(checkpoint, request)
@@ -105,9 +112,9 @@ def plan_like(
 
 
 _WORDS = {
-    "missing": "REFERENCE has, and this checkpoint has not",
-    "unexpected": "left out, as REFERENCE has no place for it",
-    "shape-mismatch": "left out, as it has another shape than REFERENCE",
+    "missing": phrase("{} has, and this checkpoint has not", REFERENCE),
+    "unexpected": phrase("left out, as {} has no place for it", REFERENCE),
+    "shape-mismatch": phrase("left out, as it has another shape than {}", REFERENCE),
 }
 
 
@@ -174,7 +181,9 @@ def _action(
         if source.dtype not in NORMALIZABLE:
             raise WeightNormError(
                 f"{checkpoint.name}: {source.name}",
-                f"a {source.dtype.label} tensor cannot be normalized, as REFERENCE has it",
+                phrase(
+                    "a {} tensor cannot be normalized, as {} has it", source.dtype.label, REFERENCE
+                ),
                 expected="float64, float32, float16 or bfloat16",
             )
         for spec in (source, source._replace(shape=halves.g_shape)):
@@ -188,7 +197,7 @@ def _action(
 
 def _refuse_expansion(checkpoint: Checkpoint, root: str, spec: TensorSpec) -> None:
     path = join(root, spec.name)
-    refuse_expansion(checkpoint, spec, f"--partial {option('--drop', path)}")
+    refuse_expansion(checkpoint, spec, partial=True, drop=[path])
 
 
 def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial: bool) -> None:
@@ -205,12 +214,12 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
         return
     expected = "the same tensors, but for weight norm, prefixes and roots"
     found = "; ".join((f"{fit.matched:,} that meet", *bad))
-    hint = "--partial writes those that meet"
+    hint = phrase("{} writes those that meet", setting(partial=True))
     if 2 * fit.matched < min(fit.ours, fit.theirs) or not fit.matched:
         # What few of the names meet is another model, or one whose names were changed.
         expected = f"names as in {reference.name}: {few(fit.missing)}"
         found = f"{fit.matched:,} that meet; here: {few(fit.unexpected)}"
-        hint = " && ".join(map(listing, (checkpoint, reference)))
+        hint = phrase("{}{}{}", listing(checkpoint), Text("; ", " && "), listing(reference))
     raise WeightNormError(
         checkpoint.name,
         f"this does not fit {reference.name}",

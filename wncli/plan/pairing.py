@@ -14,7 +14,7 @@ from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.prefixes import Names, PrefixMap, Tops, best_prefix_map
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import UsageError
-from wncli.hints import option
+from wncli.hints import either, given, setting
 from wncli.plan.survey import Survey
 
 #: As many pairs of state dicts are compared, which come to as many names, or to so many times all.
@@ -53,7 +53,7 @@ def split_only(
             return our, their
     known = dict.fromkeys(root or "the top" for root in (*ours, *theirs))
     raise UsageError(
-        f"--only {only}",
+        given(only=only),
         "there is no state dict of this name",
         expected=f"one of: {', '.join(known)}" if known else "a checkpoint with a state dict",
     )
@@ -138,7 +138,7 @@ def _too_many(
         "there are too many state dicts to find out which is meant by which",
         expected="state dicts at the same places, or few others",
         found=f"{len(ours):,} others here, {len(theirs):,} in {their_checkpoint.name}",
-        hint=option("--only", f"{ours[0]}={theirs[0]}"),
+        hint=setting(only=f"{ours[0]}={theirs[0]}"),
     )
 
 
@@ -149,5 +149,5 @@ def _refuse_rivals(checkpoint: Checkpoint, equal: Sequence[str], ways: Sequence[
             "several state dicts could be meant",
             expected="one that has the names of the other side",
             found=", ".join(root or "the top" for root in equal),
-            hint=" or ".join(option("--only", way) for way in ways),
+            hint=either(setting(only=way) for way in ways),
         )

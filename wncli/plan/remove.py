@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from wncli.checkpoint.checkpoint import Checkpoint
-from wncli.hints import glob_of, option
 from wncli.plan.actions import Plan
 from wncli.plan.guards import refuse_expansion
 from wncli.plan.request import (
@@ -14,6 +13,7 @@ from wncli.plan.request import (
     pass_look_alikes,
     surveys_of,
 )
+from wncli.plan.rules import glob_of
 from wncli.plan.ungathered import refuse_ungathered
 
 
@@ -29,5 +29,5 @@ def plan_remove(checkpoint: Checkpoint, request: Request) -> Plan:
     notes = [*checkpoint.notes, *pass_look_alikes(checkpoint, surveys, request)]
     chosen = chosen_pairs(checkpoint, surveys, request)
     for pair in chosen.values():
-        refuse_expansion(checkpoint, pair.v, option("-x", glob_of(pair.weight)))
+        refuse_expansion(checkpoint, pair.v, exclude=[glob_of(pair.weight)])
     return make_plan("remove", checkpoint, request, surveys, composing(chosen), notes)

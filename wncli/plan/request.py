@@ -12,7 +12,7 @@ from wncli.checkpoint.keys import Keys, Position, is_within
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Pair
 from wncli.errors import UsageError, WeightNormError
-from wncli.hints import glob_of, option, path_word
+from wncli.hints import given, inspecting, parameter, phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Action, Command, Compose, Copy, Part, Plan
 from wncli.plan.rules import (
@@ -20,6 +20,7 @@ from wncli.plan.rules import (
     Rule,
     check_exclusions,
     choose_pairs,
+    glob_of,
     parse_exclusions,
     parse_layers,
 )
@@ -82,7 +83,10 @@ def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
         if not state_dicts:
             raise _no_root(checkpoint, request.only)
         if is_within(state_dicts[0].keys, drop):
-            raise UsageError(f"--only {request.only}", "--drop leaves this state dict out")
+            raise UsageError(
+                given(only=request.only),
+                phrase("{} leaves this state dict out", parameter("drop")),
+            )
     kept = []
     for state_dict in state_dicts:
         keys = state_dict.keys
@@ -116,10 +120,10 @@ def dropped(checkpoint: Checkpoint, request: Request) -> frozenset[Keys]:
         known = [entry.path for entry in checkpoint.entries]
         known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
         raise UsageError(
-            f"--drop {path}",
+            given(drop=[path]),
             "there is no entry of this name",
             expected=f"such as {', '.join(known)}" if known else "",
-            hint=f"wn inspect {path_word(checkpoint.name)}",
+            hint=inspecting(checkpoint.name),
         )
     return found
 
@@ -128,7 +132,7 @@ def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
     """Make the refusal of an `--only` that is no root of the checkpoint."""
     roots = [state_dict.root or "the top" for state_dict in checkpoint.state_dicts]
     return UsageError(
-        f"--only {only}",
+        given(only=only),
         "there is no state dict of this name",
         expected=f"one of: {', '.join(roots)}" if roots else "a checkpoint with a state dict",
     )
@@ -136,7 +140,7 @@ def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
 
 def listing(checkpoint: Checkpoint) -> str:
     """Return what to type to see all names."""
-    return f"wn inspect --tensors {path_word(checkpoint.name)}"
+    return inspecting(checkpoint.name, tensors=True)
 
 
 def chosen_pairs(
@@ -253,7 +257,7 @@ def _refuse_look_alike(checkpoint: Checkpoint, found: Survey, alike: LookAlike) 
         alike.message,
         expected="a g and a v of one layer, in one spelling, g keeping one axis of v",
         found=", ".join(alike.names),
-        hint=f"{option('-x', glob_of(alike.weight))} leaves this layer as it is",
+        hint=phrase("{} leaves this layer as it is", setting(exclude=[glob_of(alike.weight)])),
     )
 
 

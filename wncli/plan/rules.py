@@ -6,11 +6,11 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from wncli.checkpoint.naming import split
 from wncli.errors import UsageError
-from wncli.hints import glob_of, option
+from wncli.hints import Text, either, given, setting
 
 _NO_DIM = "none"
 #: As many names are searched for one that a rule may have meant.
@@ -18,6 +18,12 @@ _MOST_COMPARED = 5000
 _WILDCARDS = re.compile(r"[*?]|\[.*\]")
 #: A glob and the dim behind it; the `=` of a `[=]` is the glob's.
 _WITH_DIM = re.compile(r"(.*)=([^]=]*)", re.DOTALL)
+
+
+def glob_of(name: str) -> str:
+    """The glob that matches this name, and is no `GLOB=DIM`; what nobody can type is a `?`."""
+    escaped = re.sub(r"[][*?=]", lambda found: f"[{found[0]}]", name)
+    return re.sub("[\\0\ud800-\udfff]", "?", escaped)
 
 
 class Rule(NamedTuple):
@@ -84,7 +90,7 @@ def parse_layers(texts: Iterable[str], *, with_dims: bool) -> tuple[Rule, ...]:
 
 
 def _parse_layer(text: str, *, with_dims: bool) -> Rule:
-    where = f"-l {text}"
+    where = given(layers=[text])
     match = _WITH_DIM.fullmatch(text)
     glob = match[1] if match else text
     if not glob:
@@ -98,7 +104,7 @@ def _parse_layer(text: str, *, with_dims: bool) -> Rule:
         raise UsageError(
             where,
             "no dim can be chosen here: it is read off g's shape",
-            hint=option("-l", glob if is_dim else re.sub(r"\[=]|=", "[=]", text)),
+            hint=setting(layers=[glob if is_dim else re.sub(r"\[=]|=", "[=]", text)]),
         )
     return Rule(text, glob, has_dim=True, dim=parse_dim(match[2], where))
 
@@ -111,7 +117,8 @@ def parse_exclusions(texts: Iterable[str]) -> tuple[Rule, ...]:
     """
     for text in texts:
         if not text:
-            raise UsageError("-x", "the rule is empty", expected="a layer's name, or a glob")
+            where = Text("exclude=['']", "-x")
+            raise UsageError(where, "the rule is empty", expected="a layer's name, or a glob")
     return tuple(Rule(text, text) for text in texts)
 
 
@@ -202,7 +209,7 @@ def _choose(  # noqa: PLR0913, PLR0917 - what the two above have in common
         found = matched(rule)
         if not found:
             names = [item.weight for item in offered]
-            raise _no_match("-l", rule, names, takes, others, listing)
+            raise _no_match("layers", rule, names, takes, others, listing)
         for item in found:
             taken.setdefault(item, rule)
     return {
@@ -226,11 +233,11 @@ def check_exclusions(exclude: Iterable[Rule], names: Sequence[str], listing: str
             def takes(near: Rule) -> bool:
                 return any(map(near.matches, names))
 
-            raise _no_match("-x", rule, names, takes, {}, listing)
+            raise _no_match("exclude", rule, names, takes, {}, listing)
 
 
 def _no_match(  # noqa: PLR0913, PLR0917 - what such a rule is compared with
-    flag: str,
+    name: Literal["layers", "exclude"],
     rule: Rule,
     names: Sequence[str],
     takes: Callable[[Rule], bool],
@@ -250,8 +257,8 @@ def _no_match(  # noqa: PLR0913, PLR0917 - what such a rule is compared with
     globs = [glob for glob in map(glob_of, near) if takes(Rule(glob, glob))]
     dim = rule.text[len(rule.glob) :]
     return UsageError(
-        f"{flag} {rule.text}",
+        given(**{name: [rule.text]}),
         reason or "the rule matches nothing that could be chosen here",
         expected=f"a name or glob, as of {', '.join(known[:3])}" if known else "",
-        hint=" or ".join(option(flag, f"{glob}{dim}") for glob in globs) or listing,
+        hint=either(setting(**{name: [f"{glob}{dim}"]}) for glob in globs) or listing,
     )

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from wncli.errors import FileError
-from wncli.hints import free_path, path_word, word
+from wncli.hints import free_path, parameter, path_text, path_word, phrase, then_inspecting, word
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 #: Characters of the name that a file gets here.
@@ -24,7 +24,7 @@ def refuse_address(text: str, *, is_output: bool) -> None:
         return
     raise FileError(
         text,
-        "OUTPUT has to be a file here" if is_output else "a checkpoint has to be a file here",
+        phrase("{} has to be a file here", parameter("output") if is_output else "a checkpoint"),
         expected="a path",
         found="an address",
         hint="write a file, and upload that" if is_output else _fetch(text),
@@ -39,7 +39,7 @@ def _fetch(text: str) -> str:
     scheme = scheme.lower()
     _, _, path = place.partition("/")
     if scheme == "file":
-        return path_word(f"/{unquote(path)}")
+        return path_text(f"/{unquote(path)}")
     if not path:
         return "download it first, and give the file"
     if scheme == "hf":
@@ -48,11 +48,11 @@ def _fetch(text: str) -> str:
     is_web = scheme in {"http", "https"}
     name = Path(unquote(re.split("[?#]", path)[0]) if is_web else path).name
     name = name.replace("\0", "_")[-_LONGEST:] or "checkpoint"
-    target = path_word(free_path(Path(name)))
+    target = free_path(Path(name))
     if scheme in _FETCH:
-        return f"{_FETCH[scheme]} {word(text)} {target} && wn inspect {target}"
+        return then_inspecting(f"{_FETCH[scheme]} {word(text)} {path_word(target)}", target)
     if is_web:
         # A hub shows a page about the file at blob, and has the file itself at resolve.
         text = re.sub(r"^(https?://huggingface\.co/[^/]+/[^/]+)/blob/", r"\1/resolve/", text)
-        return f"curl -fgL {word(text)} -o {target} && wn inspect {target}"
+        return then_inspecting(f"curl -fgL {word(text)} -o {path_word(target)}", target)
     return "download it first, and give the file"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from wncli.checkpoint.layout import Elements, Layout, Magnitude, Product, Whole
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import FormatError
-from wncli.hints import path_word
+from wncli.hints import inspecting, phrase
 from wncli.storage.source import BLOCK, Source, Sources
 
 
@@ -126,6 +126,8 @@ def damaged(source: Source, what: str, recorded: int, found: int) -> FormatError
         f"{what} is damaged: its bytes have changed since the file was written",
         expected=f"checksum {recorded:08x}, as the zip records it",
         found=f"checksum {found:08x}",
-        hint=f"copy or download the file again; wn inspect --check {path_word(source.name)}"
-        " lists all that is damaged",
+        hint=phrase(
+            "copy or download the file again; {} lists all that is damaged",
+            inspecting(source.name, check=True),
+        ),
     )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wncli.errors import FileError
-from wncli.hints import path_word
+from wncli.hints import parameter, path_text, path_word, phrase, setting
 from wncli.storage.permissions import take_over
 from wncli.storage.source import LocalSink
 from wncli.storage.temporary import (
@@ -40,19 +40,25 @@ def check_output(output: Path, *, force: bool, takes_files: bool = True) -> None
         mode = None
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise FileError(where, f"OUTPUT cannot be written ({reason})") from None
+        raise FileError(
+            where, phrase("{} cannot be written ({})", parameter("output"), reason)
+        ) from None
     if mode is not None and stat.S_ISDIR(mode):
         raise FileError(
             where,
-            "OUTPUT is a directory",
+            phrase("{} is a directory", parameter("output")),
             expected="a file's name",
-            hint=f"{path_word(where)}/ writes into it" if takes_files else "",
+            hint=phrase("{} writes into it", path_text(where, "/")) if takes_files else "",
         )
     if mode is not None and not stat.S_ISREG(mode):
-        raise FileError(where, "OUTPUT is no regular file", expected="a file's name")
+        raise FileError(
+            where, phrase("{} is no regular file", parameter("output")), expected="a file's name"
+        )
     if mode is not None and not force:
         raise FileError(
-            where, "OUTPUT exists already", hint="--force replaces it, or choose another name"
+            where,
+            phrase("{} exists already", parameter("output")),
+            hint=phrase("{} replaces it, or choose another name", setting(force=True)),
         )
     check_parent(where, target_of(output).parent)
 

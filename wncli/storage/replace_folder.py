@@ -18,6 +18,7 @@ from io import FileIO
 from pathlib import Path
 
 from wncli.errors import FileError
+from wncli.hints import parameter, phrase, setting
 from wncli.storage.permissions import take_over
 from wncli.storage.replace_file import check_parent, target_of, unwritable
 from wncli.storage.temporary import (
@@ -43,17 +44,23 @@ def check_folder(output: Path, *, force: bool) -> None:
     try:
         found = output.exists() or output.is_symlink()
         if found and not output.is_dir():
-            raise FileError(where, "OUTPUT is a file", expected="a folder's name")
+            raise FileError(
+                where, phrase("{} is a file", parameter("output")), expected="a folder's name"
+            )
         if found and not force and not all(is_partial(entry.name) for entry in output.iterdir()):
             raise FileError(
                 where,
-                "OUTPUT exists already and is not empty",
-                hint="--force replaces the checkpoint in it, or choose another name",
+                phrase("{} exists already and is not empty", parameter("output")),
+                hint=phrase(
+                    "{} replaces the checkpoint in it, or choose another name", setting(force=True)
+                ),
             )
         check_parent(where, target_of(output).parent)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise FileError(where, f"OUTPUT cannot be written ({reason})") from None
+        raise FileError(
+            where, phrase("{} cannot be written ({})", parameter("output"), reason)
+        ) from None
 
 
 class NewFiles:
@@ -186,7 +193,7 @@ def _refuse_clashes(output: Path, target: Path, names: Sequence[str]) -> None:
             raise FileError(
                 str(output),
                 f"the folder {name} stands where a file of this name is to be written",
-                hint="choose another OUTPUT, or move the folder",
+                hint=phrase("choose another {}, or move the folder", parameter("output")),
             )
 
 

@@ -22,8 +22,9 @@ from wncli.arithmetic.norms import (
 from wncli.arithmetic.weight_norm import unit_like
 from wncli.checkpoint.tensors import DType
 from wncli.errors import WeightNormError
-from wncli.hints import glob_of, option
+from wncli.hints import phrase, setting
 from wncli.notes import Note
+from wncli.plan.rules import glob_of
 from wncli.storage.source import BLOCK
 from wncli.streaming.blocks import Block, TensorBlocks, numpy_dtype
 
@@ -73,7 +74,7 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> Split
             found=f"a norm of about {float(norms.high[overflow[0]]):.6g}"
             if norms.exponent is None
             else "",
-            hint=f"{option('-x', glob_of(weight.name))} leaves this layer alone",
+            hint=phrase("{} leaves this layer alone", setting(exclude=[glob_of(weight.name)])),
         )
     notes = _non_finite_notes(weight.name, where, np.flatnonzero(~np.isfinite(g)), len(g))
     zero = np.flatnonzero(norms.high == 0) if weight.numel else np.empty(0, np.int64)
@@ -190,7 +191,7 @@ def _scaling(where: str, pair: Pair, g: Array, norms: Norms, first: int) -> Fact
             " has no direction, but its g is not 0",
             expected="g = 0 there, or a v that is not all zero",
             found=f"g = {float(g[undefined[0]]):.6g} in {pair.g.name}",
-            hint=f"{option('-x', glob_of(pair.weight))} leaves this layer as it is",
+            hint=phrase("{} leaves this layer as it is", setting(exclude=[glob_of(pair.weight)])),
         )
     return found
 

@@ -137,7 +137,8 @@ def test_names_are_matched_with_their_case() -> None:
 def test_a_rule_that_matches_nothing_is_refused_with_near_names(rule: str, near: str) -> None:
     with pytest.raises(UsageError, match="the rule matches nothing") as refusal:
         taken("ups.0", rule)
-    assert f"-l {rule}" in str(refusal.value)
+    assert str(refusal.value).startswith(f"layers=[{rule!r}]: ")
+    assert refusal.value.in_shell.startswith(f"-l {rule}: ")
     assert near in refusal.value.hint
 
 
@@ -189,7 +190,7 @@ def test_removal_refuses_a_rule_that_matches_nothing() -> None:
 def test_removal_refuses_a_dim() -> None:
     with pytest.raises(UsageError, match="no dim can be chosen here") as refusal:
         folded("ups.*=1")
-    assert refusal.value.hint == "-l 'ups.*'"
+    assert refusal.value.hint == "layers=['ups.*']"
 
 
 # -- how rules are read -------------------------------------------------------------------------
@@ -219,7 +220,7 @@ def test_a_rule_is_a_glob_and_at_most_a_dim(
 def test_a_dim_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no dim") as refusal:
         parse_layers([text], with_dims=True)
-    assert f"-l {text}" in str(refusal.value)
+    assert f"layers=[{text!r}]: " in str(refusal.value)
 
 
 @pytest.mark.parametrize("text", ["", "=0", "=none"])
@@ -235,9 +236,10 @@ def test_an_empty_exclusion_is_refused() -> None:
 
 def test_an_exclusion_that_matches_nothing_is_refused_with_near_names() -> None:
     rules = parse_exclusions(["ups.*", "conv_prr"])
-    with pytest.raises(UsageError, match="-x conv_prr: the rule matches nothing") as refusal:
+    with pytest.raises(UsageError, match="the rule matches nothing") as refusal:
         check_exclusions(rules, list(VOCODER))
-    assert "-x conv_pre" in refusal.value.hint
+    assert str(refusal.value).startswith("exclude=['conv_prr']: ")
+    assert "exclude=['conv_pre']" in refusal.value.hint
 
 
 def test_an_exclusion_may_match_what_is_not_offered() -> None:

@@ -18,7 +18,7 @@ from wncli.errors import FileError, few
 from wncli.formats.distributed import refuse_distributed_folder
 from wncli.formats.huggingface.names import WHOLE_FILES, index_format
 from wncli.formats.registry import FORMATS, LONGEST_START, SUFFIXES, kinds_of
-from wncli.hints import path_word
+from wncli.hints import either, inspecting, path_text, path_word, phrase
 from wncli.notes import Note
 from wncli.storage.source import unreadable
 from wncli.storage.temporary import GOING, PARTIAL_SUFFIX
@@ -66,8 +66,9 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
             f"several {what} stand in this directory",
             expected="one that can be meant",
             found=few(chosen, 8),
-            hint="give one of them: "
-            + " or ".join(path_word(folder / name) for name in chosen[:3]),
+            hint=phrase(
+                "give one of them: {}", either(path_text(folder / name) for name in chosen[:3])
+            ),
         )
     passed_over = [name for name, rank in ranks.items() if best < rank < _OTHER]
     notes: tuple[Note, ...] = ()
@@ -118,7 +119,7 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
             "the files in this directory are shards, and their index is missing",
             expected="an index beside them, such as model.safetensors.index.json",
             found=few(shards),
-            hint=f"{path_word(folder / shards[0])} is one of them; all need their index",
+            hint=phrase("{} is one of them; all need their index", path_text(folder / shards[0])),
         )
     near = places_of_checkpoints(folder)
     return FileError(
@@ -133,7 +134,7 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
 
 def inspect_commands(places: Sequence[Path]) -> str:
     """Return what to type for one of these places."""
-    return " or ".join(f"wn inspect {path_word(place)}" for place in places[:3])
+    return either(map(inspecting, places[:3]))
 
 
 def places_of_checkpoints(folder: Path) -> list[Path]:

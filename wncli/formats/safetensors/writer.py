@@ -13,6 +13,7 @@ from wncli.checkpoint.output import Output, OutputStateDict, OutputTensor
 from wncli.checkpoint.tensors import DType
 from wncli.errors import FormatError
 from wncli.formats.safetensors.reader import TIE_MARK, is_tie
+from wncli.hints import phrase, setting
 from wncli.notes import Note
 
 #: dtype alignment descending, as `tensor.rs` ranks them.
@@ -62,7 +63,7 @@ def lay_out_safetensors(output: Output) -> tuple[Layout, tuple[Note, ...]]:
             raise FormatError(
                 f"{checkpoint.name}: {tensor.name}",
                 f"safetensors has no {tensor.dtype.label}",
-                hint="--format torch keeps it",
+                hint=phrase("{} keeps it", setting(format="torch")),
             )
     stored = sorted(kept.values(), key=lambda one: (_RANK[one.tensor.dtype], one.tensor.name))
     origins = {
@@ -106,7 +107,7 @@ def _check_name(checkpoint: Checkpoint, name: str) -> None:
             return
         problem = "safetensors keeps this name for its metadata"
     where = f"{checkpoint.name}: {name}"
-    raise FormatError(where, problem, hint="--format torch keeps it")
+    raise FormatError(where, problem, hint=phrase("{} keeps it", setting(format="torch")))
 
 
 def _tensors(part: OutputStateDict, recorded: set[str]) -> Iterator[_Named]:

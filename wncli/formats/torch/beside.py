@@ -14,7 +14,7 @@ from wncli.formats.torch.keys import items_of
 from wncli.formats.torch.optimizers import Optimizer, read_optimizer, respell
 from wncli.formats.torch.tensors import read_tensor
 from wncli.formats.torch.tree import TorchTree
-from wncli.hints import option
+from wncli.hints import phrase, setting
 from wncli.notes import Note
 
 #: What torch_ema calls its lists of tensors (`torch_ema/ema.py`, `state_dict`).
@@ -92,8 +92,7 @@ def _optimizer_notes(
             path = tree.text(keys)
             message = f"the optimizer state {path!r} {words}"
             if is_warning:
-                drop = option("--drop", path)
-                message = f"the optimizer state {path!r} {words}; {drop} leaves it out"
+                message = phrase("{}; {} leaves it out", message, setting(drop=[path]))
             notes.append(Note("optimizer", message, path, is_warning=is_warning))
     return notes
 
@@ -143,8 +142,12 @@ def _list_notes(tree: TorchTree, items: Sequence[_Item], fitting: Fitting) -> li
         path = tree.text(item.droppable)
         notes[item.droppable] = Note(
             "by-position",
-            f"the tensors in {path!r} stand for parameters by position, and no longer fit the"
-            f" changed ones; {option('--drop', path)} leaves them out",
+            phrase(
+                "the tensors in {} stand for parameters by position, and no longer fit the changed"
+                " ones; {} leaves them out",
+                repr(path),
+                setting(drop=[path]),
+            ),
             path,
             is_warning=True,
         )

@@ -13,6 +13,7 @@ from wncli.formats.pickles.nodes import Call, Global, Node, PersistentId, SetIte
 from wncli.formats.pickles.writer import Edits, Entries, write_pickle
 from wncli.formats.torch.tensors import NewStorage, class_of, make_tensor, storage_pid
 from wncli.formats.torch.tree import TorchTree
+from wncli.hints import phrase, setting
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Build:
             raise FormatError(
                 tensor.source.name,
                 f"PyTorch has no {dtype.label}",
-                hint="--format safetensors keeps it",
+                hint=phrase("{} keeps it", setting(format="safetensors")),
             )
         return self.new(tensor, tensor.content, like=like)
 

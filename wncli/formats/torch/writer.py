@@ -15,6 +15,7 @@ from wncli.formats.pickles.nodes import Dict, Node, entries_of
 from wncli.formats.torch.beside import respell_beside
 from wncli.formats.torch.build import Build
 from wncli.formats.torch.keys import key_of
+from wncli.hints import REFERENCE, phrase
 from wncli.notes import Note
 
 _DEFAULT_PROTOCOL = 2
@@ -113,11 +114,17 @@ def _listed(
         missing = next(n for n in range(size) if Position(n) not in items)
         raise FormatError(
             where,
-            f"REFERENCE has its state dict in a {kind} at {shown(above) or 'the top'}, and there is"
-            f" nothing to write as item {missing:,} of it",
+            phrase(
+                "{} has its state dict in a {} at {}, and there is nothing to write as item {}"
+                " of it",
+                REFERENCE,
+                kind,
+                shown(above) or "the top",
+                f"{missing:,}",
+            ),
             expected=f"a {kind} of state dicts that all have their counterparts here",
             found=f"{len(positions):,} of {size:,} items",
-            hint="take as REFERENCE a file with the state dict alone, without the list",
+            hint=phrase("take as {} a file with the state dict alone, without the list", REFERENCE),
         )
     ordered = [items[position] for position in sorted(positions, key=lambda place: place.number)]
     return tuple(ordered) if positions[0].in_tuple else ordered

@@ -216,7 +216,7 @@ def test_an_optimizer_by_name_whose_parameters_change_is_kept_with_a_warning_or_
     content = {"model": net.state_dict(), "optim": state}
     found, (note,) = written(tmp_path, content, command)
     assert (note.where, note.is_warning) == ("optim", True)
-    assert "--drop optim leaves it out" in note.message
+    assert "drop=['optim'] leaves it out" in note.message
     assert same(found["optim"], state)
     found, notes = written(tmp_path, content, command, drop=["optim"], force=True)
     assert ("optim" in found, notes) == (False, [])
@@ -376,7 +376,7 @@ def test_tensors_by_position_beside_changed_parameters_are_kept_with_a_warning_o
     content = {"model": net.state_dict(), **place(ema_of(net))}
     found, (note,) = written(tmp_path, content, command)
     assert (note.code, note.where, note.is_warning) == ("by-position", where, True)
-    assert "--drop" in note.message
+    assert "drop=[" in note.message
     assert same(found | {"model": 0}, content | {"model": 0})
     _, notes = written(tmp_path, content, command, drop=[where], force=True)
     assert not notes
