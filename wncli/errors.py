@@ -7,12 +7,15 @@
     ├── WeightNormError     a weight, a pair or a dim that the arithmetic cannot take
     └── NothingToDo         the request is sound, and nothing answers to it (`report.py`)
 
+A FileError is an OSError too, and the three that refuse what they are given are ValueErrors.
+
 A message says where, what is wrong, what was expected, what was found and what to type next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 from wncli.hints import UNTYPABLE, in_shell
 
@@ -67,7 +70,11 @@ class WnError(Exception):
         self.expected = expected
         self.found = found
         self.hint = hint
-        super().__init__(where, problem)
+        Exception.__init__(self, where, problem)  # an OSError would take it for number and text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By what it holds: subclasses have other parameters.
+        return type(self).__new__, (type(self),), {**vars(self), "args": self.args}
 
     def __str__(self) -> str:
         return self._spelled(str)
@@ -91,17 +98,17 @@ class WnError(Exception):
         return "\n".join((printable(problem), *lines))
 
 
-class UsageError(WnError):
+class UsageError(WnError, ValueError):
     """Options that contradict each other, or a rule that matches nothing."""
 
 
-class FileError(WnError):
+class FileError(WnError, OSError):
     """A path that cannot be read or written."""
 
 
-class FormatError(WnError):
+class FormatError(WnError, ValueError):
     """Bytes that are no checkpoint, or that break the rules of their format."""
 
 
-class WeightNormError(WnError):
+class WeightNormError(WnError, ValueError):
     """A weight, a pair or a dim that the arithmetic cannot take."""

@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 from wncli.checkpoint.checkpoint import Checkpoint
-from wncli.errors import FileError, FormatError
+from wncli.errors import FileError, FormatError, WnError
 from wncli.formats.registry import LONGEST_START, kinds_of
 from wncli.hints import either, path_text
 from wncli.notes import Note
@@ -101,6 +101,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn what the system says about `path` into refusals."""
     try:
         yield
+    except WnError:
+        raise
     except FileNotFoundError:
         raise FileError(
             str(path), "no such file", expected="a checkpoint", hint=_near_files(path)

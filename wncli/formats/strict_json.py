@@ -57,6 +57,8 @@ def parse_object(
         )
         if b"\\u" in raw:  # an escape can spell half a surrogate pair, which is no text
             json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except FormatError:
+        raise
     except (ValueError, RecursionError) as error:
         raise broken(f"{what} {_problem(error)}", "", "") from None
     if not isinstance(found, dict):

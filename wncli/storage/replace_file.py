@@ -122,7 +122,7 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
         if partial:
             with uninterrupted(), contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, FileError):
             raise unwritable(output, error, f"room for {nbytes:,} bytes, and permission") from None
         raise
 

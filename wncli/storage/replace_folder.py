@@ -44,11 +44,11 @@ def check_folder(output: Path, *, force: bool) -> None:
     try:
         found = output.exists() or output.is_symlink()
         if found and not output.is_dir():
-            raise FileError(
+            raise FileError(  # noqa: TRY301 - which is passed on
                 where, phrase("{} is a file", parameter("output")), expected="a folder's name"
             )
         if found and not force and not all(is_partial(entry.name) for entry in output.iterdir()):
-            raise FileError(
+            raise FileError(  # noqa: TRY301
                 where,
                 phrase("{} exists already and is not empty", parameter("output")),
                 hint=phrase(
@@ -56,6 +56,8 @@ def check_folder(output: Path, *, force: bool) -> None:
                 ),
             )
         check_parent(where, target_of(output).parent)
+    except FileError:
+        raise
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise FileError(
@@ -180,7 +182,7 @@ def replacing_folder(
         elif partial:
             with uninterrupted(), contextlib.suppress(OSError):
                 shutil.rmtree(partial)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, FileError):
             raise unwritable(output, error, expected) from None
         raise
 

@@ -140,6 +140,8 @@ class _Machine:
             return Pickle(
                 root, self.protocol, self.globals, self.persistent_ids, self.calls, self.place
             )
+        except FormatError:
+            raise
         except (ValueError, OverflowError) as error:
             raise self.broken(str(error)) from None
 
