@@ -1,11 +1,12 @@
 """The commands where the system is no POSIX: what only such a one has is taken away.
 
 Neither Windows nor its console is at hand; what they lack is missing here, and what they refuse (to
-rename or remove what is open) is refused.
+rename or remove what is open, to flush what is open for reading) is refused.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from tests.support.faults import leftovers, snapshot
 from tests.support.run import Ran, environment, run_wn
 from tests.support.shards import sharded
 from wncli.storage import temporary
+from wncli.storage.source import LocalSink, LocalSource
 
 #: Runs `wn` in a process without what is not there on every system. sys.platform keeps the tool
 #: from asking for what Linux has, and comes behind the standard library, which knows where it is.
@@ -68,6 +71,13 @@ def refusing(real):
         return real(*paths, **keywords)
     return call
 
+def fsync(descriptor, real=os.fsync):
+    flags = open(f"/proc/self/fdinfo/{descriptor}").read().partition("flags:")[2].split()[0]
+    if int(flags, 8) & 3 == 0:
+        raise OSError(9, "only what can be written is flushed")
+    real(descriptor)
+
+os.fsync = fsync
 for name in ("rename", "replace", "remove", "unlink", "rmdir"):
     setattr(os, name, refusing(getattr(os, name)))
 sys.argv[0] = "wn"
@@ -229,3 +239,27 @@ def test_without_locks_one_run_waits_for_another_that_moves_files(
     waiting.join(10)
     assert [what for what in seen if what != "in use"] == ["first", "second"]
     assert list(tmp_path.iterdir()) == []
+
+
+class SlowFile(io.FileIO):
+    """A file in which another thread has the time to come between."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        place = super().seek(offset, whence)
+        time.sleep(0.001)
+        return place
+
+
+def test_threads_take_turns_at_a_file_that_has_one_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wncli.storage.source._HAS_PLACES", False)
+    path, places = tmp_path / "file", range(0, 4000, 100)
+    path.write_bytes(bytes(4000))
+    with SlowFile(path, "r+") as file, ThreadPoolExecutor(4) as threads:
+        source, sink = LocalSource("file", file), LocalSink(file)
+        content = [bytes([place // 100]) * 100 for place in places]
+        list(threads.map(sink.write_at, places, map(memoryview, content)))
+        assert path.read_bytes() == b"".join(content)
+        assert list(threads.map(lambda place: source.read_at(place, 100, ""), places)) == content
+        assert list(threads.map(lambda place: sink.read_at(place, 100), places)) == content
