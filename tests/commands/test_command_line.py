@@ -12,13 +12,17 @@ import stat
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -26,11 +30,11 @@ from torch import nn
 
 import wncli
 from tests.support.run import SAMPLES, Ran, Wn, environment, on_a_terminal
-from wncli.cli.page import Page
-from wncli.cli.terminal import draw
+from wncli.cli import page
 
 pytestmark = pytest.mark.thinned(5)
 
+COMMANDS = ("inspect", "apply", "remove", "convert", "compare")
 RunHere = Callable[..., Ran]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -445,11 +449,95 @@ def test_file_names_that_are_no_text_can_be_used(wn: Wn, tmp_path: Path) -> None
     assert json.loads(ran.stdout)["checkpoint"] == str(path)
 
 
-def test_output_works_where_only_ascii_can_be_printed(wn: Wn, tmp_path: Path) -> None:
-    ran = wn(
-        "apply", SAMPLES / "linear.pt", tmp_path / "out.pt", PYTHONIOENCODING="ascii", LC_ALL="C"
+IN, OUT, NONE = "модель é.pt", "выход.pt", "нет.pt"
+SAID: dict[str, tuple[str, ...]] = {
+    "listed": ("inspect", IN),
+    "all tensors": ("inspect", IN, "--tensors"),
+    "names": ("inspect", IN, "-q"),
+    "a check": ("inspect", IN, "--check"),
+    "removed": ("remove", IN, OUT, "--force"),
+    "several": ("remove", IN, NONE, "--output-dir", "папка", "--dry-run"),
+    "converted": ("convert", IN, OUT, "--naming", "parametrized", "--dry-run"),
+    "applied": ("apply", IN, OUT, "--dry-run", "-l", "模.rest"),
+    "different": ("compare", IN, "other.pt"),
+    "nothing to do": ("apply", IN, OUT, "-x", "*"),
+    "no such file": ("inspect", NONE),
+    "no such layer": ("remove", IN, OUT, "-l", "模模*"),
+    "no such option": ("inspect", "--模"),
+    "no such choice": ("convert", IN, OUT, "--format", "模"),
+    "version": ("--version", "-v"),
+}
+
+
+def as_shown(text: str, encoding: str) -> str:
+    """A text as a console of that encoding can show it, without blanks and with short rules."""
+    for char, alike in (("─", "-"), ("→", "->"), ("…", "...")):
+        if not char.encode(encoding, "ignore"):
+            text = text.replace(char, alike)
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    return re.sub("[-─]{2,}", "--", "".join(ESCAPES.sub("", text).split()))
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files whose names, and names in them, are no Latin."""
+    folder = tmp_path_factory.mktemp("foreign")
+    for name, factor in ((IN, 1.0), ("other.pt", 1.5)):
+        pair = {"模.é.weight_g": torch.ones(2, 1), "模.é.weight_v": factor * torch.eye(2)}
+        more = {"模.rest": factor * torch.ones(2, 2), "b.bias": torch.ones(3)}
+        torch.save({"сеть": pair | more, "эпоха": 1, "log": Namespace(a=1)}, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("arguments", SAID.values(), ids=SAID)
+def test_a_console_of_another_encoding_shows_the_same_and_escapes_what_it_lacks(
+    arguments: tuple[str, ...], wn: Wn, foreign: Path
+) -> None:
+    usual = wn(*arguments, cwd=foreign)
+    assert usual.stdout + usual.stderr
+    for encoding, errors in (("cp1252", ""), ("ascii", ":strict")):
+        ran = wn(*arguments, cwd=foreign, PYTHONIOENCODING=encoding + errors)
+        assert ran.code == usual.code
+        assert as_shown(ran.stdout, encoding) == as_shown(usual.stdout, encoding)
+        assert as_shown(ran.stderr, encoding) == as_shown(usual.stderr, encoding)
+        assert "defect" not in ran.stderr
+
+
+@pytest.mark.parametrize("what", ["listed", "removed", "different", "no such layer"])
+def test_a_terminal_of_another_encoding_shows_the_same(
+    what: str, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(foreign)
+    code, usual = on_a_terminal(*SAID[what], COLUMNS="250")
+    for encoding in ("cp1252", "ascii", "latin-1", "cp437"):
+        ran = on_a_terminal(*SAID[what], COLUMNS="250", PYTHONIOENCODING=encoding)
+        assert (ran[0], as_shown(ran[1], encoding)) == (code, as_shown(usual, encoding))
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_shown_on_consoles_of_other_encodings(command: str, wn: Wn) -> None:
+    arguments = [*command.split(), "--help"]
+    usual, *others = (
+        wn(*arguments, PYTHONIOENCODING=encoding).stdout
+        for encoding in ("utf-8", "cp1252", "ascii:strict")
     )
-    assert (ran.code, ran.stderr) == (0, "")
+    words = re.compile(r"--?[a-z-]*[a-z]+")
+    assert all(set(words.findall(shown)) == set(words.findall(usual)) for shown in others)
+    code, shown = on_a_terminal(*arguments, PYTHONIOENCODING="ascii:strict")
+    assert code == 0
+    assert "--help" in ESCAPES.sub("", shown)
+
+
+def test_a_progress_bar_is_shown_where_only_ascii_can_be(tmp_path: Path) -> None:
+    quietly = SLOW.replace('print("writing", file=sys.stderr, flush=True)', "").replace(
+        "0.1", "0.2"
+    )
+    arguments = ("remove", SAMPLES / "lstm.pt", tmp_path / "out.pt")
+    code, shown = on_a_terminal(
+        *arguments, start=("-c", quietly), COLUMNS="80", PYTHONIOENCODING="ascii:strict"
+    )
+    assert code == 0
+    assert "------" in ESCAPES.sub("", shown[: shown.index("weight_hh_l0")])
 
 
 def test_file_names_that_begin_with_a_dash_follow_two_dashes(wn: Wn, tmp_path: Path) -> None:
@@ -591,23 +679,40 @@ TABLES = {
 
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
 @pytest.mark.parametrize("width", [30, 79, 80, 200])
-def test_a_table_is_drawn_as_rich_draws_it(width: int, rows: list[tuple[str, ...]]) -> None:
-    """Where it fits, it is drawn without Rich's measuring of every cell."""
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_table_is_drawn_as_rich_draws_it(
+    encoding: str, width: int, rows: list[tuple[str, ...]]
+) -> None:
     header = ("layer", "dim", "shape")
-
-    def drawn(draw: Callable[[Console], None]) -> list[str]:
-        target = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-        draw(target)
-        assert isinstance(target.file, io.StringIO)
-        return [line.rstrip() for line in target.file.getvalue().split("\n")]
-
     kept = 3 if width >= 80 else 2
-    table = Table(box=box.SIMPLE, pad_edge=False, header_style="dim")
+    expected = Table(box=box.SIMPLE, pad_edge=False)
     for name in header[:kept]:
         justify: Literal["right", "left"] = "right" if name == "dim" else "left"
-        table.add_column(name, overflow="fold", justify=justify)
+        expected.add_column(name, overflow="fold", justify=justify)
     for row in rows:
-        table.add_row(*row[:kept])
-    page = Page()
-    page.table(header, rows, right=frozenset({"dim"}), narrow=2)
-    assert drawn(lambda target: draw(page, target)) == drawn(lambda target: target.print(table))
+        cells = (cell.encode(encoding, "backslashreplace").decode(encoding) for cell in row)
+        expected.add_row(*list(cells)[:kept])
+    target = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    target.print(expected)
+    assert isinstance(target.file, io.StringIO)
+    drawn = [line.rstrip() for line in target.file.getvalue().removesuffix("\n").split("\n")]
+    assert texts(page.Table(header, rows, frozenset({"dim"}), narrow=2), width, encoding) == drawn
+
+
+def texts(table: page.Table, width: int | None, encoding: str = "utf-8") -> list[str]:
+    """The lines of a table without their styles."""
+    lines = table.lines(width, encoding)
+    return ["".join(part if isinstance(part, str) else part[0] for part in line) for line in lines]
+
+
+@given(
+    st.lists(st.tuples(*[st.text(st.sampled_from("ab. 模é"), max_size=40)] * 3), min_size=1),
+    st.integers(20, 130),
+)
+def test_a_table_is_as_wide_as_the_terminal_and_cuts_off_nothing(
+    rows: list[tuple[str, ...]], width: int
+) -> None:
+    lines = texts(page.Table((), rows, dim=rows), width)
+    assert all(cell_len(line) < width for line in lines)
+    shown = sorted(char for line in lines for char in line if char != " ")
+    assert shown == sorted(char for row in rows * 2 for cell in row for char in cell if char != " ")

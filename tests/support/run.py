@@ -41,6 +41,11 @@ def environment(**extra: str) -> dict[str, str]:
     return kept | ours | extra
 
 
+def encoding_of(extra: dict[str, str]) -> str:
+    """The encoding of what is printed, as Python takes it from the environment."""
+    return extra.get("PYTHONIOENCODING", "utf-8").partition(":")[0]
+
+
 def run_wn(*arguments: str | Path, cwd: Path | None = None, **extra: str) -> Ran:
     """Run `python -m wncli` and wait for its end."""
     ran = subprocess.run(
@@ -52,7 +57,8 @@ def run_wn(*arguments: str | Path, cwd: Path | None = None, **extra: str) -> Ran
         check=False,
         timeout=60,
     )
-    return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
+    encoding = encoding_of(extra)
+    return Ran(ran.returncode, ran.stdout.decode(encoding), ran.stderr.decode(encoding))
 
 
 def on_a_terminal(
@@ -80,7 +86,7 @@ def on_a_terminal(
             shown += part
         code = process.wait(60)
     os.close(ours)
-    return code, shown.decode().replace("\r\n", "\n")
+    return code, shown.decode(encoding_of(extra)).replace("\r\n", "\n")
 
 
 #: Gives up root's right to pass over permissions (capget(2), capset(2)), then runs `wn`.

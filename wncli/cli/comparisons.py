@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wncli.arithmetic.ulps import DEFAULT_ULPS
 from wncli.checkpoint.naming import join
-from wncli.cli.page import Page
+from wncli.cli.page import Page, Table
 from wncli.cli.terminal import many, show, show_refusal
 from wncli.errors import printable
 from wncli.hints import in_shell
@@ -61,7 +61,7 @@ def _add_tensors(page: Page, tensors: list[TensorDifference]) -> None:
         for tensor in tensors[:_SHOWN]
     ]
     right = frozenset({"max abs", "max rel", "ulps"})
-    page.table(header, rows, right=right, narrow=5)
+    page.table(Table(header, rows, right, narrow=5))
     if len(tensors) > _SHOWN:
         page.line(f"  and {len(tensors) - _SHOWN:,} more, closer to each other (--json lists all)")
 

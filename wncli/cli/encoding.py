@@ -1,21 +1,28 @@
-"""What is printed for a character that the console's encoding does not have."""
+"""What a stream shows of a text: the one place that replaces what its encoding has no byte for."""
 
 from __future__ import annotations
 
 import codecs
 
-#: How a stream that has this for its `errors` writes what its encoding cannot: cp1252 has no rules.
-IN_ASCII = "wn-in-ascii"
-
-_ASCII = str.maketrans({"─": "-", "→": "->", "…": "..."})
+#: What looks alike in ASCII; all else is escaped, as `\u6a21`.
+_ALIKE = {"─": "-", "━": "-", "→": "->", "…": "..."}
 
 
-def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Spell our own characters in ASCII, and escape all others."""
-    if isinstance(error, UnicodeEncodeError):
-        text = error.object[error.start : error.end].translate(_ASCII)
-        return text.encode("ascii", "backslashreplace").decode(), error.end
-    raise error
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    shown = (
+        _ALIKE.get(char) or char.encode("ascii", "backslashreplace").decode() for char in lacking
+    )
+    return "".join(shown), error.end
 
 
-codecs.register_error(IN_ASCII, _in_ascii)
+#: How a stream treats what its encoding lacks, as the `errors` of `io.TextIOWrapper`.
+REPLACING = "wncli.replacing"
+codecs.register_error(REPLACING, _replace)
+
+
+def shown(text: str, encoding: str) -> str:
+    """Give the text as a stream of this encoding shows it."""
+    return text if text.isascii() else text.encode(encoding, REPLACING).decode(encoding)

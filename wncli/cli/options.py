@@ -46,8 +46,8 @@ Output = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="OUTPUT",
-        help="The file to write: .safetensors, .pt, .pth, …; for shards a folder. With "
-        "--output-dir, further checkpoints.",
+        help="The file to write: .safetensors, .pt, .pth or the like; for shards a folder. "
+        "With --output-dir, further checkpoints.",
         show_default=False,
     ),
 ]
@@ -105,7 +105,7 @@ Naming = Annotated[
     typer.Option(
         "--naming",
         metavar=_one_of(NAMINGS),
-        help="Spell the layers weight_g/weight_v, or …weight.original0/original1.",
+        help="Spell the layers weight_g/weight_v, or parametrizations.weight.original0/1.",
     ),
 ]
 Like = Annotated[

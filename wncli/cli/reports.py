@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from wncli.checkpoint.naming import join
-from wncli.cli.page import Page
+from wncli.cli.page import Page, Table
 from wncli.cli.terminal import many, show, show_refusal
 from wncli.errors import few, printable
 from wncli.hints import in_shell
@@ -29,7 +29,9 @@ def show_report(report: Report) -> None:
     elif report.layers:
         _add_layers(page, report)
     elif report.command == "inspect":
-        page.line("\n  no weight norm\n")
+        page.line()
+        page.line("  no weight norm")
+        page.line()
     else:
         page.line()
     if report.command == "inspect":
@@ -130,7 +132,7 @@ def _layer_cells(report: Report) -> list[tuple[str, ...]]:
 
 def _add_layers(page: Page, report: Report) -> None:
     header, *rows = _layer_cells(report)
-    page.table(header, rows, right=frozenset({"dim"}), narrow=len(header) - 2)
+    page.table(Table(header, rows, frozenset({"dim"}), narrow=len(header) - 2))
 
 
 def _add_tensors(page: Page, tensors: tuple[Tensor, ...]) -> None:
@@ -147,29 +149,30 @@ def _add_tensors(page: Page, tensors: tuple[Tensor, ...]) -> None:
         for tensor in tensors
     ]
     header, *cells = rows if several else [row[1:] for row in rows]
-    page.table(header, cells, right=frozenset(), narrow=len(header))
+    page.table(Table(header, cells))
 
 
 def _add_contents(page: Page, report: Report) -> None:
     """What `inspect` says of the state dicts and of everything else in the file."""
-    rows: list[tuple[str, str, bool]] = []
+    rows = []
     for root in report.roots[:_MOST_LISTED]:
         what = printable(root.holder) or "state dict"
         summary = f"{what}, {many(root.tensors, 'tensor')}, {root.parameters:,} parameters"
         if root.normalized:
             summary += f", {many(root.normalized, 'layer')} normalized"
-        rows.append((f"  {printable(root.root) or '(top)'}", summary, False))
-    rows += [
-        (f"  {printable(entry.path)}", printable(entry.summary), True)
+        rows.append((f" {printable(root.root) or '(top)'}", summary))
+    entries = [
+        (f" {printable(entry.path)}", printable(entry.summary))
         for entry in report.entries[:_MOST_LISTED]
     ]
-    page.pairs(rows)
+    page.table(Table((), rows, dim=entries))
     more = max(0, len(report.roots) - _MOST_LISTED) + max(0, len(report.entries) - _MOST_LISTED)
     if more:
         page.line(f"  and {more:,} more; --json lists them all")
     if report.unsafe:
         names = printable(few(report.unsafe, _MOST_LISTED))
-        page.line("\n  torch.load(weights_only=True) refuses: ", (names, "yellow"))
+        page.line()
+        page.line("  torch.load(weights_only=True) refuses: ", (names, "yellow"))
     for call in report.would_run[:_MOST_LISTED]:
         place = f"  ({printable(call.where)})" if call.where else ""
         page.line(
@@ -184,9 +187,11 @@ def _add_contents(page: Page, report: Report) -> None:
 def _add_findings(page: Page, report: Report, findings: tuple[Note, ...]) -> None:
     """What a check found; the warnings of the report are among it."""
     if not findings:
-        page.line("\n  checked: ", ("everything was read, and nothing is wrong", "green"))
+        page.line()
+        page.line("  checked: ", ("everything was read, and nothing is wrong", "green"))
         return
-    page.line(f"\n  checked: {many(len(findings), 'finding')}")
+    page.line()
+    page.line(f"  checked: {many(len(findings), 'finding')}")
     for note in findings:
         page.line("  ", (f"{note.code}: ", "bold red"), (_note(report, note), ""))
 
