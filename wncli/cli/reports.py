@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wncli.checkpoint.naming import join
@@ -27,7 +28,7 @@ def show_report(report: Report) -> None:
     if report.tensors is not None:
         _add_tensors(page, report.tensors)
     elif report.layers:
-        _add_layers(page, report)
+        _add_layers(page, report.layers)
     elif report.command == "inspect":
         page.line()
         page.line("  no weight norm")
@@ -112,11 +113,8 @@ def _done(report: Report) -> str:
     return ", ".join(done) or "no layer changed"
 
 
-def _layer_cells(report: Report) -> list[tuple[str, ...]]:
-    """The table of layers, its header first; the root only where there are several."""
-    several = len({layer.root for layer in report.layers}) > 1
-    rows: list[tuple[str, ...]] = [("root", "layer", "dim", "shape", "dtype", "g and v")]
-    rows += [
+def _add_layers(page: Page, layers: tuple[Layer, ...]) -> None:
+    rows = [
         (
             printable(layer.root),
             printable(_weight(layer)),
@@ -125,21 +123,13 @@ def _layer_cells(report: Report) -> list[tuple[str, ...]]:
             layer.dtype,
             printable(_pair(layer)),
         )
-        for layer in report.layers
+        for layer in layers
     ]
-    return rows if several else [row[1:] for row in rows]
-
-
-def _add_layers(page: Page, report: Report) -> None:
-    header, *rows = _layer_cells(report)
-    page.table(Table(header, rows, frozenset({"dim"}), narrow=len(header) - 2))
+    _add_table(page, ("root", "layer", "dim", "shape", "dtype", "g and v"), rows, narrow=4)
 
 
 def _add_tensors(page: Page, tensors: tuple[Tensor, ...]) -> None:
-    """The table of all tensors; the root only where there are several."""
-    several = len({tensor.root for tensor in tensors}) > 1
-    rows: list[tuple[str, ...]] = [("root", "tensor", "shape", "dtype")]
-    rows += [
+    rows = [
         (
             printable(tensor.root),
             printable(tensor.name),
@@ -148,8 +138,16 @@ def _add_tensors(page: Page, tensors: tuple[Tensor, ...]) -> None:
         )
         for tensor in tensors
     ]
-    header, *cells = rows if several else [row[1:] for row in rows]
-    page.table(Table(header, cells))
+    _add_table(page, ("root", "tensor", "shape", "dtype"), rows, narrow=4)
+
+
+def _add_table(
+    page: Page, header: tuple[str, ...], rows: Sequence[tuple[str, ...]], narrow: int
+) -> None:
+    """Add a table whose first column, the root, is shown only where there are several."""
+    if len({row[0] for row in rows}) <= 1:
+        header, rows, narrow = header[1:], [row[1:] for row in rows], narrow - 1
+    page.table(Table(header, rows, frozenset({"dim"}), narrow))
 
 
 def _add_contents(page: Page, report: Report) -> None:
