@@ -1,7 +1,16 @@
 """Weight normalization in saved checkpoints, listed, applied, removed without the model's code.
 
-The commands are functions that return a `Report`; the arithmetic works on NumPy arrays. What is
-not used is not imported: neither NumPy nor the terminal libraries come with `import wncli`.
+The commands are functions that return a `Report`, or a `Comparison`; the arithmetic works on NumPy
+arrays. What is refused is a `WnError`. What is not used is not imported: neither NumPy nor the
+terminal libraries come with `import wncli`.
+
+Example:
+    >>> import wncli
+    >>> report = wncli.remove("sample_models/hifigan_generator", "folded.safetensors")
+    >>> report.parameters.change
+    -369
+    >>> wncli.inspect("folded.safetensors").layers
+    ()
 """
 
 # Nothing is imported here at once: the program is to notice Ctrl-C as early as possible.
@@ -62,6 +71,10 @@ _ROOMS = {
     "Parameters": "report",
     "Report": "report",
 }
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
 def __getattr__(name: str) -> object:

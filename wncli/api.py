@@ -95,8 +95,20 @@ def inspect(  # noqa: PLR0913 - the command's options
         jobs: threads at most that check; None for as many as there are processors.
         progress: called while checking.
 
+    Returns:
+        A report with `layers`, `roots` and `entries`; `tensors` and `findings` where asked for.
+
     Raises:
-        WnError: the file cannot be read, or a rule or root matches nothing.
+        FileError: the file cannot be read.
+        FormatError: it is no checkpoint, or a damaged one.
+        UsageError: a rule or root matches nothing.
+
+    Example:
+        >>> report = wncli.inspect("sample_models/training.pt", only="model")
+        >>> [(layer.module, layer.dim, layer.naming) for layer in report.layers]
+        [('last_layer', 0, 'parametrized')]
+        >>> [entry.path for entry in report.entries]
+        ['optimizer', 'scheduler', 'args', 'epoch', 'steps']
     """
     _check_jobs(jobs)
     with open_checkpoint(_path(checkpoint)) as (opened, sources):
@@ -135,9 +147,22 @@ def apply(  # noqa: PLR0913 - the command's options
         drop: entries of the checkpoint to leave out.
         options: how the output is written, see `WriteOptions`.
 
+    Returns:
+        A report with the `layers` that have been split, and `parameters` before and after.
+
     Raises:
-        WnError: refused; nothing has been written.
-        NothingToDo: no weight can be normalized; nothing has been written.
+        FileError: the input cannot be read, or the output not written.
+        FormatError: the input is no checkpoint, or the output's format has no place for it.
+        UsageError: a rule or root matches nothing, or is none.
+        WeightNormError: a weight has no such dim, or a norm that its dtype cannot hold.
+        NothingToDo: no weight can be normalized.
+
+    Example:
+        >>> report = wncli.apply("sample_models/linear.pt", "normalized.pt", naming="parametrized")
+        >>> [layer.g for layer in report.layers]
+        ['parametrizations.weight.original0']
+        >>> report.parameters
+        Parameters(before=18, after=21)
     """
     request = Request.parse(layers, exclude, only, drop, with_dims=True)
     _check_choice("naming", naming, ("auto", *SPELLINGS))
@@ -171,9 +196,22 @@ def remove(  # noqa: PLR0913 - the command's options
         drop: entries of the checkpoint to leave out.
         options: how the output is written, see `WriteOptions`.
 
+    Returns:
+        A report with the `layers` that have been folded, and `parameters` before and after.
+
     Raises:
-        WnError: refused; nothing has been written.
-        NothingToDo: there is no weight norm; nothing has been written.
+        FileError: the input cannot be read, or the output not written.
+        FormatError: the input is no checkpoint, or the output's format has no place for it.
+        UsageError: a rule or root matches nothing, or is none.
+        WeightNormError: a layer is no pair of g and v, or has no direction.
+        NothingToDo: there is no weight norm.
+
+    Example:
+        >>> report = wncli.remove("sample_models/wavenet.pt", "plain.safetensors")
+        >>> len(report.layers), report.parameters.change
+        (27, -752)
+        >>> report.notes[0].message
+        'safetensors holds one state dict; left out: config, loss'
     """
     request = Request.parse(layers, exclude, only, drop)
 
@@ -211,9 +249,20 @@ def convert(  # noqa: PLR0913 - the command's options
         drop: entries of the checkpoint to leave out.
         options: how the output is written, see `WriteOptions`.
 
+    Returns:
+        A report with the `layers` that have changed, each with its `action`.
+
     Raises:
-        WnError: refused; nothing has been written.
+        FileError: a file cannot be read, or the output not written.
+        FormatError: a file is no checkpoint, or the output's format has no place for it.
+        UsageError: a rule or root matches nothing, or arguments contradict each other.
+        WeightNormError: a layer is no pair of g and v, or the checkpoint does not fit `like`.
         NothingToDo: a spelling was asked for, and there is no weight norm.
+
+    Example:
+        >>> report = wncli.convert("sample_models/training.pt", "hook.pt", naming="hook")
+        >>> [(layer.root, layer.g) for layer in report.layers]
+        [('model', 'last_layer.weight_g'), ('ema', 'last_layer.weight_g')]
     """
     request = Request.parse(layers, exclude, only, drop)
     _check_choice("naming", naming, (None, *SPELLINGS))
@@ -282,8 +331,21 @@ def compare(  # noqa: PLR0913 - the command's options
         jobs: threads at most; None for as many as there are processors.
         progress: called while comparing.
 
+    Returns:
+        A comparison: whether all is `equal`, the `tensors` from the worst to the best, and the
+        names `only_in_a` and `only_in_b`.
+
     Raises:
-        WnError: a file cannot be read, or a rule or root matches nothing.
+        FileError: a file cannot be read.
+        FormatError: it is no checkpoint, or holds no state dict.
+        UsageError: a rule or root matches nothing, or several state dicts could be meant.
+        WeightNormError: a layer has no direction.
+
+    Example:
+        >>> found = wncli.compare("sample_models/training.pt", "sample_models/training.pt",
+        ...                       only="model=ema")
+        >>> found.equal, found.only_in_a, found.tensors[0].name
+        (False, (), 'mlp.0.weight')
     """
     from wncli.analysis.compare import compare_weights
     from wncli.arithmetic.ulps import Tolerance

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Note(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Note:
     """One remark.
 
-    `code` is for programs and stays the same, `message` is for people, `where` is the layer, entry
-    or file that it is about. `is_warning` marks what may need action.
+    Attributes:
+        code: what kind it is of, for programs: it stays the same.
+        message: what there is to know, for people.
+        where: the layer, entry or file that it is about.
+        is_warning: whether something may have to be done.
     """
 
     code: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Literal
 
 from wncli.checkpoint.naming import Naming, split
 from wncli.checkpoint.tensors import TensorSpec
@@ -27,17 +28,23 @@ SCHEMA = "wn/1"
 LayerAction = Literal["none", "apply", "remove", "convert", "renormalize"]
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401 - of whatever a record holds
-    """A record as a dict, and so all records in it."""
-    if not isinstance(value, tuple):
-        return value
-    parts = map(plain, value)
-    fields: tuple[str, ...] | None = getattr(value, "_fields", None)
-    return dict(zip(fields, parts, strict=True)) if fields else tuple(parts)
+def plain(value: Any) -> Any:  # noqa: ANN401 - of whatever a result holds
+    """A result as a dict, and so all results in it."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if is_dataclass(value):
+        return {field: plain(getattr(value, field)) for field in value.__dataclass_fields__}
+    return value
 
 
-class Parameters(NamedTuple):
-    """Numbers of elements, tied tensors counted once; buffers count too: files don't tell."""
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Numbers of elements, tied tensors counted once; buffers count too: files don't tell.
+
+    Attributes:
+        before: those in the checkpoint.
+        after: those in the output, or for `inspect` what removal would leave.
+    """
 
     before: int
     after: int
@@ -49,16 +56,25 @@ class Parameters(NamedTuple):
 
     def to_json(self) -> dict[str, int]:
         """The numbers and their difference."""
-        return {**self._asdict(), "change": self.change}
+        return {"before": self.before, "after": self.after, "change": self.change}
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Layer:
     """A layer that is, was or will be normalized.
 
-    `dim` is None for the norm of the whole tensor; `g` and `v` are the tensors' names; `shape` and
-    `dtype` are the weight's. `action` is `"none"`, `"apply"`, `"remove"`, `"convert"` where g and v
-    get other names, or `"renormalize"` where a layer is split along another dim than before. Names
-    are those of the output where g and v stand in it.
+    Attributes:
+        root: where its state dict stands in the checkpoint, as `generator`; empty for the top.
+        module: the path of its module in the state dict, as `ups.0`.
+        parameter: the name of the weight in its module, as `weight`.
+        dim: the dim that keeps its size in g; None for the norm of the whole tensor.
+        naming: how g and v are spelled: `"hook"` or `"parametrized"`.
+        shape: of the weight.
+        dtype: of the weight, as `float32`.
+        g: the magnitude's full name in the output where it is there, else in the checkpoint.
+        v: the direction's, likewise.
+        action: what becomes of it: `"none"`, `"apply"`, `"remove"`, `"convert"` where g and v get
+            other names, or `"renormalize"` where it is split along another dim than before.
     """
 
     root: str
@@ -73,10 +89,16 @@ class Layer(NamedTuple):
     action: LayerAction
 
 
-class Root(NamedTuple):
-    """A state dict of the checkpoint: where it stands, its tensors, how many are normalized.
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A state dict of the checkpoint.
 
-    `holder` says which object it was read off, where it is one: a whole module.
+    Attributes:
+        root: where it stands, as `generator`; empty for the top.
+        tensors: how many it has.
+        parameters: the elements in them, tied tensors counted once.
+        normalized: how many layers are normalized.
+        holder: the object that it was read off, where it is one: a whole module.
     """
 
     root: str
@@ -86,8 +108,16 @@ class Root(NamedTuple):
     holder: str
 
 
-class Tensor(NamedTuple):
-    """A tensor of the checkpoint: the root of its state dict, its name, shape and dtype."""
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of the checkpoint.
+
+    Attributes:
+        root: where its state dict stands.
+        name: its full name there.
+        shape: its shape.
+        dtype: its dtype, as `float32`.
+    """
 
     root: str
     name: str
@@ -95,28 +125,56 @@ class Tensor(NamedTuple):
     dtype: str
 
 
-class Other(NamedTuple):
-    """Something in the checkpoint that is no state dict, and what it is."""
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Something in the checkpoint that is no state dict.
+
+    Attributes:
+        path: where it stands, as `drop` takes it.
+        kind: `"optimizer"`, `"tensor"`, `"object"` or `"value"`.
+        summary: what it is, in words.
+    """
 
     path: str
     kind: str
     summary: str
 
 
-class WouldRun(NamedTuple):
-    """A call that a plain `torch.load` would make, and the entry of the file that it is part of."""
+@dataclass(frozen=True, slots=True)
+class WouldRun:
+    """A call that a plain `torch.load` would make.
+
+    Attributes:
+        call: the function and its arguments.
+        where: the entry of the file that it is part of.
+    """
 
     call: str
     where: str
 
 
-class Report(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Report:
     """The result of a command.
 
-    `output` is None for `inspect`. `checkpoint_files` and `output_files` name the shards, where
-    there are any. With `dry_run` nothing has been written. `unsafe` are the names that a plain
-    `torch.load` would import and `weights_only=True` refuses, `would_run` what it would run.
-    `findings` are what a check found, `tensors` all that are stored; None where nobody asked.
+    Attributes:
+        command: its name.
+        checkpoint: the path that was read.
+        checkpoint_files: the names of its shards, where there are any.
+        format: its format.
+        output: the path that was written; None for `inspect`.
+        output_format: the output's format.
+        output_files: the names of the output's shards, where there are any.
+        dry_run: whether nothing has been written.
+        parameters: how many there are, before and after.
+        layers: the layers that are, were or will be normalized.
+        roots: the state dicts.
+        entries: what else is in the checkpoint.
+        unsafe: the names that a plain `torch.load` would import and `weights_only=True` refuses.
+        would_run: the calls that a plain `torch.load` would make.
+        notes: what should be known beside that.
+        findings: what a check found; None where nobody asked for one.
+        tensors: all that are stored; None where nobody asked for them.
     """
 
     command: Command

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import doctest
+import inspect
 import json
+import pickle
+import pydoc
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
 
 import wncli
 from tests.support.run import ROOT, SAMPLES, environment
+from wncli.analysis.comparison import Comparison, TensorDifference
 from wncli.cli.commands import app
+from wncli.notes import Note
+from wncli.report import Layer, Other, Parameters, Report, Root, Tensor, WouldRun
 
 PACKAGE = Path(wncli.__file__).parent
 
@@ -201,6 +211,70 @@ def test_the_public_names_are_these() -> None:
     assert all(hasattr(wncli, name) for name in wncli.__all__)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = wncli.no_such_name
+
+
+def test_dir_and_help_show_the_public_names() -> None:
+    assert dir(wncli) == sorted(wncli.__all__)
+    shown = pydoc.plain(pydoc.render_doc(wncli))
+    for name in set(wncli.__all__) - {"__version__"}:
+        assert re.search(rf"^    (class )?{name}\b", shown, re.MULTILINE)
+    assert "Example:" in shown.partition("PACKAGE CONTENTS")[0]
+
+
+FUNCTIONS = [
+    *("inspect", "apply", "remove", "convert", "compare"),
+    *("magnitude", "decompose", "compose"),
+]
+
+
+def section(doc: str | None, title: str) -> list[str]:
+    """The names that a section of a docstring describes."""
+    assert doc
+    body = re.search(rf"^( *){title}:\n((?:\1 +.*\n|\n)*)", doc + "\n", re.MULTILINE)
+    assert body, f"no {title}"
+    return re.findall(rf"^{body[1]}    (\w+): ", body[2], re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_says_what_it_takes_gives_and_raises(name: str) -> None:
+    function = getattr(wncli, name)
+    doc = inspect.getdoc(function)
+    assert section(doc, "Args") == list(inspect.signature(function).parameters)
+    assert set(section(doc, "Raises")) <= set(wncli.__all__)
+    section(doc, "Returns")
+    section(doc, "Example")
+
+
+@pytest.mark.parametrize("name", ["", *FUNCTIONS])
+def test_an_example_gives_what_it_shows(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sample_models").symlink_to(SAMPLES)
+    monkeypatch.chdir(tmp_path)
+    subject = getattr(wncli, name) if name else wncli
+    known = {"wncli": wncli, "np": np}
+    (example,) = doctest.DocTestFinder(recurse=False).find(subject, name or "wncli", globs=known)
+    said: list[str] = []
+    result = doctest.DocTestRunner().run(example, out=said.append)
+    assert result.attempted
+    assert not result.failed, "".join(said)
+
+
+RESULTS = (
+    *(Report, Layer, Parameters, Root, Tensor, Other, WouldRun),
+    *(Comparison, TensorDifference, Note),
+)
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_a_result_is_frozen_and_each_of_its_fields_is_documented(result: type) -> None:
+    names = [field.name for field in dataclasses.fields(result)]
+    assert section(inspect.getdoc(result), "Attributes") == names
+    made = result(*names)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, names[0], None)
+    assert not hasattr(made, "__dict__")
+    assert pickle.loads(pickle.dumps(made)) == made  # noqa: S301 - made here
 
 
 def test_every_refusal_is_a_wn_error() -> None:

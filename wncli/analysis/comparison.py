@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from wncli.arithmetic.ulps import numbers_for_json
 from wncli.notes import Note
 from wncli.report import SCHEMA, Parameters, plain
 
 
-class TensorDifference(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
     """How far a weight of A is from its counterpart in B.
 
-    `ulps` counts units of the last place of the coarser dtype; infinite where a finite number
-    meets NaN or Inf.
+    Attributes:
+        root: where its state dict stands in A.
+        name: its full name there; of a normalized layer the weight's.
+        shape: its shape.
+        dtype_a: its dtype in A.
+        dtype_b: its dtype in B.
+        max_absolute: the largest difference of two elements.
+        max_relative: the largest as a share of B's element.
+        max_ulps: the largest in units of the last place of the coarser dtype; infinite where a
+            finite number meets NaN or Inf.
+        within: whether all are as close as allowed.
     """
 
     root: str
@@ -27,11 +38,22 @@ class TensorDifference(NamedTuple):
     within: bool
 
 
-class Comparison(NamedTuple):
-    """The result of `compare`: the tensors from the worst to the best, and what has no counterpart.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The result of `compare`.
 
-    `rtol` and `atol` are those that were asked for; with neither, two units of the last place of
-    the coarser dtype are allowed. `parameters` counts what A stores, and B.
+    Attributes:
+        checkpoint: A's path.
+        other: B's.
+        rtol: the difference that was allowed as a share of B's number, if one was given.
+        atol: the absolute one, if one was given; with neither, two units of the last place of the
+            coarser dtype are allowed.
+        parameters: how many A stores, and B.
+        tensors: the weights that have a counterpart, from the worst to the best.
+        only_in_a: the full names of those that A alone has.
+        only_in_b: those of B's.
+        misshapen: those whose counterpart has another shape, with both shapes.
+        notes: what should be known beside that.
     """
 
     checkpoint: str

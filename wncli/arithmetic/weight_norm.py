@@ -35,6 +35,14 @@ def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
     Raises:
         WeightNormError: no such dim, a dtype that is not floating, an order that is not above 0,
             or a norm that the dtype cannot hold.
+
+    Example:
+        >>> w = np.array([[3, 4], [0, 2]], np.float32)
+        >>> wncli.magnitude(w)
+        array([[5.],
+               [2.]], dtype=float32)
+        >>> wncli.magnitude(w, dim=None, p=1)
+        array(9., dtype=float32)
     """
     array = _floating(w, "magnitude")
     dim = resolve_dim(dim, array.ndim, "magnitude")
@@ -60,8 +68,23 @@ def decompose(w: npt.ArrayLike, dim: int | None = 0) -> tuple[Array, Array]:
     v is `w` itself, not a copy. Only where a slice of `w` is all zero, v is a copy in which that
     slice is a unit direction: its g is 0, and a zero direction would give 0/0.
 
+    Args:
+        w: as for `magnitude`.
+        dim: the axis that keeps its size in g; None or -1 for the norm of the whole tensor.
+
+    Returns:
+        g, as `magnitude` gives it, and v, in `w`'s shape and dtype.
+
     Raises:
-        WeightNormError: as `magnitude`.
+        WeightNormError: no such dim, a dtype that is not floating, or a norm that it cannot hold.
+
+    Example:
+        >>> g, v = wncli.decompose(np.array([[3, 4], [0, 2]], np.float32))
+        >>> g.shape, v.shape
+        ((2, 1), (2, 2))
+        >>> wncli.compose(g, v)
+        array([[3., 4.],
+               [0., 2.]], dtype=float32)
     """
     array = _floating(w, "decompose")
     g = magnitude(array, dim)
@@ -81,6 +104,10 @@ def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
     The dim is read off g's shape: for v `(out, in, k)`, g `(out, 1, 1)` is dim 0, `(1, 1, k)`
     dim 2, and `()` the whole tensor.
 
+    Args:
+        g: the magnitude: float64, float32, float16 or bfloat16.
+        v: the direction, in any of these dtypes too.
+
     Returns:
         w in the dtype that PyTorch gives the product, within 1 ulp of the exact value; slices
         whose g is the norm of v in their common dtype come back bit for bit.
@@ -88,6 +115,11 @@ def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
     Raises:
         WeightNormError: g's shape fits no dim of v, or a slice of v is all zero under a g that
             is not.
+
+    Example:
+        >>> wncli.compose(np.float32([[10], [1]]), np.float32([[3, 4], [0, 2]]))
+        array([[6., 8.],
+               [0., 1.]], dtype=float32)
     """
     magnitudes, directions = _floating(g, "compose"), _floating(v, "compose")
     dims = fitting_dims(magnitudes.shape, directions.shape)

@@ -2,7 +2,7 @@
 
 None, bool, int, float, complex-free text, bytes, `list` and `tuple` are themselves; the
 rest are the classes here. Nodes are compared by identity, as the objects they describe would be
-shared: one node met twice is one object after loading.
+shared: one node met twice is one object after loading. None has a `repr`, which could be endless.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 Node = Any
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Global:
     """A name that an unpickler would import: `torch._utils`, `_rebuild_tensor_v2`."""
 
@@ -28,14 +28,14 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class PersistentId:
     """A reference to something outside the pickle; in torch files, a storage."""
 
     pid: Node
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Dict:
     """A plain dict: its items in the order they were set, repeated keys included.
 
@@ -45,7 +45,7 @@ class Dict:
     entries: Sequence[tuple[Node, Node]] = ()
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Set:
     """A set (`frozen=False`) or frozenset, as protocol 4 writes them."""
 
@@ -53,35 +53,35 @@ class Set:
     frozen: bool = False
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class ByteText:
     """A Python 2 `str` that is no UTF-8."""
 
     raw: bytes
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Appended:
     """Items that were appended to a called object, as to a list."""
 
     items: list[Node]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Added:
     """Items that were added to a called object, as to a set."""
 
     items: list[Node]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class SetItems:
     """Items that were set on a called object, as on a dict."""
 
     entries: list[tuple[Node, Node]]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Built:
     """State that was handed to a called object: `__setstate__`, or its attributes."""
 
@@ -91,7 +91,7 @@ class Built:
 Effect = Appended | Added | SetItems | Built
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Call:
     """A call that an unpickler would make, and what it would then do to the result.
 

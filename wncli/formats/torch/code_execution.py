@@ -184,7 +184,7 @@ def _telling_parts(node: Node, uses: _Uses) -> Iterator[Node]:
         yield part
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class _Judge:
     """Looks at the calls of one pickle, each in a time that does not grow with what they share.
 

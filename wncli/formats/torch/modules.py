@@ -77,7 +77,7 @@ class Module(NamedTuple):
     others: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class ModuleReader:
     """Unfolds the modules of one tree; each is read once, wherever it is shared.
 
