@@ -69,7 +69,7 @@ def test_every_compiler_gives_the_same_bits(
         sums, w, norms = numbers(shape[1]), v.copy(), bytearray(g.nbytes)
         loops.add_squares(NAMES[dtype], raw(v), sums, shape[2])
         usual = [loops.to_magnitudes(NAMES[dtype], sums, norms)]
-        usual.append(loops.fold(NAMES[dtype], raw(w), raw(g), shape[2]))
+        usual.append(loops.fold(NAMES[dtype], raw(w), raw(g), None, shape[2]))
         results.append((bytes(sums), bytes(norms), w.tobytes(), usual))
     assert results[0] == results[1]
     assert len(results[0][0]) == shape[1] * 16

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-import wncli.streaming.fast_fold
+import wncli.arithmetic.weight_norm
+import wncli.streaming.fold
 from tests.support.strategies import BFLOAT16, FLOAT16, FLOAT32, Array, named
 
 
 def without_compiled_loops(patch: pytest.MonkeyPatch) -> None:
     """Let this process compute with NumPy alone."""
-    patch.setattr(wncli.streaming.fast_fold, "kernel", None)
+    for room in (wncli.arithmetic.weight_norm, wncli.streaming.fold):
+        patch.setattr(room, "kernel", None)
 
 
 #: The dtypes that there are loops for.

@@ -25,7 +25,8 @@ from wncli.plan.actions import Compose
 from wncli.plan.guards import refuse_expansion, refuse_growth
 from wncli.streaming.blocks import TensorBlocks, numpy_dtype
 from wncli.streaming.effective import aligned_runs, runs_of
-from wncli.streaming.fold import norms_of, slices_named
+from wncli.streaming.fold import sums_of_squares
+from wncli.streaming.reference import norms_of, slices_named
 
 if TYPE_CHECKING:
     from wncli.checkpoint.pairs import Pair
@@ -148,7 +149,8 @@ def _numbers(sources: Sources, spec: TensorSpec) -> tuple[int, int]:
 def _pair(sources: Sources, pair: Pair, *, is_odd: bool) -> Iterator[_Finding]:
     """Return what is wrong with a pair; `is_odd` says that g or v has NaN or Inf."""
     blocks = TensorBlocks(sources[pair.v.storage.file], pair.v, pair.dim)
-    norms = norms_of(blocks, wide=DType.F64 in (pair.g.dtype, pair.v.dtype))
+    wide = DType.F64 in (pair.g.dtype, pair.v.dtype)
+    norms = norms_of(blocks, None if wide else sums_of_squares(blocks), wide=wide)
     count = len(norms.high)
     zero = np.flatnonzero(norms.high == 0) if pair.v.numel else np.empty(0, np.int64)
     if zero.size:

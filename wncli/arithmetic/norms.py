@@ -30,15 +30,13 @@ from wncli.arithmetic.double_double import (
     times_in_range,
     two_sum,
 )
-from wncli.arithmetic.tiles import STEP, boxes, memory
+from wncli.arithmetic.tiles import boxes
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 #: Blocks of a tensor that have all of the channels of a mask, each with the number of its first.
 Reading = Callable[[Mask], Iterable[tuple[Array, int]]]
 
-#: A block's squares are summed in float64 by fewer additions; the sums of blocks lose nothing.
-_MOST_ADDITIONS = 2**15
 #: More than a norm is off by, relatively, where all is carried in pairs.
 _PAIR_SLACK = 2.0**-70
 
@@ -50,20 +48,6 @@ PRECISION = {
     "bfloat16": (8, -126),
 }
 
-#: Shorter rows are summed together: a call per row would cost more than it saves.
-_SHORT_ROW = 8
-#: More of them are added up in parts, so that each sum has few rounding errors.
-_MANY_ROWS = 1024
-
-#: Longer dot products make OpenBLAS start threads of its own, which then wait by spinning.
-_LONGEST_DOT = 8192
-
-#: From rows of this length on it costs more to repeat a factor in a buffer than to begin a loop.
-_LONG_ROW = 192
-#: The smallest buffer that NumPy takes, in elements: too small for it to put a row there.
-_NO_BUFFER = 16
-
-_FLOAT64 = np.dtype(np.float64)
 #: The bits of a float64 that are those of its power of two.
 _EXPONENT = np.int64(0x7FF << 52)
 
@@ -77,25 +61,6 @@ def raw(array: Array) -> memoryview:
     """The bytes of a contiguous array, not copied."""
     found: Any = array.reshape(-1).view(np.uint8)
     return memoryview(found)
-
-
-def room(use: str, size: int, dtype: np.dtype[Any]) -> Array:
-    """An array for `size` numbers, over the same memory for each use in a thread."""
-    found: Array = np.frombuffer(memory(use, size * dtype.itemsize), dtype)
-    return found
-
-
-def widened(block: Array) -> Float64:
-    """A block of at most `STEP` elements in float64, until the next call in this thread."""
-    values = room("widened", block.size, _FLOAT64).reshape(block.shape)
-    np.copyto(values, block)
-    return values
-
-
-def _have_rows_begun(values: Float64) -> None:
-    """Let what follows, until `unwarned` ends, begin a loop for each row where they are long."""
-    if values.shape[2] >= _LONG_ROW:
-        np.setbufsize(_NO_BUFFER)
 
 
 class Norms(NamedTuple):
@@ -181,46 +146,33 @@ class NormSum:
 
     Args:
         channels: number of slices.
+        terms: elements of each.
         wide: gather for norms in float64, rather than in float32 or narrower.
+        sums: what has been gathered already, two float64 for each channel.
     """
 
-    def __init__(self, channels: int, *, wide: bool) -> None:
+    def __init__(
+        self, channels: int, terms: int, *, wide: bool, sums: memoryview | None = None
+    ) -> None:
         self.wide = wide
-        self._numel = 0
-        self._sums = np.zeros((channels, 2))
-        self._high, self._low = self._sums.T
+        self._terms = terms
+        pairs = np.zeros((channels, 2)) if sums is None else np.frombuffer(sums).reshape(-1, 2)
+        self._high, self._low = pairs.T
         if wide:
             self._exponent = np.full(channels, SMALLEST_EXPONENT, dtype=np.int64)
             self._peak = np.zeros(channels)
 
     def add(self, block: Array, first: int = 0) -> None:
         """Take in a block of shape `(outer, channels, inner)` whose channels begin at `first`."""
-        for box in boxes(block.shape, STEP):
-            part = block[box.outer, box.channels, box.inner]
-            self.add_widened(widened(part), first + box.channels.start)
-
-    def add_widened(self, values: Float64, first: int = 0) -> None:
-        """Take in a block in float64 that is no larger than a step."""
-        where = slice(first, first + values.shape[1])
-        self._numel += values.size
-        if self.wide:
-            _have_rows_begun(values)
-            self._add_wide(values, where)
-            return
-        if values.shape[2] >= _SHORT_ROW:
-            sums = np.zeros(values.shape[1])
-            for start in range(0, values.shape[2], _LONGEST_DOT):
-                run = values[:, :, start : start + _LONGEST_DOT]
-                squares = np.vecdot(run, run)
-                sums += squares[0] if len(squares) == 1 else squares.sum(axis=0)
-        else:
-            squares = room("squares", values.size, _FLOAT64).reshape(values.shape)
-            np.square(values, out=squares)
-            if len(squares) > _MANY_ROWS:
-                squares = np.add.reduceat(squares, range(0, len(squares), _MANY_ROWS))
-            sums = squares.sum(axis=(0, 2))
-        self._high[where], error = two_sum(self._high[where], sums)
-        self._low[where] += error
+        for box in boxes(block.shape, PAIRS):
+            values = block[box.outer, box.channels, box.inner].astype(np.float64)
+            where = slice(first + box.channels.start, first + box.channels.stop)
+            if self.wide:
+                self._add_wide(values, where)
+                continue
+            squares = np.einsum("oci,oci->c", values, values)
+            self._high[where], error = two_sum(self._high[where], squares)
+            self._low[where] += error
 
     def _add_wide(self, values: Float64, where: slice) -> None:
         rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
@@ -247,8 +199,8 @@ class NormSum:
             total = self._high + self._low
             # The error terms of an infinity are NaN.
             np.copyto(total, self._high, where=np.isnan(total))
-            additions = min(self._numel // max(len(total), 1), _MOST_ADDITIONS)
-            slack = (additions + 8) * 2.0**-53  # twice the bound
+            # Twice the bound: the squares of a box are summed in float64, boxes lose nothing.
+            slack = (min(self._terms, PAIRS) + 8) * 2.0**-53
             return Norms(np.sqrt(total, out=total), slack=slack, read=read)
         high, low = square_root(self._high, self._low)
         # The error terms of an infinity are NaN: the norm of a slice with one is inf, or NaN.
@@ -278,30 +230,22 @@ class Factors(NamedTuple):
 
         They may be one array; their channels begin at `first`.
         """
-        for box in boxes(block.shape, STEP):
+        for box in boxes(block.shape, PAIRS):
             place = box.outer, box.channels, box.inner
-            self.scale_widened(widened(block[place]), out[place], first + box.channels.start)
+            values = block[place].astype(np.float64)
+            rows = slice(first + box.channels.start, first + box.channels.stop)
+            np.copyto(out[place], self._products(values, rows), casting="unsafe")
 
-    def scale_widened(self, values: Float64, out: Array, first: int = 0) -> None:
-        """The same for a block in float64 that is no larger than a step, and is used up."""
-        where = slice(first, first + values.shape[1])
-        high, low, exponent = self.high[where, None], self.low, self.exponent
-        _have_rows_begun(values)
-        if low is None or exponent is None:
-            np.multiply(values, high, out=values)
-            np.copyto(out, values, casting="unsafe")
-            return
-        low, exponent = low[where, None], exponent[where, None]
-        near, rest = np.ldexp(high, exponent), np.ldexp(low, exponent)
-        for box in boxes(values.shape, PAIRS):
-            place, rows = (box.outer, box.channels, box.inner), box.channels
-            part = values[place]
-            product = times_in_range(part, near[rows], rest[rows])
-            if product is None:
-                mantissa, places = np.frexp(part)
-                product = times(mantissa, high[rows], low[rows])
-                product = np.ldexp(product, places + exponent[rows])
-            np.copyto(out[place], product, casting="unsafe")
+    def _products(self, values: Float64, rows: slice) -> Float64:
+        high = self.high[rows, None]
+        if self.low is None or self.exponent is None:
+            return values * high
+        low, exponent = self.low[rows, None], self.exponent[rows, None]
+        product = times_in_range(values, np.ldexp(high, exponent), np.ldexp(low, exponent))
+        if product is None:
+            mantissa, places = np.frexp(values)
+            product = np.ldexp(times(mantissa, high, low), places + exponent)
+        return product
 
 
 def factors(g: Array, norms: Norms, *, may_match: bool = True, empty: bool = False) -> Factors:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wncli.arithmetic.norms import Array, Norms, NormSum, factors, unwarned
+from wncli.arithmetic.kernels import COMPILED, kernel
+from wncli.arithmetic.norms import Array, Norms, NormSum, factors, raw, unwarned
 from wncli.checkpoint.dims import fitting_dims, magnitude_shape, resolve_dim, slices
 from wncli.checkpoint.tensors import NORMALIZABLE, DType, product_dtype
 from wncli.errors import WeightNormError
@@ -49,6 +50,9 @@ def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
     if not p > 0:
         raise WeightNormError("magnitude", f"order {p} is no norm", expected="an order above 0")
     view = array.reshape(slices(array.shape, dim))
+    fast = _fast_magnitude(view) if p == 2 else None  # noqa: PLR2004
+    if fast is not None:
+        return fast.reshape(magnitude_shape(array.shape, dim))
     wide = array.dtype == np.float64
     norms = _norms_of(view, wide=wide) if p == 2 else _power_norms(view, p)  # noqa: PLR2004
     g = norms.rounded(array.dtype)
@@ -132,6 +136,9 @@ def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
         )
     view = directions.reshape(slices(directions.shape, dims[0]))
     dtype = _product_dtype(magnitudes, directions)
+    fast = _fast_product(magnitudes, view)
+    if fast is not None:
+        return fast.reshape(directions.shape)
     norms = _norms_of(view, wide=np.float64 in (magnitudes.dtype, directions.dtype))
     same_dtype = magnitudes.dtype == directions.dtype
     found = factors(magnitudes.reshape(-1), norms, may_match=same_dtype, empty=not view.size)
@@ -158,8 +165,34 @@ def _product_dtype(g: Array, v: Array) -> np.dtype[Any]:
     return known.get(dtype.label) or np.dtype(DType.F32.label)
 
 
+def _fast_magnitude(view: Array) -> Array | None:
+    """The norms, by the compiled loops; None where there are none, or not all is usual."""
+    name = _compiled(view)
+    if name is None:
+        return None
+    sums = memoryview(bytearray(16 * view.shape[1]))
+    g = bytearray(view.itemsize * view.shape[1])
+    kernel.add_squares(name, raw(view), sums, view.shape[2])
+    return np.frombuffer(g, view.dtype) if kernel.to_magnitudes(name, sums, g) else None
+
+
+def _fast_product(g: Array, view: Array) -> Array | None:
+    """The product, by the compiled loops; None where there are none, or not all is usual."""
+    name = _compiled(view)
+    if name is None or g.dtype != view.dtype:
+        return None
+    w = view.copy()
+    return w if kernel.fold(name, raw(w), raw(g), None, view.shape[2]) else None
+
+
+def _compiled(view: Array) -> str | None:
+    """What the compiled loops call a dtype; None where there are none for it, or no elements."""
+    dtype = _DTYPES[view.dtype.name]
+    return dtype.name if kernel is not None and dtype in COMPILED and view.size else None
+
+
 def _norms_of(view: Array, *, wide: bool) -> Norms:
-    total = NormSum(view.shape[1], wide=wide)
+    total = NormSum(view.shape[1], view.shape[0] * view.shape[2], wide=wide)
     total.add(view)
     return total.norms(lambda _: [(view, 0)])
 

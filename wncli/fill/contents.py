@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from wncli.checkpoint.layout import Elements, Magnitude, Product
 from wncli.checkpoint.tensors import Storage
 from wncli.streaming.blocks import TensorBlocks
-from wncli.streaming.fast_fold import UsualFolding, usual_magnitude
+from wncli.streaming.fold import fold_pair, split_weight
 
 if TYPE_CHECKING:
     from wncli.arithmetic.norms import Array
-    from wncli.checkpoint.pairs import Pair
     from wncli.checkpoint.tensors import TensorSpec
     from wncli.notes import Note
     from wncli.storage.source import Sink, Sources
-    from wncli.streaming.fold import Folding
 
 
 class Patches(NamedTuple):
@@ -58,33 +56,14 @@ def computed(
         case Magnitude():
             return _magnitude(content, sources, sink, notes, patches)
         case Product(pair, row_major):
-            source = sources[pair.v.storage.file]
-            blocks = TensorBlocks(source, pair.v, pair.dim, row_major=row_major)
-            return _product(pair, sources, blocks, notes)
+            runs = fold_pair(sources, pair, notes, row_major=row_major)
+            return ((start * pair.dtype.itemsize, w) for start, w in runs)
 
 
 def _elements(tensor: TensorSpec, sources: Sources) -> Iterator[_Run]:
     blocks = TensorBlocks(sources[tensor.storage.file], tensor, row_major=True)
     for block in blocks:
         yield block.start * tensor.dtype.itemsize, blocks.read_bytes(block)
-
-
-def _product(
-    pair: Pair, sources: Sources, blocks: TensorBlocks, notes: list[Note]
-) -> Iterator[_Run]:
-    """Block by block: by the compiled loops where all is usual in it, else by NumPy."""
-    usual = UsualFolding.of(sources, pair, blocks)
-    thorough: Folding | None = None
-    for block in blocks:
-        w = usual.product(block) if usual else None
-        if w is None:
-            from wncli.arithmetic.norms import raw
-            from wncli.streaming.fold import Folding
-
-            thorough = thorough or Folding(sources, pair, blocks)
-            w = raw(thorough.product(block))
-        yield block.start * pair.dtype.itemsize, w
-    notes += thorough.notes() if thorough else ()
 
 
 def _magnitude(
@@ -97,19 +76,18 @@ def _magnitude(
     weight, dim = content.weight, content.dim
     if content.of_output:
         sources, weight = _as_written(content, sources, sink)
-    g: bytes | memoryview | None = usual_magnitude(sources, weight, dim)
-    if g is None:
-        from wncli.arithmetic.norms import raw
-        from wncli.streaming.fold import split_weight
+    found = split_weight(sources, weight, dim)
+    if isinstance(found, bytes):
+        yield 0, memoryview(found)
+        return
+    from wncli.arithmetic.norms import raw
 
-        split = split_weight(sources, weight, dim)
-        notes += split.notes
-        if split.zero.size:
-            step = 0 if dim is None else content.strides[dim]
-            places = content.direction + step * split.zero * weight.dtype.itemsize
-            patches.append(Patches(places, split.units))
-        g = raw(split.g)
-    yield 0, memoryview(g)
+    notes += found.notes
+    if found.zero.size:
+        step = 0 if dim is None else content.strides[dim]
+        places = content.direction + step * found.zero * weight.dtype.itemsize
+        patches.append(Patches(places, found.units))
+    yield 0, raw(found.g)
 
 
 def _as_written(content: Magnitude, sources: Sources, sink: Sink) -> tuple[Sources, TensorSpec]:

@@ -215,7 +215,7 @@ class _Filling:
             return
         import numpy as np
 
-        from wncli.streaming.fold import windows
+        from wncli.streaming.reference import windows
 
         for all_places, elements in self.patches:
             for part in windows(all_places, elements.itemsize):

@@ -10,7 +10,7 @@ import numpy as np
 from wncli.arithmetic.norms import Array
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import DType
-from wncli.streaming.blocks import TensorBlocks
+from wncli.streaming.blocks import TensorBlocks, numpy_dtype
 from wncli.streaming.fold import fold_pair
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def runs_of(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Ite
         WeightNormError: a slice of v is all zero under a g that is not.
     """
     if isinstance(item, Pair):
-        for _, run in fold_pair(sources, item, notes, row_major_order=True):
-            yield run.reshape(-1)
+        dtype = numpy_dtype(item.dtype)
+        for _, product in fold_pair(sources, item, notes, row_major=True):
+            yield np.frombuffer(product, dtype)
         return
     if not item.dtype.itemsize:  # several elements to a byte
         item = item._replace(dtype=DType.U8, shape=(item.nbytes,), strides=(1,))

@@ -70,7 +70,7 @@ def norms(v: Array) -> tuple[Array, bool]:
 def fold(g: Array, v: Array) -> tuple[Array, bool]:
     """The product, and whether all is usual: else v comes back as it was."""
     w = v.copy()
-    usual = kernel.fold(NAMES[v.dtype], raw(w), raw(g), v.shape[2])
+    usual = kernel.fold(NAMES[v.dtype], raw(w), raw(g), None, v.shape[2])
     return w, usual
 
 
@@ -125,7 +125,7 @@ def test_sums_of_all_slices_give_the_same_products(
     v, g = normal(shape, dtype), np.abs(normal((shape[1],), dtype, seed=1))
     sums, w = numbers(shape[1]), v.copy()
     kernel.add_squares(NAMES[dtype], raw(v), sums, shape[2])
-    assert kernel.fold_by(NAMES[dtype], raw(w), raw(g), sums, shape[2])
+    assert kernel.fold(NAMES[dtype], raw(w), raw(g), sums, shape[2])
     assert bits(w) == bits(fold(g, v)[0])
 
 
@@ -213,7 +213,7 @@ def test_numbers_of_a_block_that_turn_out_to_be_none_after_its_norms_stay_none(
     """The file was changed in between."""
     v = np.array([[[np.nan, -np.nan, 1, np.inf, -np.inf]]], dtype)
     sums = raw(np.array([4.0, 0.0]))
-    assert kernel.fold_by(NAMES[dtype], raw(v), raw(np.array([3], dtype)), sums, 5)
+    assert kernel.fold(NAMES[dtype], raw(v), raw(np.array([3], dtype)), sums, 5)
     expected = [np.nan, np.nan, 1.5, np.inf, -np.inf]
     np.testing.assert_array_equal(v.reshape(-1).astype(np.float64), expected)
 
@@ -249,7 +249,7 @@ def test_products_are_rounded_to_even_once(dtype: Dtype) -> None:
             g = np.asarray(factor * 2.0**shift, dtype)
             sums = raw(np.array([1.0, 0.0]))
             w = v.copy()
-            assert kernel.fold_by(NAMES[dtype], raw(w), raw(g), sums, v.shape[2])
+            assert kernel.fold(NAMES[dtype], raw(w), raw(g), sums, v.shape[2])
             for found, value in zip(w.flat, v.flat, strict=True):
                 assert exact(found) == rounded(exact(g[()]) * exact(value), dtype)
 
@@ -276,9 +276,9 @@ def test_sizes_that_do_not_fit_are_refused(inner: int, size: int) -> None:
         kernel.add_squares("F32", v, sums, inner)
     g = memoryview(bytearray(size // 4))
     with pytest.raises(ValueError, match="do not fit"):
-        kernel.fold("F32", v, g[:0] if (inner, size) == (2, 16) else g, inner)
+        kernel.fold("F32", v, g[:0] if (inner, size) == (2, 16) else g, None, inner)
     with pytest.raises(ValueError, match="do not fit"):
-        kernel.fold_by("F32", v, g, sums, inner)
+        kernel.fold("F32", v, g, sums, inner)
 
 
 @compiled
@@ -286,12 +286,12 @@ def test_a_buffer_that_is_too_small_or_unknown_is_refused() -> None:
     v, sums = memoryview(bytearray(20)), memoryview(bytearray(16))
     for size in (0, 2, 12, 40):
         with pytest.raises(ValueError, match="do not fit"):
-            kernel.fold("F32", v, bytes(size), 5)
+            kernel.fold("F32", v, bytes(size), None, 5)
         with pytest.raises(ValueError, match="do not fit"):
             kernel.to_magnitudes("F32", sums, bytearray(size))
     for size in (0, 8, 32):
         with pytest.raises(ValueError, match="do not fit"):
-            kernel.fold_by("F32", v, bytes(4), memoryview(bytes(size)), 5)
+            kernel.fold("F32", v, bytes(4), memoryview(bytes(size)), 5)
     for name in ("I32", "F64", ""):
         with pytest.raises(ValueError, match=f"no loops for {name}"):
             kernel.add_squares(name, v, sums, 5)

@@ -360,8 +360,15 @@ static bool shape_of(dtype type, const Py_buffer *v, const Py_buffer *of_channel
         *found = (shape){v->len / size / inner / channels, channels, inner};
         return true;
     }
-    PyErr_SetString(PyExc_ValueError, "the sizes of v, its channels and its rows do not fit");
+    PyErr_SetString(PyExc_ValueError, "the sizes do not fit");
     return false;
+}
+
+static bool equal(Py_ssize_t one, Py_ssize_t other)
+{
+    if (one != other)
+        PyErr_SetString(PyExc_ValueError, "the sizes do not fit");
+    return one == other;
 }
 
 static PyObject *py_add_squares(PyObject *Py_UNUSED(module), PyObject *args)
@@ -384,28 +391,29 @@ static PyObject *py_add_squares(PyObject *Py_UNUSED(module), PyObject *args)
     return fits ? Py_NewRef(Py_None) : NULL;
 }
 
-/* Both `fold`, without sums, and `fold_by`, with those of whole slices. */
-static PyObject *fold(PyObject *args, bool has_sums)
+static PyObject *py_fold(PyObject *Py_UNUSED(module), PyObject *args)
 {
     const char *name;
-    Py_buffer v, g, sums = {0};
+    Py_buffer v, g, sums;
     Py_ssize_t inner;
     dtype type;
     shape s;
-    if (!(has_sums ? PyArg_ParseTuple(args, "sw*y*y*n", &name, &v, &g, &sums, &inner)
-                   : PyArg_ParseTuple(args, "sw*y*n", &name, &v, &g, &inner)))
+    if (!PyArg_ParseTuple(args, "sw*y*z*n", &name, &v, &g, &sums, &inner))
         return NULL;
-    PyObject *result = NULL;
-    if (!type_named(name, &type) || !shape_of(type, &v, &g, itemsize(type), inner, &s))
-        goto end;
-    if (has_sums && sums.len != s.channels * (Py_ssize_t)sizeof(pair)) {
-        PyErr_SetString(PyExc_ValueError, "the sizes of g and the sums do not fit");
-        goto end;
+    bool fits = type_named(name, &type) && shape_of(type, &v, &g, itemsize(type), inner, &s);
+    bool usual = false;
+    pair *own = NULL;
+    double *factors = NULL;
+    if (fits && sums.buf)
+        fits = equal(sums.len, s.channels * (Py_ssize_t)sizeof(pair));
+    if (fits) {
+        own = sums.buf ? NULL : PyMem_Calloc((size_t)s.channels, sizeof(pair));
+        factors = PyMem_Calloc((size_t)s.channels, sizeof(double));
+        fits = factors && (own || sums.buf);
+        if (!fits)
+            PyErr_NoMemory();
     }
-    pair *own = has_sums ? NULL : PyMem_Calloc((size_t)s.channels, sizeof(pair));
-    double *factors = PyMem_Calloc((size_t)s.channels, sizeof(double));
-    if (factors && (own || has_sums)) {
-        bool usual;
+    if (fits) {
         Py_BEGIN_ALLOW_THREADS
         if (own)
             add_squares_of(type, v.buf, own, s);
@@ -413,28 +421,13 @@ static PyObject *fold(PyObject *args, bool has_sums)
         if (usual)
             scale_of(type, v.buf, factors, s);
         Py_END_ALLOW_THREADS
-        result = PyBool_FromLong(usual);
-    } else {
-        PyErr_NoMemory();
     }
     PyMem_Free(own);
     PyMem_Free(factors);
-end:
     PyBuffer_Release(&v);
     PyBuffer_Release(&g);
-    if (has_sums)
-        PyBuffer_Release(&sums);
-    return result;
-}
-
-static PyObject *py_fold(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    return fold(args, false);
-}
-
-static PyObject *py_fold_by(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    return fold(args, true);
+    PyBuffer_Release(&sums);
+    return fits ? PyBool_FromLong(usual) : NULL;
 }
 
 static PyObject *py_to_magnitudes(PyObject *Py_UNUSED(module), PyObject *args)
@@ -446,12 +439,9 @@ static PyObject *py_to_magnitudes(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *usual = NULL;
     if (!PyArg_ParseTuple(args, "sy*w*", &name, &sums, &g))
         return NULL;
-    if (type_named(name, &type) && shape_of(type, &g, &sums, sizeof(pair), 1, &s)) {
-        if (s.outer == 1)
-            usual = PyBool_FromLong(to_magnitudes(type, sums.buf, g.buf, s.channels));
-        else
-            PyErr_SetString(PyExc_ValueError, "the sizes of g and the sums do not fit");
-    }
+    if (type_named(name, &type) && shape_of(type, &g, &sums, sizeof(pair), 1, &s) &&
+        equal(s.outer, 1))
+        usual = PyBool_FromLong(to_magnitudes(type, sums.buf, g.buf, s.channels));
     PyBuffer_Release(&sums);
     PyBuffer_Release(&g);
     return usual;
@@ -462,11 +452,9 @@ static PyMethodDef methods[] = {
      "add_squares(dtype, v, sums, inner)\n\n"
      "Add the squares of each channel of v, seen as (outer, channels, inner), to its sum."},
     {"fold", py_fold, METH_VARARGS,
-     "fold(dtype, v, g, inner)\n\n"
-     "Write g * v / ||v|| in v's place; if not all is usual, leave v alone and return False."},
-    {"fold_by", py_fold_by, METH_VARARGS,
-     "fold_by(dtype, v, g, sums, inner)\n\n"
-     "The same for a part of the slices, with the sums of all of their squares."},
+     "fold(dtype, v, g, sums, inner)\n\n"
+     "Write g * v / ||v|| in v's place; if not all is usual, leave v alone and return False.\n"
+     "The sums are None where v has all of its slices."},
     {"to_magnitudes", py_to_magnitudes, METH_VARARGS,
      "to_magnitudes(dtype, sums, g)\n\n"
      "Write the norms into g, from the sums of their squares; whether all is usual."},

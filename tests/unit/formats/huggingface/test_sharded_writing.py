@@ -252,7 +252,7 @@ def test_several_state_dicts_go_into_a_folder_one_at_a_time(tmp_path: Path, wn_h
 @pytest.mark.parametrize("size", ["0", "", "x", "-1", "5XB", "GB", "1e9", "0.1"])
 def test_what_is_no_size_is_refused(size: str, tmp_path: Path) -> None:
     torch.save(blocks(), tmp_path / "in.pt")
-    with pytest.raises(UsageError, match="max-shard-size"):
+    with pytest.raises(UsageError, match="max_shard_size"):
         wncli.convert(tmp_path / "in.pt", tmp_path / "out", max_shard_size=size)
 
 
