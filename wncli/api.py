@@ -429,7 +429,7 @@ def _write(
 
 
 def _path(given: AnyPath, *, is_output: bool = False) -> Path:
-    """A path that says something: an empty one would be the working directory."""
+    """Return a path that says something: an empty one would be the working directory."""
     refuse_address(os.fspath(given), is_output=is_output)
     if not os.fspath(given):
         raise FileError("''", "this is no path", expected="a file or a folder")

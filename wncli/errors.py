@@ -38,7 +38,7 @@ def shortened(text: str, most: int = 1000) -> str:
 
 
 def few(names: Collection[str], most: int = 3) -> str:
-    """The first of these names, and how many more there are."""
+    """Return the first of these names, and how many more there are."""
     shown = ", ".join(list(names)[:most])
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 

@@ -108,7 +108,7 @@ def _escaped(char: str) -> str:
 
 
 def option(flag: str, value: str) -> str:
-    """An option of a shell and its value, which may begin as an option does."""
+    """Return an option of a shell and its value, which may begin as an option does."""
     if not value.startswith("-"):
         return f"{flag} {word(value)}"
     return word(f"{flag}={value}" if flag.startswith("--") else f"{flag}{value}")

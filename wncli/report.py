@@ -29,7 +29,7 @@ LayerAction = Literal["none", "apply", "remove", "convert", "renormalize"]
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - of whatever a result holds
-    """A result as a dict, and so all results in it."""
+    """Return a result as a dict, and so all results in it."""
     if isinstance(value, tuple):
         return tuple(map(plain, value))
     if is_dataclass(value):
@@ -55,7 +55,7 @@ class Parameters:
         return self.after - self.before
 
     def to_json(self) -> dict[str, int]:
-        """The numbers and their difference."""
+        """Return the numbers and their difference."""
         return {"before": self.before, "after": self.after, "change": self.change}
 
 
@@ -196,7 +196,7 @@ class Report:
     tensors: tuple[Tensor, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values for `json.dumps`; new keys may come, none will go."""
+        """Return the report as plain values for `json.dumps`; new keys may come, none will go."""
         return {"schema": SCHEMA, **plain(self), "parameters": self.parameters.to_json()}
 
 

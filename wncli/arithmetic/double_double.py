@@ -41,7 +41,7 @@ _SPLITTER = 134217729.0
 
 
 def two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
-    """`a + b` rounded, and exactly what the rounding lost."""
+    """Return `a + b` rounded, and exactly what the rounding lost."""
     total = a + b
     virtual = total - a
     return total, (a - (total - virtual)) + (b - virtual)
@@ -56,7 +56,7 @@ def product_error(a: Float64, b: Float64, product: Float64) -> Float64:
 
 
 def sum_of_squares(rows: Float64, exponents: Int64) -> tuple[Float64, Float64]:
-    """The sum of squares of each row of a `(rows, columns)` array, over the power of two.
+    """Return the sum of squares of each row of a `(rows, columns)` array, over the power of two.
 
     Args:
         rows: finite values.
@@ -92,7 +92,7 @@ def sum_of_squares(rows: Float64, exponents: Int64) -> tuple[Float64, Float64]:
 
 
 def exact_sums_of_squares(rows: Float64) -> list[int]:
-    """The sums of squares of the rows of a `(rows, columns)` array, in units of 2**-2148.
+    """Return the sums of squares of the rows of a `(rows, columns)` array, in units of 2**-2148.
 
     Args:
         rows: finite values, in at most `LONGEST_EXACT` columns.
@@ -116,7 +116,7 @@ def exact_sums_of_squares(rows: Float64) -> list[int]:
 
 
 def rounded_root(square: int, digits: int, lowest: int) -> float:
-    """The square root of what is in units of 2**-2148, rounded once, a tie to even.
+    """Return the square root of what is in units of 2**-2148, rounded once, a tie to even.
 
     Args:
         square: such a sum of squares.
@@ -134,7 +134,7 @@ def rounded_root(square: int, digits: int, lowest: int) -> float:
 
 
 def square_root(high: Float64, low: Float64) -> tuple[Float64, Float64]:
-    """The square roots of non-negative pairs."""
+    """Return the square roots of non-negative pairs."""
     total, rest = two_sum(high, low)
     root = np.sqrt(total)
     product = root * root
@@ -143,7 +143,7 @@ def square_root(high: Float64, low: Float64) -> tuple[Float64, Float64]:
 
 
 def quotient(a: Float64, high: Float64, low: Float64) -> tuple[Float64, Float64]:
-    """`a / (high + low)`; where the quotient is not finite, it has no low part."""
+    """Return `a / (high + low)`; where the quotient is not finite, it has no low part."""
     first = a / high
     product = first * high
     residue = (a - product) - product_error(first, high, product) - first * low
@@ -151,7 +151,7 @@ def quotient(a: Float64, high: Float64, low: Float64) -> tuple[Float64, Float64]
 
 
 def times(a: Float64, high: Float64, low: Float64) -> Float64:
-    """`a * (high + low)`, rounded once."""
+    """Return `a * (high + low)`, rounded once."""
     product = a * high
     error = product_error(a, high, product) + a * low
     # Nothing to add keeps a zero's sign, and an infinity, whose error term is NaN.
@@ -159,7 +159,7 @@ def times(a: Float64, high: Float64, low: Float64) -> Float64:
 
 
 def times_in_range(a: Float64, high: Float64, low: Float64) -> Float64 | None:
-    """`a * (high + low)`, rounded once; None where a number on the way may be out of range.
+    """Return `a * (high + low)`, rounded once; None where a number may go out of range.
 
     Args:
         a: of shape `(rows, columns)`, or more of them.

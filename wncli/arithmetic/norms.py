@@ -58,7 +58,7 @@ unwarned = np.errstate(all="ignore")
 
 
 def raw(array: Array) -> memoryview:
-    """The bytes of a contiguous array, not copied."""
+    """Return the bytes of a contiguous array, not copied."""
     found: Any = array.reshape(-1).view(np.uint8)
     return memoryview(found)
 
@@ -78,7 +78,7 @@ class Norms(NamedTuple):
     read: Reading | None = None
 
     def rounded(self, dtype: np.dtype[Any]) -> Array:
-        """The norms in `dtype`, shape `(channels,)`; infinite where `dtype` cannot hold them."""
+        """Round the norms to `dtype`, `(channels,)`; infinite where that cannot hold them."""
         found = self.high if self.exponent is None else np.ldexp(self.high, self.exponent)
         g = found.astype(dtype)
         if self.read:
@@ -124,7 +124,7 @@ class Norms(NamedTuple):
 
 
 def _rounded_exactly(read: Reading, wanted: Mask, dtype: np.dtype[Any]) -> Array:
-    """The norms of a few slices, each rounded once, by whole numbers."""
+    """Return the norms of a few slices, each rounded once, by whole numbers."""
     sums = dict.fromkeys(np.flatnonzero(wanted).tolist(), 0)
     for block, first in read(wanted):
         for box in boxes(block.shape, PAIRS):
@@ -190,7 +190,7 @@ class NormSum:
         self._exponent[where] = new
 
     def norms(self, read: Reading) -> Norms:
-        """The square roots of what has been gathered.
+        """Return the square roots of what has been gathered.
 
         Args:
             read: reads it again, for those of which only the exact sum tells how they are rounded.

@@ -13,7 +13,7 @@ _thread = threading.local()
 
 
 def memory(use: str, nbytes: int) -> memoryview:
-    """The same memory for each use in a thread: new pages cost more than many a step."""
+    """Return the same memory for each use in a thread: new pages cost more than many a step."""
     found: memoryview | None = getattr(_thread, use, None)
     if found is None or len(found) < nbytes:
         found = memoryview(bytearray(nbytes))

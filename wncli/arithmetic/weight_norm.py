@@ -22,7 +22,7 @@ _DTYPES = {dtype.torch: dtype for dtype in NORMALIZABLE}
 
 @unwarned
 def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
-    """The norm of order `p` of `w` over every axis but `dim`.
+    """Return the norm of order `p` of `w` over every axis but `dim`.
 
     Args:
         w: float64, float32, float16 or bfloat16, of any rank from 1.
@@ -103,7 +103,7 @@ def decompose(w: npt.ArrayLike, dim: int | None = 0) -> tuple[Array, Array]:
 
 @unwarned
 def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
-    """The weight that magnitude `g` and direction `v` stand for: `g * v / ||v||`.
+    """Return the weight that magnitude `g` and direction `v` stand for: `g * v / ||v||`.
 
     The dim is read off g's shape: for v `(out, in, k)`, g `(out, 1, 1)` is dim 0, `(1, 1, k)`
     dim 2, and `()` the whole tensor.
@@ -166,7 +166,7 @@ def _product_dtype(g: Array, v: Array) -> np.dtype[Any]:
 
 
 def _fast_magnitude(view: Array) -> Array | None:
-    """The norms, by the compiled loops; None where there are none, or not all is usual."""
+    """Return the norms, by the compiled loops; None where there are none, or not all is usual."""
     name = _compiled(view)
     if name is None:
         return None
@@ -177,7 +177,7 @@ def _fast_magnitude(view: Array) -> Array | None:
 
 
 def _fast_product(g: Array, view: Array) -> Array | None:
-    """The product, by the compiled loops; None where there are none, or not all is usual."""
+    """Return the product, by the compiled loops; None where there are none, or not all is usual."""
     name = _compiled(view)
     if name is None or g.dtype != view.dtype:
         return None
@@ -186,7 +186,7 @@ def _fast_product(g: Array, view: Array) -> Array | None:
 
 
 def _compiled(view: Array) -> str | None:
-    """What the compiled loops call a dtype; None where there are none for it, or no elements."""
+    """Return what the loops call a dtype; None where there are none for it, or no elements."""
     dtype = _DTYPES[view.dtype.name]
     return dtype.name if kernel is not None and dtype in COMPILED and view.size else None
 

@@ -86,7 +86,7 @@ def writes(command: "Callable[..., functools.partial[Report]]") -> Callable[...,
 
 
 def app_for(command: str) -> typer.Typer:
-    """The app with this command alone, if there is one: typer looks at every option of all."""
+    """Give the app this command alone, if there is one: typer looks at every option of all."""
     known = app.registered_commands
     chosen = [one for one in known if getattr(one.callback, "__name__", "") == command]
     if not chosen:

@@ -46,7 +46,7 @@ class _RoomForNumPy:
 
 
 def program() -> NoReturn:
-    """What a shell starts as `wn`: `main`, leaving without taking apart what ends anyway.
+    """Run what a shell starts as `wn`: `main`, leaving without taking apart what ends anyway.
 
     Python would free every object one by one, which takes a tenth of a short run.
     """

@@ -66,7 +66,7 @@ def _one_output(command: str, words: list[str]) -> str:
 
 
 def _outputs(typed: Writing, folder: Path) -> dict[str, str]:
-    """The output of each checkpoint in `folder`: two under one name are refused."""
+    """Name the output of each checkpoint in `folder`: two under one name are refused."""
     if folder.exists() and not folder.is_dir():
         raise FileError(str(folder), "--output-dir is a file", expected="a folder's name")
     found: dict[str, str] = {}

@@ -212,7 +212,7 @@ class Writing(NamedTuple):
 
 
 def one_of(option: str, word: str | None, words: Sequence[str]) -> Any:  # noqa: ANN401 - a Literal
-    """A word that is one of several, or None where there is none.
+    """Take a word that is one of several, or None where there is none.
 
     Raises:
         UsageError: it is another.
@@ -223,7 +223,7 @@ def one_of(option: str, word: str | None, words: Sequence[str]) -> Any:  # noqa:
 
 
 def count(option: str, word: str | None) -> int | None:
-    """A whole number above 0, or None where there is none.
+    """Return a whole number above 0, or None where there is none.
 
     Raises:
         UsageError: it is another word.
@@ -236,7 +236,7 @@ def count(option: str, word: str | None) -> int | None:
 
 
 def number(option: str, word: str | None) -> float | None:
-    """A number, or None where there is none.
+    """Read a number, or None where there is none.
 
     Raises:
         UsageError: it is no number.

@@ -23,7 +23,7 @@ _REDRAW = 0.1
 
 @contextmanager
 def progress_bar(what: str, *, quiet: bool) -> Iterator[Progress]:
-    """A function that takes bytes done and bytes in all; draws on a terminal if it takes long."""
+    """Give a function that takes bytes done and in all; draw on a terminal if it takes long."""
     if quiet or not sys.stderr.isatty():
         yield lambda _count, _total: unfinished.end_if_interrupted()
         return

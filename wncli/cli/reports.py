@@ -65,14 +65,14 @@ def show_line(report: Report) -> None:
 
 
 def names_of(report: Report) -> list[str]:
-    """The full names of the layers, or of all tensors where these are listed, each once."""
+    """List the full names of the layers, or of all tensors where these are listed, each once."""
     if report.tensors is not None:
         return list(dict.fromkeys(tensor.name for tensor in report.tensors))
     return list(dict.fromkeys(map(_weight, report.layers)))
 
 
 def _note(report: Report, note: Note) -> str:
-    """A note's message, with the place where several state dicts may have the same names."""
+    """Return a note's message, with the place where several state dicts may have the same names."""
     message = in_shell(note.message)
     elsewhere = len(report.roots) > 1 and note.where and note.where not in message
     return printable(f"{note.where}: {message}" if elsewhere else message)
@@ -96,12 +96,12 @@ def _add_headline(page: Page, report: Report, more: str = "") -> None:
 
 
 def _kind(name: str | None, files: tuple[str, ...]) -> str:
-    """The format, and in how many files: `safetensors, 3 files`."""
+    """Say the format, and in how many files: `safetensors, 3 files`."""
     return f"{name}, {many(len(files), 'file')}" if files else str(name)
 
 
 def _done(report: Report) -> str:
-    """What became of the layers, or would: `2 layers folded, 1 layer normalized`."""
+    """Say what became of the layers, or would: `2 layers folded, 1 layer normalized`."""
     counts: Counter[str] = Counter(layer.action for layer in report.layers)
     done = [
         f"{many(counts[action], 'layer')} {verb}"
@@ -151,7 +151,7 @@ def _add_table(
 
 
 def _add_contents(page: Page, report: Report) -> None:
-    """What `inspect` says of the state dicts and of everything else in the file."""
+    """Add what `inspect` says of the state dicts and of everything else in the file."""
     rows = []
     for root in report.roots[:_MOST_LISTED]:
         what = printable(root.holder) or "state dict"
@@ -183,7 +183,7 @@ def _add_contents(page: Page, report: Report) -> None:
 
 
 def _add_findings(page: Page, report: Report, findings: tuple[Note, ...]) -> None:
-    """What a check found; the warnings of the report are among it."""
+    """Add what a check found; the warnings of the report are among it."""
     if not findings:
         page.line()
         page.line("  checked: ", ("everything was read, and nothing is wrong", "green"))
@@ -206,7 +206,7 @@ def _add_parameters(page: Page, report: Report) -> None:
 
 
 def _pair(layer: Layer) -> str:
-    """The names of g and v below their module: `weight_g, weight_v`."""
+    """Give the names of g and v below their module: `weight_g, weight_v`."""
     g = layer.g.removeprefix(f"{layer.module}.")
     return f"{g}, {layer.v.rpartition('.')[2]}"
 

@@ -145,5 +145,5 @@ def _shows_colours(stream: TextIO) -> bool:
 
 
 def many(count: int, what: str) -> str:
-    """A count with its noun, as `3 layers`."""
+    """Give a count its noun, as `3 layers`."""
     return f"{count:,} {what}{'s' if count != 1 else ''}"

@@ -38,7 +38,7 @@ def computed(
     notes: list[Note],
     patches: list[Patches],
 ) -> Iterator[_Run]:
-    """The bytes of a slot.
+    """Return the bytes of a slot.
 
     Args:
         content: what the slot is made of.
@@ -91,7 +91,7 @@ def _magnitude(
 
 
 def _as_written(content: Magnitude, sources: Sources, sink: Sink) -> tuple[Sources, TensorSpec]:
-    """The weight of a magnitude, as it stands in the output by now."""
+    """Return the weight of a magnitude, as it stands in the output by now."""
     weight = content.weight
     written = _Written(sink, sources[weight.storage.file].name)
     storage = Storage(weight.name, content.direction, written.nbytes - content.direction)

@@ -121,7 +121,7 @@ class _Filling:
         return False
 
     def divide(self) -> tuple[list[_Task], list[_Task]]:
-        """What threads can share, and what they can once that is there."""
+        """Return what threads can share, and what they can once that is there."""
         tasks: list[_Task] = []
         afterwards: list[_Task] = []
         copies: list[_Copying] = []
@@ -233,7 +233,7 @@ class _Filling:
                 self.checksums[index] = self.checksum(slot)
 
     def checksum(self, slot: Slot) -> int:
-        """The checksum of what stands in a slot of the output."""
+        """Return the checksum of what stands in a slot of the output."""
         from wncli.storage.crc32 import crc32
 
         found = 0

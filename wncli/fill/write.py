@@ -130,7 +130,7 @@ def _copy_companion(path: Path, new_files: NewFiles) -> None:
 
 
 def _checkpoint_in(target: Target) -> tuple[str, ...]:
-    """The files of the checkpoint in a folder that is to be replaced.
+    """Return the files of the checkpoint in a folder that is to be replaced.
 
     That is the one which the folder stands for, and whatever would be read before the new one:
     safetensors files come before torch files.

@@ -21,7 +21,7 @@ _WITH_DIM = re.compile(r"(.*)=([^]=]*)", re.DOTALL)
 
 
 def glob_of(name: str) -> str:
-    """The glob that matches this name, and is no `GLOB=DIM`; what nobody can type is a `?`."""
+    """Give the glob that matches this name, and is no `GLOB=DIM`; what nobody can type is a `?`."""
     escaped = re.sub(r"[][*?=]", lambda found: f"[{found[0]}]", name)
     return re.sub("[\\0\ud800-\udfff]", "?", escaped)
 

@@ -32,7 +32,7 @@ def refuse_address(text: str, *, is_output: bool) -> None:
 
 
 def _fetch(text: str) -> str:
-    """What brings the file here; nothing is overwritten by it."""
+    """Return what brings the file here; nothing is overwritten by it."""
     from urllib.parse import unquote
 
     scheme, _, place = text.partition("://")

@@ -18,7 +18,7 @@ from wncli.storage.source import BLOCK, Source, Sources
 
 
 def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[CheckedSource, ...]]:
-    """The sources, and those of them which check the storages that a layout is made from."""
+    """Return the sources, and those of them which check the storages that a layout is made from."""
     found: dict[tuple[int, str], Storage] = {}
     for slot in layout.slots:
         for storage in _storages(slot.content):
@@ -120,7 +120,7 @@ class CheckedSource:
 
 
 def damaged(source: Source, what: str, recorded: int, found: int) -> FormatError:
-    """The refusal of bytes that have changed since they were written."""
+    """Make the refusal of bytes that have changed since they were written."""
     return FormatError(
         source.name,
         f"{what} is damaged: its bytes have changed since the file was written",

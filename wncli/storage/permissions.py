@@ -19,7 +19,7 @@ _OF_CONTENT = frozenset({"security.ima", "security.evm"})
 
 
 def first_mode(replaced: Path) -> int:
-    """The mode to create a file with: its owner's part of what is replaced, or any new one's.
+    """Give the mode to create a file with: its owner's part of what is replaced, or any new one's.
 
     Raises:
         OSError: the system does not say.

@@ -78,13 +78,13 @@ def check_parent(where: str, folder: Path) -> None:
 
 
 def target_of(output: Path) -> Path:
-    """The file to replace: what `output` leads to if it is a link, so that the link stays."""
+    """Give the file to replace: what `output` leads to if it is a link, so that the link stays."""
     return Path(os.path.realpath(output)) if output.is_symlink() else output
 
 
 @contextmanager
 def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path, LocalSink]]:
-    """A new file of `nbytes` that takes `output`'s place when the block ends well.
+    """Return a new file of `nbytes` that takes `output`'s place when the block ends well.
 
     It is given as its path so far and what writes it. An existing file keeps its permissions and,
     where possible, its owner, and nobody else may read the new one at any moment; it is replaced
@@ -143,7 +143,7 @@ def _rename_onto_nothing(partial: Path, target: Path) -> None:
 
 
 def unwritable(output: Path, error: OSError, expected: str = "room, and permission") -> FileError:
-    """The refusal of an output that the system does not let be written."""
+    """Make the refusal of an output that the system does not let be written."""
     reason = os.strerror(error.errno or 0)
     return FileError(str(output), f"cannot be written ({reason})", expected=expected)
 

@@ -82,7 +82,7 @@ class NewFiles:
         self.sources: dict[str, Path] = {}
 
     def create(self, name: str) -> FileIO:
-        """A new file, for its owner alone where it is to have the permissions of another.
+        """Return a new file, for its owner alone where it is to have the permissions of another.
 
         Raises:
             OSError: the system does not let it be made.
@@ -91,7 +91,7 @@ class NewFiles:
         return FileIO(self.path / name, "x", opener=partial(os.open, mode=mode))
 
     def open(self, name: str) -> FileIO:
-        """A file that has been created, with its permissions from now on.
+        """Return a file that has been created, with its permissions from now on.
 
         Raises:
             OSError: the system does not let it be opened, or given its permissions.
@@ -128,7 +128,7 @@ class NewFiles:
                 take_over(descriptor, model, is_complete=is_complete, owner=not is_copy)
 
     def model_of(self, name: str) -> Path | None:
-        """The file whose permissions a new one gets."""
+        """Return the file whose permissions a new one gets."""
         place = self.target / name
         return place if place.is_file() else self.sources.get(name, self.old)
 
@@ -137,7 +137,7 @@ class NewFiles:
 def replacing_folder(
     output: Path, names: Sequence[str], find_old: Callable[[], Sequence[str]], *, force: bool
 ) -> Iterator[NewFiles]:
-    """The new files `names` of a folder, which take their places when the block ends well.
+    """Return the new files `names` of a folder, which take their places when the block ends well.
 
     `find_old` tells the files of the checkpoint that `output` holds so far, and that go; it is
     asked when what a killed run left half-way has been finished, before the files are written and
@@ -188,7 +188,7 @@ def replacing_folder(
 
 
 def _refuse_clashes(output: Path, target: Path, names: Sequence[str]) -> None:
-    """A new file must not have the name of a folder that stays."""
+    """Return a new file must not have the name of a folder that stays."""
     for name in names:
         place = target / name
         if place.is_dir() and not place.is_symlink():

@@ -164,7 +164,7 @@ def read_stored(source: Source, offset: int, nbytes: int, what: str) -> bytes:
 
 
 def truncated(source: Source, what: str, needed: int) -> FormatError:
-    """The refusal of a file that ends inside `what`."""
+    """Make the refusal of a file that ends inside `what`."""
     found = (
         os.fstat(source.file.fileno()).st_size if isinstance(source, LocalSource) else source.nbytes
     )
@@ -212,5 +212,5 @@ Sources = Sequence[Source]
 
 
 def unreadable(where: str, error: OSError) -> FileError:
-    """The refusal of a file that the system does not let be read."""
+    """Make the refusal of a file that the system does not let be read."""
     return FileError(where, f"cannot be read ({os.strerror(error.errno or 0)})")

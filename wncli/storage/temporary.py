@@ -44,7 +44,7 @@ _LONGEST_NAME = 200
 
 
 def create_partial(target: Path) -> tuple[Path, FileIO]:
-    """A new temporary sibling of `target`, as a path and the open file that holds its lock.
+    """Return a new temporary sibling of `target`, as a path and the open file that holds its lock.
 
     Where there is a target, only its owner may read and write the sibling until it is told who.
 
@@ -60,7 +60,7 @@ def create_partial(target: Path) -> tuple[Path, FileIO]:
 
 
 def create_partial_folder(parent: Path, name: str, mode: int) -> tuple[Path, int | None]:
-    """A new temporary folder in `parent` for a target of this name, with its lock.
+    """Return a new temporary folder in `parent` for a target of this name, with its lock.
 
     Raises:
         OSError: the system does not let it be made.
@@ -148,7 +148,7 @@ def _open_alone(lock: Path) -> int:
 
 @contextlib.contextmanager
 def _abandoned(path: Path) -> Iterator[Path]:
-    """What nobody writes any more, locked so that nobody else clears it away as well.
+    """Return what nobody writes any more, locked so that nobody else clears it away as well.
 
     Raises:
         OSError: somebody writes it, or it cannot be told.

@@ -32,7 +32,7 @@ _WIDEST_NUMBER = 8
 
 @cache
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
-    """The NumPy dtype of one of the dtypes that weight norm is computed in."""
+    """Return the NumPy dtype of one of the dtypes that weight norm is computed in."""
     import numpy as np
 
     name: type[Any] | str = str(dtype.torch)
@@ -134,7 +134,7 @@ class TensorBlocks:
                 yield Block((number * rows + row) * inner, seen, channel, offset, part)
 
     def read(self, block: Block, element: np.dtype[Any]) -> Array:
-        """The block's elements, in an array of its shape that the next read writes over.
+        """Return the block's elements, in an array of its shape that the next read writes over.
 
         Args:
             block: one of these.
@@ -181,5 +181,5 @@ class TensorBlocks:
         self.source.read_into(place, data, f"tensor {self.spec.name!r}")
 
     def _most(self) -> int:
-        """The most elements of a block that is a run: one step of the arithmetic."""
+        """Return the most elements of a block that is a run: one step of the arithmetic."""
         return min(STEP, max(1, BLOCK // self.itemsize))

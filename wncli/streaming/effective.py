@@ -36,7 +36,7 @@ def aligned_runs(
     sides: tuple[tuple[Sources, Pair | TensorSpec], tuple[Sources, Pair | TensorSpec]],
     notes: list[Note],
 ) -> Iterator[tuple[Array, Array]]:
-    """The elements of two tensors of one shape, as runs of equally many.
+    """Return the elements of two tensors of one shape, as runs of equally many.
 
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
@@ -56,7 +56,7 @@ def aligned_runs(
 
 
 def runs_of(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Iterator[Array]:
-    """The elements of a tensor, or of the product of a pair, in row-major order.
+    """Return the elements of a tensor, or of the product of a pair, in row-major order.
 
     A run is good until the next is asked for.
 
@@ -89,7 +89,7 @@ def _is_number(dtype: DType) -> bool:
 
 
 def _element(dtype: DType) -> np.dtype[Any]:
-    """The NumPy dtype of one element; bits where NumPy has no such number."""
+    """Return the NumPy dtype of one element; bits where NumPy has no such number."""
     name: Any = dtype.torch if dtype.torch in _PLAIN else (np.void, dtype.itemsize)
     if dtype in _ML_DTYPES:
         import ml_dtypes

@@ -30,7 +30,7 @@ _SUM = 16
 def fold_pair(
     sources: Sources, pair: Pair, notes: list[Note], *, row_major: bool
 ) -> Iterator[tuple[int, memoryview]]:
-    """The product of a pair as runs of bytes, each with the number of its first element.
+    """Return the product of a pair as runs of bytes, each with the number of its first element.
 
     A run is good until the next is asked for: it is made in v's buffer, or in one beside it. What
     the data shows is added to `notes` with the last run.
@@ -84,7 +84,7 @@ class _Folding:
         return w
 
     def by_numpy(self) -> ReferenceFold:
-        """What composes blocks that are unusual."""
+        """Return what composes blocks that are unusual."""
         from wncli.streaming.reference import ReferenceFold
 
         return ReferenceFold(self.pair, self.blocks, self.g, self.sums)
@@ -98,7 +98,7 @@ class _Folding:
         return kernel.fold(name, v, g, sums, inner)
 
     def notes(self) -> list[Note]:
-        """What the data of all blocks showed."""
+        """Return what the data of all blocks showed."""
         found = self.reference.notes() if self.reference else []
         return found + (self.stale.notes() if self.stale else [])
 
@@ -135,7 +135,7 @@ def sums_of_squares(blocks: TensorBlocks) -> memoryview | None:
 
 
 def _all_of(sources: Sources, spec: TensorSpec) -> bytes:
-    """The bytes of a tensor, in row-major order."""
+    """Return the bytes of a tensor, in row-major order."""
     if spec.is_contiguous and spec.nbytes <= BLOCK:
         place = spec.storage.offset + spec.offset * spec.dtype.itemsize
         return sources[spec.storage.file].read_at(place, spec.nbytes, f"tensor {spec.name!r}")

@@ -136,7 +136,7 @@ class ReferenceFold:
 
     @unwarned
     def scaling(self, norms: Norms, first: int, last: int) -> Factors:
-        """What the slices from `first` to `last` are multiplied by.
+        """Return what the slices from `first` to `last` are multiplied by.
 
         Raises:
             WeightNormError: one is all zero under a g that is not.
@@ -159,14 +159,14 @@ class ReferenceFold:
         return found
 
     def notes(self) -> list[Note]:
-        """What the data of all blocks showed."""
+        """Return what the data of all blocks showed."""
         odd = np.flatnonzero(self.odd)
         return _non_finite_notes(self.pair.weight, self.where, odd, len(self.g))
 
 
 @unwarned
 def norms_of(blocks: TensorBlocks, sums: memoryview | None, *, wide: bool) -> Norms:
-    """The norms of a tensor's slices.
+    """Return the norms of a tensor's slices.
 
     Args:
         blocks: of the tensor.
@@ -189,7 +189,7 @@ def norms_of(blocks: TensorBlocks, sums: memoryview | None, *, wide: bool) -> No
 
 
 def _units(blocks: TensorBlocks, channels: Array) -> Array:
-    """The units of slices, from their first elements."""
+    """Return the units of slices, from their first elements."""
     weight = blocks.spec
     dtype = numpy_dtype(weight.dtype)
     step = 0 if blocks.dim is None else blocks.strides[blocks.dim]
@@ -262,7 +262,7 @@ def _non_finite_notes(name: str, where: str, odd: Array, count: int) -> list[Not
 
 
 def slices_named(numbers: Array, count: int) -> str:
-    """A few slices by their numbers: `slices 0, 3 (of 8)`."""
+    """Return a few slices by their numbers: `slices 0, 3 (of 8)`."""
     named = ", ".join(str(int(number)) for number in numbers[:_NAMED])
     more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
     return f"slice{'s' if len(numbers) > 1 else ''} {named}{more} (of {count})"
