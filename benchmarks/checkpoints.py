@@ -183,7 +183,7 @@ def _generator(channels: int) -> Iterator[Layer]:
 
 
 def _random_state(checkpoint: Checkpoint, *, plain: bool) -> dict[str, torch.Tensor]:
-    """The state dict, in the order and the spelling of `torch.nn.utils.weight_norm`."""
+    """Return the state dict, in the order and the spelling of `torch.nn.utils.weight_norm`."""
     import torch
 
     generator = torch.Generator().manual_seed(2020)

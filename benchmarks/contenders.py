@@ -63,7 +63,7 @@ def for_help() -> Contenders:
 
 
 def for_file(case: Checkpoint, command: Command, source: Path, folded: Path) -> Contenders:
-    """A command on one file, beside both scripts, `cp` and the bare imports.
+    """Return a command on one file, beside both scripts, `cp` and the bare imports.
 
     Args:
         case: what the file holds.
@@ -117,7 +117,7 @@ def writing_folder(folder: Path, nbytes: int) -> Process:
 
 
 def folding(source: Path, folded: Path) -> Process:
-    """Makes the other side of a comparison."""
+    """Make the other side of a comparison."""
     return Process("wn remove", (*_WN, "remove", str(source), str(folded)))
 
 
@@ -140,7 +140,7 @@ def _suffix(case: Checkpoint, command: Command) -> str:
 def _options(
     case: Checkpoint, command: Command, folded: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What `wn` and the scripts take behind their input and output."""
+    """Return what `wn` and the scripts take behind their input and output."""
     match command:
         case "compare":
             return (str(folded),), (str(folded), str(AGREEMENT[case.dtype]))

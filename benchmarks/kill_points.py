@@ -55,7 +55,7 @@ class Tally:
     wrong: int = 0
 
     def row(self) -> tuple[str, ...]:
-        """The cells of its row."""
+        """Return the cells of its row."""
         counts = (
             len(self.case.steps), self.points + self.moments, self.moments, self.verdicts["old"],
             self.verdicts["new"], self.verdicts["moving"], self.leftovers, self.wrong,

@@ -44,7 +44,7 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    """The model's name where the system tells (Linux: proc(5))."""
+    """Return the model's name where the system tells (Linux: proc(5))."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -54,7 +54,7 @@ def _processor() -> str:
 
 
 def _file_system(folder: Path) -> str:
-    """The type of the file system that `folder` is on, where the system tells (Linux: proc(5))."""
+    """Return the type of the file system of `folder`, where the system tells (Linux: proc(5))."""
     try:
         mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     except OSError:

@@ -71,7 +71,7 @@ class Samples:
         return max(int(statistics.median(run.peak for run in self.runs)), self.together)
 
     def relative_to(self, other: Samples) -> float:
-        """The median of this wall time divided by the other's, round by round."""
+        """Return the median of this wall time divided by the other's, round by round."""
         pairs = zip(self.runs, other.runs, strict=True)
         return statistics.median(ours.wall / theirs.wall for ours, theirs in pairs)
 

@@ -118,7 +118,7 @@ def parse(arguments: Sequence[str] | None, description: str) -> Options:
 
 
 def several(parse_one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    """A parser of lists that are separated by commas."""
+    """Return a parser of lists that are separated by commas."""
 
     def parse_all(text: str) -> tuple[T, ...]:
         return tuple(parse_one(part.strip()) for part in text.split(","))
@@ -127,7 +127,7 @@ def several(parse_one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 
 def one_of(names: object) -> Callable[[str], str]:
-    """A parser of the names that a `Literal` has."""
+    """Return a parser of the names that a `Literal` has."""
 
     def parse_name(text: str) -> str:
         if text not in get_args(names):
@@ -139,7 +139,7 @@ def one_of(names: object) -> Callable[[str], str]:
 
 
 def at_least_one(text: str) -> int:
-    """A number from 1 on."""
+    """Return a number from 1 on."""
     if not text.isdigit() or text == "0":
         message = f"{text!r}: expected a number from 1 on"
         raise argparse.ArgumentTypeError(message)

@@ -64,7 +64,7 @@ def apply(state: State, dim: int, names: list[str]) -> None:
 
 
 def respell(state: State) -> State:
-    """The same tensors under the names of `torch.nn.utils.parametrizations.weight_norm`."""
+    """Return the same tensors under the names of `torch.nn.utils.parametrizations.weight_norm`."""
     originals = {"weight_g": "original0", "weight_v": "original1"}
     renamed = {}
     for name, tensor in state.items():

@@ -168,7 +168,7 @@ def in_turn(contenders: Contenders, runs: int, rtol: float) -> tuple[Samples, ..
 
 
 def measure_imports(options: Options, folder: Path) -> Table:
-    """What `wn inspect` imports for a tiny file of the first format."""
+    """Return what `wn inspect` imports for a tiny file of the first format."""
     tiny = Checkpoint(10**6, options.formats[0], channels=64)
     source = tiny.path(folder, plain=False)
     in_own_process(write, tiny, source, plain=False)
@@ -180,7 +180,7 @@ def measure_imports(options: Options, folder: Path) -> Table:
 
 @contextmanager
 def working_folder(kept: Path | None) -> Iterator[Path]:
-    """The folder of `--work`, made if it is not there; else a temporary one."""
+    """Return the folder of `--work`, made if it is not there; else a temporary one."""
     if kept is not None:
         kept.mkdir(parents=True, exist_ok=True)
         yield kept

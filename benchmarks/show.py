@@ -40,7 +40,7 @@ def print_tables(facts: Sequence[str], tables: Sequence[Table]) -> None:
 
 
 def as_markdown(facts: Sequence[str], tables: Sequence[Table]) -> str:
-    """The same as Markdown."""
+    """Return the same as Markdown."""
     lines = [f"- {fact}" for fact in facts]
     for table in tables:
         alignment = [

@@ -100,7 +100,7 @@ class Fuzzer:
                 batches.clear()
 
     def start(self, batch: Batch) -> Running:
-        """A process that examines a batch."""
+        """Return a process that examines a batch."""
         folder = Path(tempfile.mkdtemp(dir=self.work))
         process = self.context.Process(
             target=examine_all, args=(self.options.seed, batch, folder, self.kept())
@@ -115,7 +115,7 @@ class Fuzzer:
                 one.process.kill()
 
     def kept(self) -> frozenset[str]:
-        """The kinds of which there are enough examples."""
+        """Return the kinds of which there are enough examples."""
         return frozenset(kind for kind, found in self.kinds.items() if len(found) >= _KEPT)
 
     def collect(self, one: Running) -> Batch:
@@ -199,7 +199,7 @@ class Fuzzer:
 
 
 def described(number: int, made: Made, verdict: Verdict) -> dict[str, Any]:
-    """A finding, as it is handed on; its kind names the move, where only one was made."""
+    """Return a finding, as it is handed on; its kind names the move, where only one was made."""
     cause = {0: "no move", 1: "".join(made.moves)}.get(len(made.moves), "several moves")
     return {
         "outcome": verdict.outcome,

@@ -33,7 +33,7 @@ class UnsoundError(Exception):
 
 
 def seeds_of(reader: Reader) -> list[Path]:
-    """The sound files that are mutated; of indexes, not the shards that they list."""
+    """Return the sound files that are mutated; of indexes, not the shards that they list."""
     return sorted((SEEDS / reader).glob("*.json" if reader == "index" else "*"))
 
 

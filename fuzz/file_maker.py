@@ -48,7 +48,7 @@ class Member(NamedTuple):
 
 
 def zipped(members: list[Member], comment: bytes = b"", *, is_zip64: bool = False) -> bytes:
-    """An archive of these members, one after the other, and its end as 32 or 64 bits have it."""
+    """Make an archive of these members in order, and its end as 32 or 64 bits have it."""
     out, directory = bytearray(), bytearray()
     for member in members:
         raw = member.name.encode("utf-8", "surrogatepass")
@@ -81,7 +81,7 @@ def zipped(members: list[Member], comment: bytes = b"", *, is_zip64: bool = Fals
 
 
 def torch_zip(maker: PickleMaker) -> bytes:
-    """The archive of a pickle and its storages."""
+    """Return the archive of a pickle and its storages."""
     content = maker.pickle()
     pick, odd = maker.random.choice, maker.odd
     members = [Member("data.pkl", content)]
@@ -181,7 +181,7 @@ _CHANGES: dict[str, Callable[[list[Member], int, Random], None]] = {
 
 
 def surrounded(made: bytes, maker: PickleMaker) -> bytes:
-    """An archive with others, or with other bytes, before and behind it."""
+    """Return an archive with others, or with other bytes, before and behind it."""
     other = PickleMaker(maker.random, 0.0)
     content = other.pickle()
     second = zipped(
@@ -196,7 +196,7 @@ def surrounded(made: bytes, maker: PickleMaker) -> bytes:
 
 
 def legacy(maker: PickleMaker) -> bytes:
-    """What `torch.save` wrote before PyTorch 1.6: five pickles, then the storages."""
+    """Return what `torch.save` wrote before PyTorch 1.6: five pickles, then the storages."""
     content = maker.pickle()
     protocol = maker.random.choice((2, 2, 2, 3, 4))
     heads: list[object] = [_MAGIC_NUMBER, 1001, dict(_SYSTEM)]
@@ -274,7 +274,7 @@ def as_a_zip(made: bytes) -> bytes:
 
 
 def as_a_tar(made: bytes) -> bytes:
-    """A legacy file that is a tar archive as well, as PyTorch wrote them at the very first.
+    """Return a legacy file that is a tar archive as well, as PyTorch wrote them at the very first.
 
     The fields of the first member's header stand in a text that the third pickle throws away.
     """

@@ -57,7 +57,7 @@ class Made(NamedTuple):
 
 
 def make(seed: int, number: int) -> Made:
-    """The file of this number."""
+    """Return the file of this number."""
     random = Random(f"{seed}:{number}")  # noqa: S311 - nothing is kept secret
     kind = random.choices(list(_KINDS), [weight for _, weight in _KINDS.values()])[0]
     return _KINDS[kind][0](random)
@@ -72,7 +72,7 @@ def chance(random: Random, likelihood: float) -> bool:
 
 
 def tensor(random: Random, dtypes: tuple[str, ...]) -> Tensor:
-    """A tensor of a few elements; views and transposed ones are among them."""
+    """Return a tensor of a few elements; views and transposed ones are among them."""
     dtype: torch.dtype = getattr(torch, random.choice(dtypes))
     shape = [random.randint(1, 3) for _ in range(random.choice((0, 1, 1, 2, 2, 3)))]
     if shape and chance(random, 0.05):  # few are empty
@@ -98,7 +98,7 @@ def tensor(random: Random, dtypes: tuple[str, ...]) -> Tensor:
 
 
 def state_dict(random: Random, dtypes: tuple[str, ...]) -> Any:  # noqa: ANN401
-    """A state dict, some of whose tensors are tied; at least one could be a weight."""
+    """Return a state dict, some of whose tensors are tied; at least one could be a weight."""
     made: dict[str, Tensor] = random.choice((dict, OrderedDict))()
     made["a.weight"] = torch.frombuffer(bytearray(random.randbytes(24)), dtype=torch.float32).view(
         2, 3
@@ -112,7 +112,7 @@ def state_dict(random: Random, dtypes: tuple[str, ...]) -> Any:  # noqa: ANN401
 
 
 def module(random: Random) -> nn.Module:
-    """A small module."""
+    """Return a small module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return random.choice((
@@ -123,7 +123,7 @@ def module(random: Random) -> nn.Module:
 
 
 def checkpoint(random: Random, dtypes: tuple[str, ...]) -> Any:  # noqa: ANN401
-    """A state dict, a module, or a training's checkpoint."""
+    """Return a state dict, a module, or a training's checkpoint."""
     match random.randrange(6):
         case 0:
             return module(random)
@@ -143,7 +143,7 @@ def checkpoint(random: Random, dtypes: tuple[str, ...]) -> Any:  # noqa: ANN401
 
 
 def saved(random: Random, *, is_legacy: bool) -> bytes:
-    """What `torch.save` writes."""
+    """Return what `torch.save` writes."""
     buffer = io.BytesIO()
     dtypes = _DTYPES if is_legacy else _DTYPES + _NEW_DTYPES
     protocol = random.choice((2, 2, 2, 3, 4, 5))
@@ -159,7 +159,7 @@ def saved(random: Random, *, is_legacy: bool) -> bytes:
 
 
 def saved_safetensors(random: Random) -> bytes:
-    """What safetensors writes."""
+    """Return what safetensors writes."""
     dtypes = tuple(
         name for name in _DTYPES + _NEW_DTYPES if name not in {"complex128", "complex32"}
     )

@@ -42,7 +42,7 @@ class Reached:
 
 
 def lines_of(path: Path) -> set[int]:
-    """The lines of functions that can be run; those of the module itself always are."""
+    """Return the lines of functions that can be run; those of the module itself always are."""
 
     def inner(code: CodeType) -> Iterator[CodeType]:
         for found in code.co_consts:

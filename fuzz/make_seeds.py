@@ -61,7 +61,7 @@ class Plain(nn.Module):
         self.register_buffer("mean", torch.ones(2))
 
     def forward(self, value: Tensor) -> Tensor:
-        """What the layer makes of it."""
+        """Return what the layer makes of it."""
         found: Tensor = self.last(value)
         return found
 
@@ -72,7 +72,7 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def hook(prefix: str = "a") -> State:
-    """A layer with its magnitude and direction in the old spelling."""
+    """Return a layer with its magnitude and direction in the old spelling."""
     return {
         f"{prefix}.bias": numbers(2),
         f"{prefix}.weight_g": numbers(2, 1),
@@ -81,7 +81,7 @@ def hook(prefix: str = "a") -> State:
 
 
 def parametrized(prefix: str = "b") -> State:
-    """A layer with its magnitude and direction in the new spelling."""
+    """Return a layer with its magnitude and direction in the new spelling."""
     half = f"{prefix}.parametrizations.weight.original"
     return {f"{half}0": numbers(2, 1), f"{half}1": numbers(2, 3), f"{prefix}.bias": numbers(2)}
 
@@ -95,7 +95,7 @@ NEW_DTYPES = (torch.uint16, torch.float8_e4m3fn)
 
 
 def dtypes(kinds: Iterable[torch.dtype]) -> State:
-    """A tensor of each of these dtypes, one without dims and one without elements."""
+    """Return a tensor of each of these dtypes, one without dims and one without elements."""
     made = {str(dtype).rpartition(".")[2]: numbers(2, 2, dtype=dtype) for dtype in kinds}
     return made | {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 3)}
 
@@ -117,7 +117,7 @@ def safetensors_files() -> dict[str, bytes]:
 
 
 def training() -> dict[str, Any]:
-    """What a training script leaves: two models, an optimizer, a config, ties and views."""
+    """Return what a training script leaves: two models, an optimizer, a config, ties and views."""
     weight = nn.Parameter(numbers(3, 2))
     optimizer = torch.optim.AdamW([weight])
     weight.grad = torch.ones_like(weight)
@@ -166,7 +166,7 @@ def _scripted() -> bytes:
 
 
 def torch_zips() -> dict[str, bytes]:
-    """What `torch.save` writes: state dicts, a whole training, a module; and a TorchScript."""
+    """Give what `torch.save` writes: state dicts, a whole training, a module; and a TorchScript."""
     torch.manual_seed(0)
     return {
         "pairs": _saved(hook() | parametrized()),
@@ -180,7 +180,7 @@ def torch_zips() -> dict[str, bytes]:
 
 
 def torch_legacies() -> dict[str, bytes]:
-    """What `torch.save` wrote before version 1.6."""
+    """Return what `torch.save` wrote before version 1.6."""
     torch.manual_seed(0)
     return {
         "pairs": _saved(hook() | parametrized(), legacy=True),
@@ -231,7 +231,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def shards() -> dict[str, bytes]:
-    """The files of two sharded checkpoints in one folder, g and v of a layer in different ones."""
+    """Make two sharded checkpoints in one folder, g and v of a layer in different files."""
     whole = hook() | parametrized()
     halves: list[State] = [{}, {}]
     for place, (name, tensor) in enumerate(whole.items()):

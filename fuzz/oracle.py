@@ -80,7 +80,7 @@ class Examiner:
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
 
     def examine(self, made: Made) -> Verdict:
-        """What comes of a file."""
+        """Return what comes of a file."""
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, made.content, 0)
         try:
@@ -108,7 +108,7 @@ class Examiner:
         return verdict
 
     def read(self) -> Read:
-        """What `wn` makes of the file, down to the bytes of every tensor."""
+        """Return what `wn` makes of the file, down to the bytes of every tensor."""
         with open_checkpoint(self.path) as (checkpoint, sources):
             state_dicts = [
                 (found, {spec.name: tensor_of(sources, checkpoint, spec) for spec in found.tensors})
@@ -130,7 +130,7 @@ class Examiner:
         return self.judge(ways, found)
 
     def judge(self, ways: list[tuple[str, Callable[[], Any]]], found: Read) -> Verdict:
-        """The verdict by each way to load the file that takes it."""
+        """Return the verdict by each way to load the file that takes it."""
         count = 0
         for name, way in ways:
             try:
@@ -162,7 +162,7 @@ class Examiner:
 
 
 def tensor_of(sources: Sources, checkpoint: Checkpoint, spec: TensorSpec) -> Found:
-    """A tensor as `wn` reads it."""
+    """Return a tensor as `wn` reads it."""
     source = sources[spec.storage.file]
     if checkpoint.format == "safetensors":
         raw = source.read_at(spec.storage.offset, spec.storage.nbytes, "a tensor")
@@ -183,14 +183,14 @@ def tensor_of(sources: Sources, checkpoint: Checkpoint, spec: TensorSpec) -> Fou
 
 
 def load(path: Path, *, weights_only: bool) -> Any:  # noqa: ANN401
-    """What PyTorch makes of a file."""
+    """Return what PyTorch makes of a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, weights_only=weights_only, map_location="cpu")
 
 
 def found_in(tensor: Tensor) -> Found:
-    """A tensor as PyTorch has it."""
+    """Return a tensor as PyTorch has it."""
     plain = tensor.detach().as_subclass(Tensor)
     if plain.layout is not torch.strided or plain.is_quantized or plain.is_nested:
         return Found("not dense", tuple(plain.shape), None)
@@ -212,7 +212,7 @@ def found_in(tensor: Tensor) -> Found:
 
 
 def items_of(value: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
-    """The items of a mapping, whatever attributes it was given; none of anything else."""
+    """Return the items of a mapping, whatever attributes it was given; none of anything else."""
     if isinstance(value, OrderedDict):
         return [*OrderedDict.items(value)]
     if isinstance(value, dict):
@@ -221,7 +221,7 @@ def items_of(value: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
 
 
 def mapping_at(value: Any, keys: Keys) -> Any:  # noqa: ANN401
-    """What stands at a path.
+    """Return what stands at a path.
 
     Raises:
         DifferenceError: nothing does.
@@ -265,7 +265,7 @@ def same_everywhere(found: Read, value: Any) -> None:  # noqa: ANN401
 
 
 def state_dict_of(module: nn.Module) -> Mapping[str, Any]:
-    """What a module's own method gives.
+    """Return what a module's own method gives.
 
     Raises:
         NotJudgedError: it fails, as the module lacks something that only that needs.
@@ -359,7 +359,7 @@ class _Stored:
 
 
 def safetensors_at(content: bytes) -> _Stored:
-    """What safetensors makes of a file."""
+    """Return what safetensors makes of a file."""
     tensors = {
         name: Found(part["dtype"], tuple(part["shape"]), bytes(part["data"]))
         for name, part in safetensors.deserialize(content)  # type: ignore[no-untyped-call]

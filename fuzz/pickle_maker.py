@@ -19,11 +19,11 @@ class PickleMaker(TensorMaker):
     """One pickle, with what stands at its top."""
 
     def pickle(self) -> bytes:
-        """A whole pickle."""
+        """Return a whole pickle."""
         return self.framed(self.top())
 
     def framed(self, value: Op) -> bytes:
-        """A pickle of the value that these opcodes leave."""
+        """Return a pickle of the value that these opcodes leave."""
         protocol = self.protocol
         if self.odd("another protocol number", 0.3):
             protocol = self.random.choice((0, 1, 2, 3, 4, 5, 6, 255))
@@ -40,7 +40,7 @@ class PickleMaker(TensorMaker):
     # -- mappings -------------------------------------------------------------------------------
 
     def key(self, name: str) -> Op:
-        """A name, as it should be."""
+        """Return a name, as it should be."""
         if not self.odd("a key that is no text", 0.02):
             return self.text(name)
         raw = name.encode()
@@ -57,7 +57,7 @@ class PickleMaker(TensorMaker):
         )
 
     def begun(self) -> Op:
-        """A mapping of some class, empty as a rule."""
+        """Return a mapping of some class, empty as a rule."""
         if self.odd("a mapping made oddly", 0.06):
             return self.odd_mapping()
         if self.chance(0.5):  # either
@@ -67,7 +67,7 @@ class PickleMaker(TensorMaker):
         return self.call(ORDERED)
 
     def odd_mapping(self) -> Op:
-        """A mapping by any class, opcode and arguments."""
+        """Return a mapping by any class, opcode and arguments."""
         kind = self.random.choice((
             ORDERED, ORDERED, "collections.Counter", "builtins.dict", "collections.defaultdict",
             "collections.UserDict", "collections.ChainMap", "argparse.Namespace",
@@ -96,7 +96,7 @@ class PickleMaker(TensorMaker):
         return self.odd_call(kind, *chosen)
 
     def names(self) -> list[str]:
-        """The names of a state dict, each once as a rule."""
+        """Return the names of a state dict, each once as a rule."""
         count = self.random.randint(1, 4)
         every = [prefix + name for prefix in _MODULES for name in _NAMES]
         found = self.random.sample(every, count)
@@ -105,7 +105,7 @@ class PickleMaker(TensorMaker):
         return found
 
     def state_dict(self) -> Op:
-        """A mapping of names and tensors, in one go or in several."""
+        """Return a mapping of names and tensors, in one go or in several."""
         if self.protocol < _BYTES and self.chance(0.05):  # few are so old
             return self.of_python2()
         made = bytearray(self.begun())
@@ -127,7 +127,7 @@ class PickleMaker(TensorMaker):
         return Op(made)
 
     def of_python2(self) -> Op:
-        """An `OrderedDict` of names and tensors, as Python 2 pickled it."""
+        """Return an `OrderedDict` of names and tensors, as Python 2 pickled it."""
         made = bytearray(pickle.EMPTY_LIST + pickle.MARK)
         for name in self.names():
             made += self.listed([self.key(name), self.tensor()])
@@ -158,7 +158,7 @@ class PickleMaker(TensorMaker):
         return Op(b"".join(part for key in keys[:count] for part in (key, self.tensor())))
 
     def late(self) -> Op:
-        """An item whose value changes something that is there already."""
+        """Return an item whose value changes something that is there already."""
         key = self.text(self.random.choice(("late", "late.weight")))
         which = self.random.choice(("list", "dict", "tensor", "storage"))
         known = self.get(which)
@@ -186,7 +186,7 @@ class PickleMaker(TensorMaker):
     # -- what is at the top ---------------------------------------------------------------------
 
     def module(self, depth: int = 0) -> Op:
-        """A whole module, without the attributes that only running it needs."""
+        """Return a whole module, without the attributes that only running it needs."""
         named = self.name(self.random.choice((
             "torch.nn.modules.linear.Linear", "torch.nn.modules.container.Sequential",
             "torch.nn.modules.linear.Identity",
@@ -220,14 +220,14 @@ class PickleMaker(TensorMaker):
         return made
 
     def submodules(self, depth: int) -> Op:
-        """A few modules by their names."""
+        """Return a few modules by their names."""
         made = bytearray(self.call(ORDERED))
         for number in range(0 if depth > 1 else self.random.randint(1 - depth, 2 - depth)):
             made += self.key(str(number)) + self.module(depth + 1) + pickle.SETITEM
         return Op(made)
 
     def top(self) -> Op:
-        """A checkpoint: a state dict, some in a mapping or list, with other things beside them."""
+        """Make a state dict, or some in a mapping or list, with other things beside them."""
         if self.chance(0.5):  # most are
             return self.state_dict()
         if self.chance(0.15):

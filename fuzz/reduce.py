@@ -62,7 +62,7 @@ def _without_members(members: Members, holds: Holds) -> Generator[bytes, None, M
 
 
 def opcodes_of(data: bytes) -> tuple[list[bytes], bytes]:
-    """The first pickle's opcodes with their arguments, and what stands behind it.
+    """Return the first pickle's opcodes with their arguments, and what stands behind it.
 
     Raises:
         ValueError: there is none.

@@ -67,7 +67,7 @@ def _seeds_of(reader: str) -> str:
 
 
 def _fuzz(options: argparse.Namespace, corpus: str, findings: Path, work: str) -> tuple[int, str]:
-    """The exit code of the process that fuzzes, and what libFuzzer said of it."""
+    """Return the exit code of the process that fuzzes, and what libFuzzer said of it."""
     command = [
         *(sys.executable, "-m", "fuzz.target", options.reader, str(findings), work, "--"),
         *(corpus, f"-max_total_time={options.seconds}", f"-runs={options.executions}"),

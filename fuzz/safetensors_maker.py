@@ -38,7 +38,7 @@ class SafetensorsMaker:
         return taken
 
     def number(self, value: int) -> str:
-        """A whole number."""
+        """Return a whole number."""
         if not self.odd("an odd number", 0.05):
             return str(value)
         return self.random.choice((
@@ -48,7 +48,7 @@ class SafetensorsMaker:
         ))  # fmt: skip
 
     def text(self, value: str) -> str:
-        """A text."""
+        """Return a text."""
         if not self.odd("an odd text", 0.05):
             return json.dumps(value)
         escaped = "".join(f"\\u{ord(letter):04x}" for letter in value)
@@ -59,7 +59,7 @@ class SafetensorsMaker:
         ))  # fmt: skip
 
     def file(self) -> bytes:
-        """A whole file."""
+        """Return a whole file."""
         random, data = self.random, bytearray()
         names = random.sample(("a.weight", "a.weight_g", "a.weight_v", "b.bias", "w", "x", ""), 3)
         if self.odd("a name twice", 0.1):
@@ -85,7 +85,7 @@ class SafetensorsMaker:
         return made
 
     def entry(self, name: str, data: bytearray) -> str:
-        """A tensor: what the header says, and its bytes behind the others."""
+        """Return a tensor: what the header says, and its bytes behind the others."""
         random = self.random
         code, itemsize = random.choice([*_CODES.items()])
         shape = [random.choice((0, 1, 2, 3, 3)) for _ in range(random.randrange(4))]
@@ -108,7 +108,7 @@ class SafetensorsMaker:
         return f"{self.text(name)}:{{{','.join(fields)}}}"
 
     def metadata(self, names: list[str]) -> str:
-        """What stands in the metadata: ties among it."""
+        """Return what stands in the metadata: ties among it."""
         if self.odd("odd metadata", 0.15):
             return self.random.choice(_METADATA)
         keys = self.random.sample(("format", "tied", "x", "note"), 2)

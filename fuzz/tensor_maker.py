@@ -66,7 +66,7 @@ class TensorMaker(ValueMaker):
     # -- storages and tensors -------------------------------------------------------------------
 
     def storage(self, kind: str, nbytes: int) -> Op:
-        """A reference to a storage: a new one, or one of its class that is known."""
+        """Return a reference to a storage: a new one, or one of its class that is known."""
         known = [key for key, (other, raw) in self.storages.items()
                  if other == kind and len(raw) >= nbytes]  # fmt: skip
         if known and self.chance(0.3):  # some are shared
@@ -87,7 +87,7 @@ class TensorMaker(ValueMaker):
         return self.reference(kind, key, len(self.storages[key][1]))
 
     def reference(self, kind: str, key: str, nbytes: int, view: Op | None = None) -> Op:
-        """A reference to a storage, or to a view of it."""
+        """Return a reference to a storage, or to a view of it."""
         if self.storages and self.odd("a storage by another's key", 0.02):
             key = self.random.choice(list(self.storages))
         count = nbytes // itemsize_of(kind)
@@ -130,7 +130,7 @@ class TensorMaker(ValueMaker):
                 parts[self.random.choice((0, 2, 3))] = made
 
     def view(self, key: str, count: int) -> Op:
-        """What legacy references say about views: nearly always nothing."""
+        """Return what legacy references say about views: nearly always nothing."""
         if not self.odd("a view", 0.05):
             return Op(pickle.NONE)
         keys = ("v", f"v{key}", *self.storages)
@@ -163,7 +163,7 @@ class TensorMaker(ValueMaker):
         return shape, strides, offset, count + self.random.choice((0, 0, 0, 2))
 
     def sizes(self, values: Iterable[int]) -> Op:
-        """A shape or strides."""
+        """Return a shape or strides."""
         parts = [self.number(value) for value in values]
         if not self.odd("sizes that are no tuple", 0.04):
             return self.row(parts)
@@ -181,13 +181,13 @@ class TensorMaker(ValueMaker):
                 return known or Op(self.row(parts) + self.put("tuple"))
 
     def hooks(self) -> Op:
-        """The empty `OrderedDict` of hooks."""
+        """Return the empty `OrderedDict` of hooks."""
         if self.odd("hooks that are none", 0.02):
             return self.pick(self.value, lambda: self.mapping([(self.text("x"), self.value())]))
         return self.call(ORDERED)
 
     def rebuild(self, *, is_floating: bool = False) -> tuple[str, list[Op]]:
-        """The function that rebuilds a tensor, and its arguments."""
+        """Return the function that rebuilds a tensor, and its arguments."""
         shape, strides, offset, count = self.layout()
         function = self.random.choice((_V2, _V2, _V2, _V2, _V1, _V3))
         if function == _V3 and (self.is_legacy or is_floating):
@@ -230,7 +230,7 @@ class TensorMaker(ValueMaker):
             args[self.random.randrange(len(args))] = self.random.choice((self.value(), args[0]))
 
     def plain_tensor(self, *, is_floating: bool = False) -> Op:
-        """A tensor, as it is rebuilt."""
+        """Return a tensor, as it is rebuilt."""
         if self.odd("sizes that grow behind the call", 0.02):
             return self.growing()
         function, args = self.rebuild(is_floating=is_floating)
@@ -239,7 +239,7 @@ class TensorMaker(ValueMaker):
         return self.call(function, *args)
 
     def growing(self) -> Op:
-        """A tensor whose shape and strides are lists to which something is appended afterwards."""
+        """Make a tensor whose shape and strides are lists that grow afterwards."""
         storage, hooks = self.storage("FloatStorage", 48), self.hooks
         lists = []
         for sizes in ((3,), (2,)):
@@ -254,7 +254,7 @@ class TensorMaker(ValueMaker):
         return self.call(_V2, *args)
 
     def tensor(self) -> Op:
-        """A tensor, a Parameter, a subclass: perhaps remembered, and changed afterwards."""
+        """Return a tensor, a Parameter, a subclass: perhaps remembered, and changed afterwards."""
         known = self.get("tensor")
         made = known if known and self.chance(0.1) else self.new_tensor()
         if self.odd("a tensor that is changed", 0.08):
@@ -262,7 +262,7 @@ class TensorMaker(ValueMaker):
         return made
 
     def new_tensor(self) -> Op:
-        """A tensor that was not there before."""
+        """Return a tensor that was not there before."""
         if self.odd("a special tensor", 0.04):
             return self.special()
         match self.random.randrange(10):
@@ -275,7 +275,7 @@ class TensorMaker(ValueMaker):
         return self.plain_tensor()
 
     def parameter(self, data: Op) -> Op:
-        """A Parameter over a tensor."""
+        """Return a Parameter over a tensor."""
         args = [data, self.boolean(value=self.chance(0.8)), self.hooks()]
         function = _PARAMETER
         if self.chance(0.2):  # some have attributes
@@ -289,7 +289,7 @@ class TensorMaker(ValueMaker):
         return self.parameter(made) if self.odd("a Parameter of a Parameter", 0.03) else made
 
     def state(self) -> Op:
-        """The attributes of a tensor."""
+        """Return the attributes of a tensor."""
         if not self.odd("odd attributes of a tensor", 0.1):
             return self.mapping([(self.text("note"), self.value())])
         key = self.random.choice((*["data"] * 6, *_ATTRIBUTES))
@@ -300,7 +300,7 @@ class TensorMaker(ValueMaker):
         return found
 
     def subclass(self) -> Op:
-        """A tensor with attributes, or of a subclass."""
+        """Return a tensor with attributes, or of a subclass."""
         function, args = self.rebuild()
         kind = "torch.Tensor"
         if self.odd("an odd class of tensor", 0.08):
@@ -312,7 +312,7 @@ class TensorMaker(ValueMaker):
         return self.call(_FROM_TYPE, named, self.name(kind), self.row(args), self.state())
 
     def special(self) -> Op:
-        """What else PyTorch rebuilds: quantized, sparse, meta, nested and other tensors."""
+        """Return what else PyTorch rebuilds: quantized, sparse, meta, nested and other tensors."""
         no, dtype, cpu = Op(pickle.NEWFALSE), self.name("torch.float32"), self.text("cpu")
         kinds: tuple[tuple[str, *tuple[Callable[[], Op], ...]], ...] = (
             ("_rebuild_qtensor", lambda: self.storage("QInt8Storage", 4), lambda: self.number(0),
@@ -339,20 +339,20 @@ class TensorMaker(ValueMaker):
         return self.sizes((2, self.random.randint(1, 2)))
 
     def quantizer(self) -> Op:
-        """What the numbers of a quantized tensor stand for."""
+        """Return what the numbers of a quantized tensor stand for."""
         return self.row([self.name("torch.per_tensor_affine"), self.value(), self.number(0)])
 
     def sparse(self) -> Op:
-        """The layout of sparse tensors."""
+        """Return the layout of sparse tensors."""
         return self.call("torch.serialization._get_layout", self.text("torch.sparse_coo"))
 
     def sparse_parts(self) -> Op:
-        """Indices, values and size of a sparse tensor."""
+        """Make indices, values and size of a sparse tensor."""
         parts = [self.plain_tensor(), self.plain_tensor(), self.square(), Op(pickle.NEWTRUE)]
         return self.row(parts)
 
     def by_class(self) -> Op:
-        """A tensor as PyTorch wrote it at first: made empty by its class, and then set."""
+        """Return a tensor as PyTorch wrote it at first: made empty by its class, and then set."""
         kind = self.random.choice(("torch.Tensor", "torch.FloatTensor", "torch.nn.Parameter"))
         ending = self.random.choice((pickle.REDUCE, pickle.NEWOBJ))
         made = Op(self.name(kind) + self.row([]) + ending)
@@ -375,11 +375,11 @@ class TensorMaker(ValueMaker):
 
 
 def itemsize_of(kind: str) -> int:
-    """The bytes of an element of a storage class."""
+    """Return the bytes of an element of a storage class."""
     return (TYPED | _QUANTIZED).get(kind, 1)
 
 
 def name_of(opcodes: bytes) -> str:
-    """What `pickle` calls these opcodes."""
+    """Return what `pickle` calls these opcodes."""
     found = {getattr(pickle, name): name for name in ("BUILD", "SETITEM", "APPEND", "DUP", "POP")}
     return " and ".join(found[bytes([opcode])] for opcode in opcodes)

@@ -53,13 +53,13 @@ class ValueMaker:
         return True
 
     def pick(self, *makers: Callable[[], Op]) -> Op:
-        """What one of these makes."""
+        """Return what one of these makes."""
         return self.random.choice(makers)()
 
     # -- plain values ---------------------------------------------------------------------------
 
     def text(self, value: str) -> Op:
-        """A text."""
+        """Return a text."""
         raw = value.encode("utf-8", "surrogatepass")
         short = len(raw) < _SHORT
         if self.odd("a text by another opcode", 0.015):
@@ -79,7 +79,7 @@ class ValueMaker:
         return Op(pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw)
 
     def number(self, value: int) -> Op:
-        """A whole number."""
+        """Return a whole number."""
         if self.odd("a number by another opcode", 0.015):
             return self.odd_number(value)
         if 0 <= value < _SHORT:
@@ -92,7 +92,7 @@ class ValueMaker:
         return Op(pickle.LONG1 + bytes([len(raw)]) + raw)
 
     def odd_number(self, value: int) -> Op:
-        """A number as hardly anything writes it: it may be another, or none."""
+        """Return a number as hardly anything writes it: it may be another, or none."""
         spelled = self.random.choice(_SPELLINGS).format(value)
         raw = value.to_bytes(max(8, value.bit_length() // 8 + 1), "little", signed=True)
         return Op(self.random.choice((
@@ -110,7 +110,7 @@ class ValueMaker:
         )))  # fmt: skip
 
     def boolean(self, *, value: bool) -> Op:
-        """True or False."""
+        """Make True or False."""
         if self.odd("a boolean that is none", 0.05):
             return self.pick(lambda: self.number(int(value)), lambda: Op(pickle.NONE), self.value)
         return Op(pickle.NEWTRUE if value else pickle.NEWFALSE)
@@ -129,7 +129,7 @@ class ValueMaker:
         )
 
     def name(self, full: str) -> Op:
-        """A class or function."""
+        """Return a class or function."""
         module, _, inner = full.rpartition(".")
         if self.odd("a name from the stack", 0.01) or (
             self.protocol >= FRAMED and self.chance(0.9)  # as pickle does
@@ -138,7 +138,7 @@ class ValueMaker:
         return Op(pickle.GLOBAL + f"{module}\n{inner}\n".encode())
 
     def row(self, parts: Iterable[Op]) -> Op:
-        """A tuple of these."""
+        """Return a tuple of these."""
         found = list(parts)
         counted = (pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
         if len(found) < len(counted) and self.chance(0.9):  # as pickle does
@@ -146,21 +146,21 @@ class ValueMaker:
         return Op(pickle.MARK + b"".join(found) + pickle.TUPLE)
 
     def listed(self, parts: Iterable[Op]) -> Op:
-        """A list of these."""
+        """Return a list of these."""
         found = list(parts)
         if self.chance(0.5):  # either
             return Op(pickle.EMPTY_LIST + b"".join(part + pickle.APPEND for part in found))
         return Op(pickle.EMPTY_LIST + pickle.MARK + b"".join(found) + pickle.APPENDS)
 
     def call(self, function: str | Op, *args: Op) -> Op:
-        """A call: nearly always a REDUCE."""
+        """Return a call: nearly always a REDUCE."""
         if not isinstance(function, Op) and self.odd("a call by another opcode", 0.04):
             return self.odd_call(function, *args)
         callee = function if isinstance(function, Op) else self.name(function)
         return Op(callee + self.row(args) + pickle.REDUCE)
 
     def odd_call(self, function: str, *args: Op) -> Op:
-        """A call as protocols 0, 1 and 4 write those of classes, or by what calls for others."""
+        """Make a call as protocols 0, 1 and 4 write those of classes, or by what calls others."""
         module, _, inner = function.rpartition(".")
         named, together = self.name(function), b"".join(args)
         return Op(self.random.choice((
@@ -175,7 +175,7 @@ class ValueMaker:
         )))  # fmt: skip
 
     def mapping(self, items: list[tuple[Op, Op]]) -> Op:
-        """A plain dict."""
+        """Return a plain dict."""
         flat = [part for item in items for part in item]
         if not flat:
             return Op(pickle.EMPTY_DICT)

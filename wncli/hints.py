@@ -115,7 +115,7 @@ def option(flag: str, value: str) -> str:
 
 
 def free_path(path: Path) -> Path:
-    """A path like this one where nothing is so far, so that what is typed overwrites nothing."""
+    """Return a path like this one where nothing is, so that what is typed overwrites nothing."""
     found, number = path, 1
     while os.path.lexists(found):
         number += 1
@@ -124,6 +124,6 @@ def free_path(path: Path) -> Path:
 
 
 def path_word(path: object) -> str:
-    """A path as one word, which no command takes for an option, or tar for another machine's."""
+    """Quote a path, so that no command takes it for an option, or tar for another machine's."""
     text = str(path)
     return word(f"./{text}" if text.startswith("-") or ":" in text.partition("/")[0] else text)

@@ -116,4 +116,4 @@ class _Written:
         buffer[:] = self.sink.read_at(offset, len(buffer))
 
     def close(self) -> None:
-        """It is the output, which goes on."""
+        """Leave it open: it is the output."""

@@ -151,7 +151,7 @@ class _Filling:
 
     @staticmethod
     def plain_run(slot: Slot) -> tuple[Storage, int, int | None] | None:
-        """The storage and place of the run that fills the slot as it is, and its known checksum."""
+        """Find the run that fills the slot as it is: storage, place, and known checksum."""
         match slot.content:
             case Whole(storage):
                 return storage, storage.offset, storage.crc
@@ -202,7 +202,7 @@ class _Filling:
             advance(len(data))
 
     def read(self, source: Source, offset: int, nbytes: int) -> Iterator[tuple[int, memoryview]]:
-        """A run of the input in pieces, each with its place, that share a thread's one buffer."""
+        """Read a run of the input in pieces, each with its place, in a thread's one buffer."""
         buffer = memory("copied", min(nbytes, BLOCK))
         for place in range(0, nbytes, BLOCK):
             piece = buffer[: min(BLOCK, nbytes - place)]
@@ -261,7 +261,7 @@ def _grouped(parts: Iterable[_Copying]) -> list[list[_Copying]]:
 
 
 def _joined(written: Iterable[Written]) -> Iterator[Written]:
-    """The same bytes, what follows each other as one: a zip has two such beside each tensor."""
+    """Join what follows each other: a zip has two such beside each tensor."""
     start, joined = 0, bytearray()
     for offset, data in sorted(written):
         if joined and offset != start + len(joined):

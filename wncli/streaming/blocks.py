@@ -145,7 +145,7 @@ class TensorBlocks:
         return np.frombuffer(self.read_bytes(block), element).reshape(block.shape)
 
     def read_bytes(self, block: Block) -> memoryview:
-        """The block's elements one after the other, in memory that the next read writes over."""
+        """Read the block's elements one after the other; the next read writes over them."""
         data = memory(self.use, math.prod(block.shape) * self.itemsize)
         if block.gathered:
             import numpy as np

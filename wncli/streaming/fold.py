@@ -120,7 +120,7 @@ def split_weight(sources: Sources, weight: TensorSpec, dim: int | None) -> bytes
 
 
 def sums_of_squares(blocks: TensorBlocks) -> memoryview | None:
-    """The sums of the squares of a tensor's slices; None where there are no loops, or no elements.
+    """Sum the squares of a tensor's slices; None where there are no loops, or no elements.
 
     Two float64 for each, whose sum is meant.
     """
