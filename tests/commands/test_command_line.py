@@ -550,7 +550,7 @@ def test_file_names_that_begin_with_a_dash_follow_two_dashes(wn: Wn, tmp_path: P
 # Formats and options
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar", ".PT"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".th", ".bin", ".pkl", ".tar", ".PT"])
 def test_torch_suffixes_give_torch_files(suffix: str, wn_here: RunHere, tmp_path: Path) -> None:
     target = tmp_path / f"out{suffix}"
     assert wn_here("apply", SAMPLES / "linear.pt", target).code == 0

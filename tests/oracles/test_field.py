@@ -352,7 +352,7 @@ def saved_in(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-@pytest.mark.parametrize("inner", ["./model_weights.ckpt", "model_weights.ckpt", "a b/best (1).pt"])
+@pytest.mark.parametrize("inner", ["./model_weights.ckpt", "model_weights.ckpt", "a b/best (1).th"])
 def test_an_archive_is_named_with_what_takes_the_checkpoint_out(
     mode: str, inner: str, wn: Callable[..., Ran], user: Path
 ) -> None:

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from wncli.formats.registry import LONGEST_START, kinds_of
+from wncli.formats.registry import LONGEST_START, SUFFIXES, kinds_of
 from wncli.hints import free_path, path_word, then_inspecting, word
 from wncli.storage.source import Source
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _UNPACKED = 32 << 20
 _AT_ONCE = 1 << 20
 _MOST_MEMBERS = 1000
-_CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".pkl")
 #: What begins a compressed file: how it is called, its suffix, and what unpacks it to stdout.
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", ".gz", "gzip -dc"),
@@ -139,7 +138,7 @@ def _tar(source: Source, stream: io.BufferedReader[_Bounded], what: str) -> Foun
     if {"model_config.yaml", "model_weights.ckpt"} <= inner:
         what = f"a NeMo archive ({what[2:]} of a configuration and a checkpoint)"
     for name in sorted(members, key=lambda name: not name.endswith("model_weights.ckpt")):
-        if name.endswith(_CHECKPOINTS) and members[name] and _is_plain(name):
+        if name.endswith(tuple(SUFFIXES)) and members[name] and _is_plain(name):
             folder = free_path(path.with_name(f"{path.name.partition('.')[0]}-members"))
             take = f"tar -xf {path_word(path)} -C {path_word(folder)} {word(name)}"
             return Found(

@@ -121,7 +121,7 @@ FORMATS: dict[FormatName, Format] = {
     ),
     "torch": Format(
         name="torch",
-        suffixes=(".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar"),
+        suffixes=(".pt", ".pth", ".ckpt", ".th", ".bin", ".pkl", ".tar"),
         shard_suffixes=(".bin", ".pt", ".pth"),
         hub_stem="pytorch_model",
         holds_a_tree=True,

@@ -35,8 +35,8 @@ TRAINER = (
     "name",
     [
         "model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors",
-        "diffusion_pytorch_model.bin", "G_1000.pth", "best.ckpt", "a.pt", "a.pkl", "a.tar",
-        "a.pth.tar", "model-00001-of-00001.safetensors", "adapter_model.safetensors",
+        "diffusion_pytorch_model.bin", "G_1000.pth", "best.ckpt", "a.pt", "a.pkl", "state.th",
+        "a.tar", "a.pth.tar", "model-00001-of-00001.safetensors", "adapter_model.safetensors",
     ],
 )  # fmt: skip
 def test_the_only_checkpoint_file_of_a_directory_is_opened(name: str, tmp_path: Path) -> None:
