@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import shutil
 import subprocess
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import wncli
 from tests.support.layers import normalize
 from tests.support.oracles import load
-from tests.support.refusals import snapshot
+from tests.support.refusals import hold_refused, snapshot
 from tests.support.run import Ran, environment
 
 pytestmark = pytest.mark.thinned(7)
@@ -375,13 +377,117 @@ def test_a_compressed_file_is_named_with_what_unpacks_it(
     assert "blocks.0.weight" in hold_hint_works(wn, user, argument, "gzip")
 
 
-@pytest.mark.parametrize("mark", [b"03", b"05", b"06"])
-def test_a_version_mark_in_front_of_a_zip_is_kept(
+#: Those that GPT-SoVITS' `head2version` has, and the one that forks have gone on with.
+MARKS = [b"00", b"01", b"02", b"03", b"04", b"05", b"06", b"07"]
+
+
+def exported(**more: object) -> Tensors:
+    """What GPT-SoVITS saves: float16, without the posterior encoder."""
+    state = {f"dec.{name}": tensor.half() for name, tensor in network().state_dict().items()}
+    return {"weight": state, "config": {"model": {"version": "v2Pro"}}, "info": "8epoch"} | more  # type: ignore[return-value]
+
+
+def save_marked(content: object, path: Path, mark: bytes) -> Path:
+    """As GPT-SoVITS' `my_save2`: saved to memory, and the mark put over the first two bytes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(mark + buffer.getvalue()[2:])
+    return path
+
+
+def load_marked(path: Path) -> Any:  # noqa: ANN401
+    """As GPT-SoVITS' `load_sovits_new`: PK put back in memory."""
+    return torch.load(io.BytesIO(b"PK" + path.read_bytes()[2:]), weights_only=True)
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_zip_with_a_version_mark_is_read_and_keeps_it(
+    mark: bytes, wn_here: RunHere, tmp_path: Path
+) -> None:
+    path = save_marked(exported(), tmp_path / "it's mine.pth", mark)
+    looked = wn_here("inspect", path)
+    assert looked.code == 0
+    assert f"version mark {mark.decode()}" in looked.stdout
+    assert wn_here("inspect", "--check", path).code == 0
+    assert wn_here("remove", path, tmp_path / "out.pth", "--verify").code == 0
+    assert (tmp_path / "out.pth").read_bytes()[:4] == mark + b"\3\4"
+    with zipfile.ZipFile(io.BytesIO(b"PK" + (tmp_path / "out.pth").read_bytes()[2:])) as archive:
+        assert archive.testzip() is None
+    found, given = load_marked(tmp_path / "out.pth"), load_marked(path)
+    assert (found["config"], found["info"]) == (given["config"], given["info"])
+    model = network().half()
+    for name in ("ups.0", "blocks.0"):
+        nn.utils.parametrize.remove_parametrizations(model.get_submodule(name), "weight")
+    folded = {name.removeprefix("dec."): tensor for name, tensor in found["weight"].items()}
+    state = model.state_dict()
+    model.load_state_dict(folded, strict=True)
+    assert all(torch.allclose(folded[name], state[name], rtol=1e-3) for name in state)
+
+
+def test_what_has_a_version_mark_is_written_as_its_own_code_writes_it(tmp_path: Path) -> None:
+    content = exported(lora_rank=8)
+    path = save_marked(content, tmp_path / "a.pth", b"04")
+    wncli.convert(path, tmp_path / "b.pth", naming="hook")
+    again = save_marked(load_marked(tmp_path / "b.pth"), tmp_path / "c.pth", b"04")
+    found, expected = ((tmp_path / name).read_bytes() for name in ("b.pth", "c.pth"))
+    with zipfile.ZipFile(io.BytesIO(b"PK" + found[2:])) as archive:
+        start = archive.start_dir
+    assert found[:start] == expected[:start]
+    with zipfile.ZipFile(io.BytesIO(b"PK" + again.read_bytes()[2:])) as archive:
+        left = [info.filename for info in archive.infolist() if info.header_offset >= start]
+    assert left == ["archive/.data/serialization_id"]  # the one member that wn never writes
+
+
+def test_a_version_mark_stays_with_the_whole_file(wn_here: RunHere, tmp_path: Path) -> None:
+    path = save_marked(exported(), tmp_path / "a.pth", b"05")
+    for target, options in (("w.pth", ("--only", "weight")), ("w.safetensors", ())):
+        ran = wn_here("remove", path, tmp_path / target, *options)
+        assert ran.code == 0
+        assert "left out: the version mark 05" in ran.stdout + ran.stderr
+    assert set(load(tmp_path / "w.pth")) == set(load_file(tmp_path / "w.safetensors"))
+    assert wn_here("compare", tmp_path / "w.pth", path, "--only", "=weight").code == 0
+    assert wn_here("convert", tmp_path / "w.pth", tmp_path / "g.pth", "--like", path).code == 0
+
+
+@pytest.mark.parametrize("mark", [b"P5", b"5K", b"ab", b" 5", b"\0\0", "\u0665".encode()])
+def test_what_is_no_version_mark_is_refused(
     mark: bytes, wn: Callable[..., Ran], user: Path
 ) -> None:
     (user / "it's mine.pth").write_bytes(mark + saved_in(user)[2:])
-    says = f"version mark ({mark.decode()})"
-    assert "blocks.0.weight" in hold_hint_works(wn, user, "it's mine.pth", says, "GPT-SoVITS")
+    assert "blocks.0.weight" in hold_hint_works(wn, user, "it's mine.pth", "have been changed")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"05", "no known format|text file"),
+        (b"05\3\4", "end record"),
+        (b"05\3\4" + bytes(100), "end record"),
+    ],
+)
+def test_a_version_mark_alone_makes_no_zip(
+    content: bytes, says: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    hold_refused(wn_here("inspect", tmp_path / "a.pth"), tmp_path / "a.pth", says)
+
+
+def test_a_marked_zip_that_is_damaged_is_refused_like_any_other(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    raw = bytearray(save_marked(exported(), tmp_path / "a.pth", b"05").read_bytes())
+    raw[
+        raw.index(
+            exported()["weight"]["dec.ups.0.parametrizations.weight.original1"].numpy().tobytes()
+        )
+    ] ^= 1
+    (tmp_path / "a.pth").write_bytes(raw)
+    hold_refused(
+        wn_here("remove", tmp_path / "a.pth", tmp_path / "b.pth"), tmp_path / "a.pth", "damaged"
+    )
+    checked = wn_here("inspect", "--check", tmp_path / "a.pth")
+    assert checked.code == 1
+    assert "checksum" in checked.stdout + checked.stderr
 
 
 def test_a_pipeline_is_named_with_the_folder_of_its_model(

@@ -424,7 +424,7 @@ INPUTS = {
     "a tar without a checkpoint": Case(
         tar(f"{STEM}.tar", {"a": b"b"}), f"wn inspect {typed(f'{STEM}.tar')}", "{tar -tf *}"
     ),
-    "a version mark": Case(
+    "other first bytes": Case(
         marked, f"wn inspect {IN}", "{cp * && printf * | dd * && wn inspect *}"
     ),
     "bytes in front": Case(behind, f"wn inspect {IN}", "{tail -c +11 * > * && wn inspect *}"),

@@ -155,7 +155,7 @@ NEMO = {"./model_config.yaml": b"a: 1", "./model_weights.ckpt": bytes_of()}
 
 
 def marked() -> None:
-    Path(f"{STEM}.pt").write_bytes(b"05" + bytes_of()[2:])
+    Path(f"{STEM}.pt").write_bytes(b"ab" + bytes_of()[2:])
 
 
 def behind() -> None:

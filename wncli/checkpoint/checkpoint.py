@@ -73,7 +73,7 @@ class Checkpoint:
     that `torch.load(weights_only=True)` will not take, and that a plain `torch.load` would import;
     `would_run` is what that would run. `shards` are the files of a sharded one, in the order of
     their numbers (`Storage.file`), and `index` is the path of what lists them. `notes` are what
-    opening it found that its reader should know.
+    opening it found that its reader should know. `mark` is what a torch zip has in place of PK.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Checkpoint:
     shards: tuple[Shard, ...] = ()
     index: Path | None = None
     notes: tuple[Note, ...] = ()
+    mark: bytes = b""
 
 
 class Shard(NamedTuple):

@@ -101,7 +101,8 @@ class Output(NamedTuple):
         """
         gone = self.drop | {part.state_dict.keys for part in keeping_others}
         taken = {part.state_dict.keys for part in self.state_dicts}
-        lost = [entry.path for entry in self.checkpoint.entries if not is_within(entry.keys, gone)]
+        lost = [f"the version mark {self.checkpoint.mark.decode()}"] if self.checkpoint.mark else []
+        lost += [entry.path for entry in self.checkpoint.entries if not is_within(entry.keys, gone)]
         lost += [
             state_dict.root
             for state_dict in self.checkpoint.state_dicts

@@ -44,7 +44,7 @@ def refuse_file(source: Source, start: bytes) -> FormatError:
 def _what(source: Source, start: bytes) -> Found:
     return (
         look_into(source, start)
-        or _disguised_zip(source, start)
+        or _disguised_zip(source)
         or _by_start(start)
         or _by_name(source, start)
     )
@@ -75,7 +75,7 @@ def _by_name(source: Source, start: bytes) -> Found:
     return Found("bytes of no known format", hint="")
 
 
-def _disguised_zip(source: Source, start: bytes) -> Found | None:
+def _disguised_zip(source: Source) -> Found | None:
     """Return a zip archive with a sound end that does not start as one."""
     path = Path(source.name)
     file = path_word(path)
@@ -84,10 +84,7 @@ def _disguised_zip(source: Source, start: bytes) -> Found | None:
     end = min(source.nbytes, _END)
     is_torch = b"/data.pkl" in source.read_at(source.nbytes - end, end, "the zip's directory")
     if has_directory(source):
-        mark = start[:2]
         what = "a zip archive whose first bytes have been changed"
-        if start[2:4] == b"\x03\x04" and mark.isalnum():
-            what = f"a zip archive with a version mark ({mark.decode()}) for PK, as of GPT-SoVITS"
         restore = f"printf 'PK\\003\\004' | dd of={copy} conv=notrunc"
         command = f"cp {file} {copy} && {restore}"
         return Found(what, hint=then_inspecting(command, new) if is_torch else "")

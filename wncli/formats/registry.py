@@ -68,11 +68,14 @@ def _lay_out_torch(output: Output, stem: str) -> tuple[Layout, tuple[Note, ...]]
     from wncli.formats.torch.zip_writer import lay_out_torch_zip
 
     content = torch_content(output)
-    return lay_out_torch_zip(content, stem), content.notes
+    mark = b"" if output.alone else output.checkpoint.mark
+    # What has a mark was saved to memory first, under the name that torch.save has for that.
+    return lay_out_torch_zip(content, "archive" if mark else stem, mark), content.notes
 
 
 def _begins_zip(start: bytes, _nbytes: int) -> bool:
-    return start.startswith(b"PK\x03\x04")
+    # Two digits stand for PK in GPT-SoVITS' files (`formats/torch/zip_records.py`).
+    return start[2:4] == b"\x03\x04" and (start[:2] == b"PK" or start[:2].isdigit())
 
 
 def _begins_legacy(start: bytes, _nbytes: int) -> bool:

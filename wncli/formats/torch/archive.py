@@ -14,7 +14,13 @@ from wncli.checkpoint.tensors import Storage
 from wncli.errors import FormatError
 from wncli.formats.torch.tensors import StorageId
 from wncli.formats.torch.zip_end import broken_zip, read_end
-from wncli.formats.torch.zip_records import CENTRAL, CENTRAL_MAGIC, LOCAL, LOCAL_MAGIC
+from wncli.formats.torch.zip_records import (
+    CENTRAL,
+    CENTRAL_MAGIC,
+    LOCAL,
+    LOCAL_MAGIC,
+    read_mark,
+)
 from wncli.notes import Note
 from wncli.storage.source import BLOCK, Source, read_stored, truncated
 
@@ -73,6 +79,7 @@ class TorchArchive:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.mark = read_mark(source.read_at(0, len(LOCAL_MAGIC), "the first bytes"))
         self.members: dict[str, Member] = {}
         self.storages: dict[str, Storage] = {}
         #: The members that have been read and are not what was written.
@@ -219,8 +226,12 @@ class TorchArchive:
             )
 
     def notes(self) -> tuple[Note, ...]:
-        """Warn of each member that has been read and is damaged."""
-        return tuple(damage_note(name) for name in self.damaged)
+        """Warn of each member that has been read and is damaged, and tell of a version mark."""
+        damage = [damage_note(name) for name in self.damaged]
+        if not self.mark:
+            return tuple(damage)
+        message = f"it begins with GPT-SoVITS' version mark {self.mark.decode()} in place of PK"
+        return (*damage, Note("version-mark", f"{message}; torch.load alone does not read it"))
 
     def locate(self, identity: StorageId) -> Storage:
         """Return the place of a storage's bytes, which are as many as the pickle says.
@@ -327,6 +338,8 @@ class TorchArchive:
         what = f"member {member.name}"
         raw = self.source.read_at(member.header, LOCAL.size + len(expected), what)
         magic, _, _, _, _, _, _, _, _, name_size, extra_size = LOCAL.unpack_from(raw)
+        if self.mark and not member.header:
+            magic = LOCAL_MAGIC[:2] + magic[2:]
         start = member.header + LOCAL.size
         name = raw[LOCAL.size :]
         if name_size != len(expected):  # it is another, or was not to be decoded
@@ -362,7 +375,8 @@ def damaged_members(source: Source) -> list[str]:
 
     Reads all of the file.
     """
-    if source.read_at(0, min(len(LOCAL_MAGIC), source.nbytes), "the first bytes") != LOCAL_MAGIC:
+    start = source.read_at(0, min(len(LOCAL_MAGIC), source.nbytes), "the first bytes")
+    if start != LOCAL_MAGIC and not read_mark(start):
         return []
     archive = TorchArchive(source)
     return [name for name, member in archive.members.items() if archive.is_damaged(member)]

@@ -45,6 +45,7 @@ def read_torch_zip(source: Source) -> Checkpoint:
         refused_names=found.refused_names,
         would_run=find_calls([pickled], found.tree, found.entries),
         notes=archive.notes() + found.notes,
+        mark=archive.mark,
     )
 
 

@@ -45,9 +45,11 @@ def content_nbytes(content: Content) -> int:
             return pair.v.numel * pair.dtype.itemsize
 
 
-def lay_out_torch_zip(content: TorchContent, folder: str) -> Layout:
-    """Lay out the archive, its members under `folder`."""
-    return _Archive(folder).lay_out(content)
+def lay_out_torch_zip(content: TorchContent, folder: str, mark: bytes = b"") -> Layout:
+    """Lay out the archive, its members under `folder`; `mark` replaces its first bytes."""
+    layout = _Archive(folder).lay_out(content)
+    (place, header), *rest = layout.fixed
+    return layout._replace(fixed=((place, mark + header[len(mark) :]), *rest))
 
 
 class _Archive:
