@@ -381,10 +381,10 @@ def test_a_compressed_file_is_named_with_what_unpacks_it(
 MARKS = [b"00", b"01", b"02", b"03", b"04", b"05", b"06", b"07"]
 
 
-def exported(**more: object) -> Tensors:
+def exported(**more: object) -> dict[str, Any]:
     """What GPT-SoVITS saves: float16, without the posterior encoder."""
     state = {f"dec.{name}": tensor.half() for name, tensor in network().state_dict().items()}
-    return {"weight": state, "config": {"model": {"version": "v2Pro"}}, "info": "8epoch"} | more  # type: ignore[return-value]
+    return {"weight": state, "config": {"model": {"version": "v2Pro"}}, "info": "8epoch"} | more
 
 
 def save_marked(content: object, path: Path, mark: bytes) -> Path:
