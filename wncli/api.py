@@ -27,10 +27,9 @@ from wncli.storage.addresses import refuse_address
 
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison
+    from wncli.parallel import Progress
 
 AnyPath = str | os.PathLike[str]
-#: Called with the bytes that have just been written and the bytes that there will be.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+#: Called with the bytes that have just been done, and those that there are to do in all.
+Progress = Callable[[int, int], None]
 #: Called with a number of bytes that have just been done; raises Stopped where that is in vain.
 Advance = Callable[[int], None]
 

@@ -6,12 +6,13 @@ Findings have the codes `would-run`, `checksum`, `nan`, `inf`, `zero-slices`, `z
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from wncli.arithmetic.dtypes import numpy_dtype
 from wncli.arithmetic.norms import Norms, unwarned
 from wncli.arithmetic.ulps import Difference, Tolerance
 from wncli.checkpoint.naming import join
@@ -20,10 +21,10 @@ from wncli.errors import WeightNormError
 from wncli.formats.torch.archive import damage_note, damaged_members
 from wncli.hints import inspecting, phrase
 from wncli.notes import Note
-from wncli.parallel import Advance, run_tasks
+from wncli.parallel import Advance, Progress, run_tasks
 from wncli.plan.actions import Compose
 from wncli.plan.guards import refuse_expansion, refuse_growth
-from wncli.streaming.blocks import TensorBlocks, numpy_dtype
+from wncli.streaming.blocks import TensorBlocks
 from wncli.streaming.effective import aligned_runs, runs_of
 from wncli.streaming.fold import sums_of_squares
 from wncli.streaming.reference import norms_of, slices_named
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from wncli.checkpoint.tensors import TensorSpec
     from wncli.plan.actions import Plan
     from wncli.storage.source import Sources
-
-Progress = Callable[[int, int], None]
 
 
 def check(

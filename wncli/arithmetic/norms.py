@@ -31,6 +31,7 @@ from wncli.arithmetic.double_double import (
     two_sum,
 )
 from wncli.arithmetic.tiles import boxes
+from wncli.checkpoint.tensors import NORMALIZABLE
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -41,12 +42,7 @@ Reading = Callable[[Mask], Iterable[tuple[Array, int]]]
 _PAIR_SLACK = 2.0**-70
 
 #: Bits of a significand, and the exponent of the smallest normal number.
-PRECISION = {
-    "float64": (53, -1022),
-    "float32": (24, -126),
-    "float16": (11, -14),
-    "bfloat16": (8, -126),
-}
+PRECISION = {dtype.label: dtype.precision for dtype in NORMALIZABLE if dtype.precision}
 
 #: The bits of a float64 that are those of its power of two.
 _EXPONENT = np.int64(0x7FF << 52)

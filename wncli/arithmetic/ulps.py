@@ -18,22 +18,6 @@ Array = npt.NDArray[Any]
 #: Units of the last place that two foldings of one pair, each within one, can be apart.
 DEFAULT_ULPS = 2
 
-#: Digits of the significand in bits, and the exponent of the smallest normal number (IEEE 754;
-#: bfloat16 and float8 as in `ml_dtypes`).
-_PRECISIONS = {
-    DType.F64: (53, -1022),
-    DType.F32: (24, -126),
-    DType.F16: (11, -14),
-    DType.BF16: (8, -126),
-    DType.F8_E4M3: (4, -6),
-    DType.F8_E4M3FNUZ: (4, -7),
-    DType.F8_E5M2: (3, -14),
-    DType.F8_E5M2FNUZ: (3, -15),
-    DType.F8_E8M0: (1, -127),
-    DType.C64: (24, -126),
-    DType.C128: (53, -1022),
-}
-
 
 class Tolerance(NamedTuple):
     """What still counts as equal: `|a - b| <= atol + rtol * |b|`, as in `torch.allclose`.
@@ -110,7 +94,7 @@ class Difference:
 
 def _coarser(a: DType, b: DType) -> tuple[int, int] | None:
     """Precision of the coarser dtype; None where both hold whole numbers or bits."""
-    found = [_PRECISIONS[dtype] for dtype in (a, b) if dtype in _PRECISIONS]
+    found = [dtype.precision for dtype in (a, b) if dtype.precision]
     return min(found, key=lambda precision: (precision[0], -precision[1])) if found else None
 
 

@@ -13,9 +13,10 @@ from typing import NamedTuple
 class DType(Enum):
     """The element types of both formats, in the order in which safetensors ranks its own.
 
-    Each value is `(safetensors code, torch name, torch typed storage, bits)`; `None` where a
-    format has no such thing. Sources: safetensors `tensor.rs` (`Dtype`), PyTorch
-    `torch/storage.py` (`_dtype_to_storage_type_map`).
+    Each value is `(safetensors code, torch name, torch typed storage, bits, precision)`; `None`
+    where a format has no such thing. Floating types have a precision: digits of the significand in
+    bits, and the exponent of the smallest normal number. Sources: safetensors `tensor.rs`
+    (`Dtype`), PyTorch `torch/storage.py` (`_dtype_to_storage_type_map`), IEEE 754, `ml_dtypes`.
     """
 
     BOOL = ("BOOL", "bool", "BoolStorage", 8)
@@ -24,26 +25,26 @@ class DType(Enum):
     F6_E3M2 = ("F6_E3M2", None, None, 6)
     U8 = ("U8", "uint8", "ByteStorage", 8)
     I8 = ("I8", "int8", "CharStorage", 8)
-    F8_E5M2 = ("F8_E5M2", "float8_e5m2", None, 8)
-    F8_E4M3 = ("F8_E4M3", "float8_e4m3fn", None, 8)
-    F8_E8M0 = ("F8_E8M0", "float8_e8m0fnu", None, 8)
-    F8_E4M3FNUZ = ("F8_E4M3FNUZ", "float8_e4m3fnuz", None, 8)
-    F8_E5M2FNUZ = ("F8_E5M2FNUZ", "float8_e5m2fnuz", None, 8)
+    F8_E5M2 = ("F8_E5M2", "float8_e5m2", None, 8, (3, -14))
+    F8_E4M3 = ("F8_E4M3", "float8_e4m3fn", None, 8, (4, -6))
+    F8_E8M0 = ("F8_E8M0", "float8_e8m0fnu", None, 8, (1, -127))
+    F8_E4M3FNUZ = ("F8_E4M3FNUZ", "float8_e4m3fnuz", None, 8, (4, -7))
+    F8_E5M2FNUZ = ("F8_E5M2FNUZ", "float8_e5m2fnuz", None, 8, (3, -15))
     I16 = ("I16", "int16", "ShortStorage", 16)
     U16 = ("U16", "uint16", None, 16)
-    F16 = ("F16", "float16", "HalfStorage", 16)
-    BF16 = ("BF16", "bfloat16", "BFloat16Storage", 16)
+    F16 = ("F16", "float16", "HalfStorage", 16, (11, -14))
+    BF16 = ("BF16", "bfloat16", "BFloat16Storage", 16, (8, -126))
     I32 = ("I32", "int32", "IntStorage", 32)
     U32 = ("U32", "uint32", None, 32)
-    F32 = ("F32", "float32", "FloatStorage", 32)
-    C64 = ("C64", "complex64", "ComplexFloatStorage", 64)
-    F64 = ("F64", "float64", "DoubleStorage", 64)
+    F32 = ("F32", "float32", "FloatStorage", 32, (24, -126))
+    C64 = ("C64", "complex64", "ComplexFloatStorage", 64, (24, -126))
+    F64 = ("F64", "float64", "DoubleStorage", 64, (53, -1022))
     I64 = ("I64", "int64", "LongStorage", 64)
     U64 = ("U64", "uint64", None, 64)
     # torch's alone
     F4X2 = (None, "float4_e2m1fn_x2", None, 8)
     C32 = (None, "complex32", None, 32)
-    C128 = (None, "complex128", "ComplexDoubleStorage", 128)
+    C128 = (None, "complex128", "ComplexDoubleStorage", 128, (53, -1022))
     QI8 = (None, "qint8", "QInt8Storage", 8)
     QU8 = (None, "quint8", "QUInt8Storage", 8)
     QI32 = (None, "qint32", "QInt32Storage", 32)
@@ -58,12 +59,18 @@ class DType(Enum):
     __hash__ = object.__hash__  # that of Enum is written in Python, and asked for every tensor
 
     def __init__(
-        self, safetensors: str | None, torch: str | None, torch_storage: str | None, bits: int
+        self,
+        safetensors: str | None,
+        torch: str | None,
+        torch_storage: str | None,
+        bits: int,
+        precision: tuple[int, int] | None = None,
     ) -> None:
         self.safetensors = safetensors
         self.torch = torch
         self.torch_storage = torch_storage
         self.bits = bits
+        self.precision = precision
         #: Bytes per element; 0 for the types that pack several elements into a byte.
         self.itemsize = bits // 8
 
@@ -71,6 +78,11 @@ class DType(Enum):
     def label(self) -> str:
         """The name shown to people: torch's where there is one."""
         return self.torch or self.name.lower()
+
+    @property
+    def numpy(self) -> str | None:
+        """The name in NumPy and `ml_dtypes`, which is torch's; None where they have no such."""
+        return self.torch if self.safetensors or self is DType.C128 else None
 
 
 #: The dtypes that weight norm is computed in.

@@ -14,7 +14,7 @@ from wncli.storage.signals import unfinished
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-    from wncli.api import Progress
+    from wncli.parallel import Progress
 
 #: Seconds before a progress bar is worth showing, and from one drawing to the next.
 _PATIENCE = 0.5

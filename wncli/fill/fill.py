@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from wncli.fill.contents import Patches
     from wncli.storage.source import Sink, Sources
 
-#: Called with a number of bytes that have just been written.
-Progress = Callable[[int], None]
 
 #: Bytes that one thread copies before it takes up something else.
 _PART = 8 << 20
@@ -66,7 +64,7 @@ class _Copying(NamedTuple):
 
 
 def fill(
-    layout: Layout, sources: Sources, sink: Sink, progress: Progress, jobs: int | None
+    layout: Layout, sources: Sources, sink: Sink, progress: Callable[[int], None], jobs: int | None
 ) -> tuple[Note, ...]:
     """Write all of `layout` to `sink`, on `jobs` threads at most.
 
@@ -93,7 +91,7 @@ class _Filling:
         self.notes: list[tuple[int, Note]] = []
         self.patches: list[Patches] = []
 
-    def run(self, progress: Progress, jobs: int | None) -> tuple[Note, ...]:
+    def run(self, progress: Callable[[int], None], jobs: int | None) -> tuple[Note, ...]:
         if self.is_clone():
             return ()
         for tasks in self.divide():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +17,10 @@ from wncli.storage.source import unreadable
 if TYPE_CHECKING:
     from wncli.checkpoint.output import Output
     from wncli.layout.files import Outputs
+    from wncli.parallel import Progress
     from wncli.plan.destination import Target
     from wncli.storage.replace_folder import NewFiles
     from wncli.storage.source import Sources
-
-#: Called with the bytes that have just been written and the bytes that there will be.
-Progress = Callable[[int, int], None]
 
 
 def make_parent(target: Target) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wncli.arithmetic.tiles import STEP, boxes, memory
 from wncli.checkpoint.dims import slices
-from wncli.checkpoint.tensors import DType, TensorSpec
+from wncli.checkpoint.tensors import TensorSpec
 from wncli.storage.source import BLOCK, Source
 
 if TYPE_CHECKING:
@@ -28,19 +27,6 @@ if TYPE_CHECKING:
 _GATHERED = 8 << 20
 #: Bytes of NumPy's widest integer; it moves them faster than bytes without a meaning.
 _WIDEST_NUMBER = 8
-
-
-@cache
-def numpy_dtype(dtype: DType) -> np.dtype[Any]:
-    """Return the NumPy dtype of one of the dtypes that weight norm is computed in."""
-    import numpy as np
-
-    name: type[Any] | str = str(dtype.torch)
-    if dtype is DType.BF16:
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    return np.dtype(name)
 
 
 class Block(NamedTuple):

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wncli.arithmetic.dtypes import numpy_dtype
 from wncli.arithmetic.norms import Array
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import DType
-from wncli.streaming.blocks import TensorBlocks, numpy_dtype
+from wncli.streaming.blocks import TensorBlocks
 from wncli.streaming.fold import fold_pair
 
 if TYPE_CHECKING:
     from wncli.checkpoint.tensors import TensorSpec
     from wncli.notes import Note
     from wncli.storage.source import Sources
-
-_ML_DTYPES = {
-    DType.BF16: "bfloat16",
-    DType.F8_E4M3: "float8_e4m3fn",
-    DType.F8_E5M2: "float8_e5m2",
-    DType.F8_E8M0: "float8_e8m0fnu",
-    DType.F8_E4M3FNUZ: "float8_e4m3fnuz",
-    DType.F8_E5M2FNUZ: "float8_e5m2fnuz",
-}
-_PLAIN = {
-    "bool", "uint8", "int8", "int16", "uint16", "float16", "int32", "uint32", "float32",
-    "float64", "int64", "uint64", "complex64", "complex128",
-}  # fmt: skip
 
 
 def aligned_runs(
@@ -71,7 +59,7 @@ def runs_of(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Ite
     if not item.dtype.itemsize:  # several elements to a byte
         item = item._replace(dtype=DType.U8, shape=(item.nbytes,), strides=(1,))
     source = sources[item.storage.file]
-    element = _element(item.dtype)
+    element = numpy_dtype(item.dtype)
     blocks = TensorBlocks(source, item, row_major=True)
     for block in blocks:
         run = blocks.read(block, element).reshape(-1)
@@ -85,15 +73,4 @@ def are_comparable(a: DType, b: DType) -> bool:
 
 
 def _is_number(dtype: DType) -> bool:
-    return dtype in _ML_DTYPES or dtype.torch in _PLAIN
-
-
-def _element(dtype: DType) -> np.dtype[Any]:
-    """Return the NumPy dtype of one element; bits where NumPy has no such number."""
-    name: Any = dtype.torch if dtype.torch in _PLAIN else (np.void, dtype.itemsize)
-    if dtype in _ML_DTYPES:
-        import ml_dtypes
-
-        name = getattr(ml_dtypes, _ML_DTYPES[dtype])
-    found: np.dtype[Any] = np.dtype(name)
-    return found
+    return dtype.numpy is not None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from wncli.arithmetic.dtypes import numpy_dtype
 from wncli.arithmetic.norms import (
     PRECISION,
     Array,
@@ -29,7 +30,7 @@ from wncli.hints import phrase, setting
 from wncli.notes import Note
 from wncli.plan.rules import glob_of
 from wncli.storage.source import BLOCK
-from wncli.streaming.blocks import Block, TensorBlocks, numpy_dtype
+from wncli.streaming.blocks import Block, TensorBlocks
 
 if TYPE_CHECKING:
     from wncli.checkpoint.pairs import Pair
