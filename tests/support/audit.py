@@ -92,7 +92,7 @@ class Watch:
 
     def is_below(self, path: object, folder: str) -> bool:
         """Whether a path is in the folder; a number is a file that is open already."""
-        if not isinstance(path, (str, bytes)):
+        if not isinstance(path, (str, bytes, os.PathLike)):
             return isinstance(path, int)
         found = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
         return found == folder or found.startswith(folder + os.sep)
