@@ -30,7 +30,7 @@ from wncli.arithmetic.double_double import (
     times_in_range,
     two_sum,
 )
-from wncli.arithmetic.tiles import boxes
+from wncli.arithmetic.tiles import STEP, boxes
 from wncli.checkpoint.tensors import NORMALIZABLE
 
 Array = npt.NDArray[Any]
@@ -160,7 +160,7 @@ class NormSum:
 
     def add(self, block: Array, first: int = 0) -> None:
         """Take in a block of shape `(outer, channels, inner)` whose channels begin at `first`."""
-        for box in boxes(block.shape, PAIRS):
+        for box in boxes(block.shape, STEP):
             values = block[box.outer, box.channels, box.inner].astype(np.float64)
             where = slice(first + box.channels.start, first + box.channels.stop)
             if self.wide:
@@ -196,7 +196,7 @@ class NormSum:
             # The error terms of an infinity are NaN.
             np.copyto(total, self._high, where=np.isnan(total))
             # Twice the bound: the squares of a box are summed in float64, boxes lose nothing.
-            slack = (min(self._terms, PAIRS) + 8) * 2.0**-53
+            slack = (min(self._terms, STEP) + 8) * 2.0**-53
             return Norms(np.sqrt(total, out=total), slack=slack, read=read)
         high, low = square_root(self._high, self._low)
         # The error terms of an infinity are NaN: the norm of a slice with one is inf, or NaN.
