@@ -47,3 +47,9 @@ def test_programs_that_are_to_be_run_are_there(document: Path) -> None:
         r"python -m ((?:fuzz|benchmarks|tests)\.[\w.]+)", document.read_text()
     ):
         assert importlib.util.find_spec(module) is not None, module
+
+
+def test_the_map_names_every_module() -> None:
+    named = set(re.findall(r"`(\w+)`", (ROOT / "ARCHITECTURE.md").read_text()))
+    modules = {path.stem for path in (ROOT / "wncli").glob("*/**/*.py")} - {"__init__"}
+    assert modules <= named, modules - named
