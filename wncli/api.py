@@ -85,7 +85,7 @@ def inspect(  # noqa: PLR0913 - the command's options
             shards.
         layers: globs over full names and module paths; all layers where there is none.
         exclude: globs of layers to leave out.
-        only: the root of the one state dict to look at.
+        only: the root of the one state dict to look at, or a prefix of names in it.
         tensors: list every tensor as well.
         check: read everything, and report what is damaged or will not compute.
         progress: called while checking.
@@ -125,8 +125,8 @@ def apply(  # noqa: PLR0913 - the command's options
         exclude: globs of layers to leave alone.
         dim: the dim of layers whose rule has none; None for the norm of the whole tensor.
         naming: the spelling to write; `auto` takes the one in the checkpoint, else hook.
-        only: write the state dict at this root alone.
-        drop: entries of the checkpoint to leave out.
+        only: write the state dict at this root, or below this prefix of names, alone.
+        drop: entries of the checkpoint, or prefixes of names, to leave out.
         options: how the output is written, see `WriteOptions`.
 
     Raises:
@@ -161,8 +161,8 @@ def remove(  # noqa: PLR0913 - the command's options
         output: the file to write; may be the input, with `force`.
         layers: globs over full names and module paths; all normalized layers where there is none.
         exclude: globs of layers to leave alone.
-        only: write the state dict at this root alone.
-        drop: entries of the checkpoint to leave out.
+        only: write the state dict at this root, or below this prefix of names, alone.
+        drop: entries of the checkpoint, or prefixes of names, to leave out.
         options: how the output is written, see `WriteOptions`.
 
     Raises:
@@ -201,8 +201,8 @@ def convert(  # noqa: PLR0913 - the command's options
         partial: with `like`, leave out what does not fit instead of refusing.
         layers: with `naming`, globs over full names and module paths of layers to respell.
         exclude: with `naming`, globs of layers to leave as they are.
-        only: write the state dict at this root alone.
-        drop: entries of the checkpoint to leave out.
+        only: write the state dict at this root, or below this prefix of names, alone.
+        drop: entries of the checkpoint, or prefixes of names, to leave out.
         options: how the output is written, see `WriteOptions`.
 
     Raises:

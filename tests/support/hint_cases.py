@@ -88,6 +88,8 @@ WIDE_PAIR = {f"{ODD}.weight_g": torch.ones(1 << 13, 1), f"{ODD}.weight_v": VAST}
 TWICE = {f"{ODD}.parametrizations.weight.original{n}": torch.ones(2, 1 + 2 * n) for n in (0, 1)}
 UNDIRECTED = SOUND | pair(v=torch.zeros(2, 3))
 ROOTS = {ODD: SOUND, "a.b": dict(SOUND)}
+#: Two copies of one model in one state dict.
+COPIES = {f"{top}.{name}": tensor for top in (ODD, "b") for name, tensor in SOUND.items()}
 
 LEAVE = "{*-x*} leaves this layer alone"
 KEEP = "{*-x*} leaves this layer as it is"
@@ -221,6 +223,25 @@ NAMES = {
     "a rule near what nobody types": Case(
         file(pair("a\0\ud800b")), f"wn remove {IN} {OUT} -l a_b.weight", "{-l *}",
         instead_of="-l a_b.weight",
+    ),
+    "a prefix without its root": Case(
+        file({ODD: COPIES}), f"wn remove {IN} {OUT} --only b", "{*--only*b*}",
+        instead_of="--only b",
+    ),
+    "a prefix to drop, without its root": Case(
+        file({ODD: COPIES}), f"wn convert {IN} {OUT} --drop b", "{*--drop*b*}",
+        instead_of="--drop b",
+    ),
+    "several prefixes of one root": Case(
+        file({"a=b": COPIES}, ref=SOUND), f"wn convert {IN} {OUT} --like {REF}",
+        "{*--only*} or {*--only*b*}",
+    ),
+    "several prefixes for compare": Case(
+        file(COPIES, ref={"x=y": SOUND}), f"wn compare {IN} {REF}", "{*--only*} or {--only b}"
+    ),
+    "several prefixes of REFERENCE": Case(
+        file({"x=y": SOUND}, ref=COPIES), f"wn convert {IN} {OUT} --like {REF}",
+        "{*--only*x=y=*} or {--only x=y=b}",
     ),
     "several that B can mean": Case(
         file(ROOTS, ref=SOUND), f"wn compare {IN} {REF}", "{*--only*} or {--only a.b}"

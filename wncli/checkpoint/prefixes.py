@@ -37,6 +37,17 @@ class PrefixMap(NamedTuple):
         return ", ".join(done)
 
 
+class Fit(NamedTuple):
+    """How many names some prefixes lead to one of the others.
+
+    With `rivals`, each of these leads as many there, and nothing says which is meant.
+    """
+
+    prefixes: PrefixMap
+    matched: int
+    rivals: tuple[PrefixMap, ...] = ()
+
+
 class Tops(NamedTuple):
     """Prefixes that roots make, each with its place in the order of preference."""
 
@@ -111,17 +122,17 @@ def find_prefix_map(
 ) -> PrefixMap:
     """Return the prefixes that make most of `names` meet `others`; none where none does better.
 
-    Wrappers and the `roots` are tried, and any other prefix if with it one side meets in full.
+    Wrappers and the `roots` are tried, and any other prefix if with it most of one side meets.
     """
     tops = Tops.of(roots)
-    return best_prefix_map(Names(names, tops), Names(others, tops))[0]
+    return best_fit(Names(names, tops), Names(others, tops)).prefixes
 
 
-def best_prefix_map(names: Names, others: Names) -> tuple[PrefixMap, int]:
+def best_fit(names: Names, others: Names) -> Fit:
     """Find the prefixes, and how many names they lead to one of the others."""
     best, most = PrefixMap(), _count(PrefixMap(), names, others)
     if most == len(others) or not len(names):
-        return best, most
+        return Fit(best, most)
     ours, theirs = names.wrapper, others.wrapper
     usual = [PrefixMap(ours, theirs), PrefixMap(ours), PrefixMap("", theirs)]
     usual += [PrefixMap(ours + top, theirs) for top in names.inner_tops]
@@ -137,12 +148,16 @@ def best_prefix_map(names: Names, others: Names) -> tuple[PrefixMap, int]:
         if count > most:
             best, most = prefixes, count
     probed = {prefixes: _count(prefixes, names, others) for prefixes in _probes(names, others)}
-    full = max(probed.values(), default=0)
-    if full > most and full in (len(others), len(names)):
-        fitting = [prefixes for prefixes, count in probed.items() if count == full]
-        if len(fitting) == 1:  # of several, none is more likely meant than the others
-            return fitting[0], full
-    return best, most
+    top = max(probed.values(), default=0)
+    if top <= most or 2 * top <= min(len(others), len(names)):
+        return Fit(best, most)
+    fitting = [prefixes for prefixes, count in probed.items() if count == top]
+    if len(fitting) == 1:
+        return Fit(fitting[0], top)
+    # Of several, none is more likely meant than others; with all of them, much has to meet.
+    is_full = top in {len(others), len(names)}
+    is_much = 2 * top * len(fitting) > max(len(others), len(names))
+    return Fit(best, top, tuple(fitting)) if is_much and (is_full or not most) else Fit(best, most)
 
 
 def _count(prefixes: PrefixMap, names: Names, others: Names) -> int:

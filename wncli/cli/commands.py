@@ -99,12 +99,17 @@ Only = Annotated[
     typer.Option(
         "--only",
         metavar="ROOT",
-        help="Take one state dict alone, as `generator`; with two files also `ROOT=OTHER`.",
+        help="Take one state dict alone, as `generator`, or names below a dotted prefix, as "
+        "`model.teacher`; with two files also `ROOT=OTHER`.",
     ),
 ]
 Drop = Annotated[
     list[str],
-    typer.Option("--drop", metavar="ENTRY", help="Leave an entry out, as `optimizer`. Repeatable."),
+    typer.Option(
+        "--drop",
+        metavar="ENTRY",
+        help="Leave an entry, or what is below a prefix of names, out. Repeatable.",
+    ),
 ]
 Dim = Annotated[
     str,

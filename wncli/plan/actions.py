@@ -81,12 +81,14 @@ Command = Literal["inspect", "apply", "remove", "convert"]
 class Part(NamedTuple):
     """What becomes of one state dict: an action for each tensor that is kept, in their order.
 
-    `keys` are the path at which the result stands in the output.
+    `keys` are the path at which the result stands in the output; several parts with the same one
+    make one state dict there. `keeps_others` tells whether what is no tensor goes with it.
     """
 
     state_dict: StateDict
     actions: tuple[Action, ...]
     keys: Keys
+    keeps_others: bool = True
 
 
 class Plan(NamedTuple):

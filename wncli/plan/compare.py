@@ -12,6 +12,7 @@ from wncli.errors import FormatError, UsageError
 from wncli.hints import glob_of, option, path_word
 from wncli.notes import Note
 from wncli.plan.guards import refuse_expansion, refuse_growth
+from wncli.plan.narrowing import named
 from wncli.plan.pairing import pair_up, plain_tensors, split_only
 from wncli.plan.request import Request, listing, look_alike_notes
 from wncli.plan.rules import Candidate, check_exclusions, choose_pairs
@@ -115,8 +116,7 @@ def _largest(side: Pair | TensorSpec) -> TensorSpec:
 
 def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Survey], list[Survey]]:
     sides = []
-    roots = [[sd.root for sd in checkpoint.state_dicts] for checkpoint in (a, b)]
-    for checkpoint, only in zip((a, b), split_only(request.only, *roots), strict=True):
+    for checkpoint, only in zip((a, b), split_only(request.only, a, b), strict=True):
         if not checkpoint.state_dicts:
             raise FormatError(
                 checkpoint.name,
@@ -124,7 +124,7 @@ def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Surve
                 expected="a mapping of names to tensors",
                 hint=f"wn inspect {path_word(checkpoint.name)}",
             )
-        sides.append([survey(sd) for sd in checkpoint.state_dicts if only in {None, sd.root}])
+        sides.append([survey(found) for found in named(checkpoint, only)])
     return sides[0], sides[1]
 
 

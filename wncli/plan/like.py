@@ -15,8 +15,9 @@ from wncli.hints import option
 from wncli.notes import Note
 from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
 from wncli.plan.guards import refuse_expansion
+from wncli.plan.narrowing import dropped, named, narrowing_notes
 from wncli.plan.pairing import pair_up, plain_tensors, split_only
-from wncli.plan.request import Request, dropped, listing, surveys_of
+from wncli.plan.request import Request, listing, restored, surveys_of
 from wncli.plan.survey import Survey, survey
 from wncli.plan.ungathered import refuse_ungathered
 
@@ -56,11 +57,9 @@ def plan_like(
                 "--like takes every layer as REFERENCE has it",
                 hint=f"leave {flag} out",
             )
-    known = [state_dict.root for state_dict in checkpoint.state_dicts]
-    wanted_roots = [state_dict.root for state_dict in reference.state_dicts]
-    our_only, their_only = split_only(request.only, known, wanted_roots)
+    our_only, their_only = split_only(request.only, checkpoint, reference)
     ours = surveys_of(checkpoint, request._replace(only=our_only))
-    theirs = [survey(sd) for sd in reference.state_dicts if their_only in {None, sd.root}]
+    theirs = [survey(sd.stored or sd) for sd in named(reference, their_only)]
     if not theirs:
         raise FormatError(
             reference.name, "no state dict was found", expected="a checkpoint as REFERENCE"
@@ -80,7 +79,8 @@ def plan_like(
         our_root, prefixes = paired[root]
         found = by_root[our_root]
         actions = _actions(checkpoint, found, wanted, prefixes, fit)
-        parts.append(Part(found.state_dict, actions, wanted.state_dict.keys))
+        whole = found.state_dict.stored is None
+        parts.append(Part(found.state_dict, actions, wanted.state_dict.keys, whole))
         notes += _renaming_notes(found.state_dict, wanted.state_dict, prefixes)
     if not parts:
         fit.unexpected += [
@@ -89,6 +89,7 @@ def plan_like(
     fit.ours = sum(len(plain_tensors(found)) for found in ours)
     fit.theirs = sum(len(plain_tensors(wanted)) for wanted in theirs)
     _judge(checkpoint, reference, fit, partial=partial)
+    notes += [note for found in ours for note in narrowing_notes(checkpoint, found.state_dict)]
     notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.name}", ""))
     for code, names in (
         ("missing", fit.missing),
@@ -100,8 +101,8 @@ def plan_like(
                 Note(code, f"{_WORDS[code]}: {few(names, _NAMED)}", names[0], is_warning=True)
             )
     alone = request.only is not None or not _same_places(checkpoint, ours, parts)
-    drop = dropped(checkpoint, request)
-    return Plan("convert", checkpoint, tuple(parts), alone, drop, tuple(notes))
+    drop = dropped(checkpoint, request.drop)
+    return Plan("convert", checkpoint, restored(parts), alone, drop, tuple(notes))
 
 
 _WORDS = {

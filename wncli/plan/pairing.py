@@ -7,20 +7,24 @@ spellings and the folded weight meet.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Pair
-from wncli.checkpoint.prefixes import Names, PrefixMap, Tops, best_prefix_map
+from wncli.checkpoint.prefixes import Fit, Names, PrefixMap, Tops, best_fit
 from wncli.checkpoint.tensors import TensorSpec
-from wncli.errors import UsageError
+from wncli.errors import UsageError, few
 from wncli.hints import option
+from wncli.plan.narrowing import named, no_such_root
 from wncli.plan.survey import Survey
 
 #: As many pairs of state dicts are compared, which come to as many names, or to so many times all.
 _MOST_PAIRS = 1 << 10
 _MOST_NAMES = 1 << 2
 _MOST_VISITS = 1 << 18
+#: As many are named of what could be meant.
+_MOST_WAYS = 4
 
 
 def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
@@ -36,27 +40,28 @@ def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
 
 
 def split_only(
-    only: str | None, ours: Collection[str], theirs: Collection[str]
+    only: str | None, ours: Checkpoint, theirs: Checkpoint
 ) -> tuple[str | None, str | None]:
     """Return what `--only ROOT`, or `--only OURS=THEIRS`, names on each side; None takes all there.
+
+    A dotted prefix of names is as good as a root; where one side has a root of this name, it means
+    no prefix on the other.
 
     Raises:
         UsageError: neither side has such a root.
     """
     if only is None:
         return None, None
-    if only in ours or only in theirs:
-        return only if only in ours else None, only if only in theirs else None
+    sides = [any(sd.root == only for sd in side.state_dicts) for side in (ours, theirs)]
+    if not any(sides):
+        sides = [bool(named(side, only)) for side in (ours, theirs)]
+    if any(sides):
+        return only if sides[0] else None, only if sides[1] else None
     for equals in re.finditer("=", only):
         our, their = only[: equals.start()], only[equals.end() :]
-        if our in ours and their in theirs:
+        if named(ours, our) and named(theirs, their):
             return our, their
-    known = dict.fromkeys(root or "the top" for root in (*ours, *theirs))
-    raise UsageError(
-        f"--only {only}",
-        "there is no state dict of this name",
-        expected=f"one of: {', '.join(known)}" if known else "a checkpoint with a state dict",
-    )
+    raise no_such_root(only, (ours, theirs))
 
 
 def pair_up(
@@ -76,7 +81,7 @@ def pair_up(
     tops = Tops.of(found.state_dict.root for found in (*ours, *theirs))
     names = {found.state_dict.root: Names(plain_tensors(found), tops) for found in ours}
     wanted = {found.state_dict.root: Names(plain_tensors(found), tops) for found in theirs}
-    counts: dict[tuple[str, str], tuple[int, PrefixMap]] = {}
+    counts: dict[tuple[str, str], Fit] = {}
     paired: dict[str, tuple[str, PrefixMap]] = {}
     places = {found.state_dict.keys: found.state_dict.root for found in ours}
     same = {
@@ -88,9 +93,11 @@ def pair_up(
     taken = set(same.values())
     same |= {root: root for root in alike if root not in taken}
     for their_root, our_root in same.items():
-        prefixes, count = best_prefix_map(names[our_root], wanted[their_root])
-        if count:
-            paired[their_root] = our_root, prefixes
+        fit = best_fit(names[our_root], wanted[their_root])
+        if fit.rivals:
+            raise _several_prefixes(our_checkpoint, their_checkpoint, our_root, their_root, fit)
+        if fit.matched:
+            paired[their_root] = our_root, fit.prefixes
     met = {our_root for our_root, _ in paired.values()}
     ours_left = [root for root in names if root not in met]
     theirs_left = [root for root in wanted if root not in paired]
@@ -99,12 +106,12 @@ def pair_up(
         raise _too_many(our_checkpoint, their_checkpoint, ours_left, theirs_left)
     for their_root in theirs_left:
         for our_root in ours_left:
-            prefixes, count = best_prefix_map(names[our_root], wanted[their_root])
-            if count:
-                counts[our_root, their_root] = count, prefixes
+            fit = best_fit(names[our_root], wanted[their_root])
+            if fit.matched:
+                counts[our_root, their_root] = fit
     while counts:
-        most = max(count for count, _ in counts.values())
-        best = [pair for pair, (count, _) in counts.items() if count == most]
+        most = max(fit.matched for fit in counts.values())
+        best = [pair for pair, fit in counts.items() if fit.matched == most]
         our, their = best[0]
         mine = [one for one, other in best if other == their]
         yours = [other for one, other in best if one == our]
@@ -112,7 +119,10 @@ def pair_up(
         ways = mine if is_plain else [f"{one}={their}" for one in mine]
         _refuse_rivals(our_checkpoint, mine, ways)
         _refuse_rivals(their_checkpoint, yours, [f"{our}={other}" for other in yours])
-        paired[their] = our, counts[our, their][1]
+        fit = counts[our, their]
+        if fit.rivals:
+            raise _several_prefixes(our_checkpoint, their_checkpoint, our, their, fit)
+        paired[their] = our, fit.prefixes
         counts = {
             (one, other): offer
             for (one, other), offer in counts.items()
@@ -139,6 +149,30 @@ def _too_many(
         expected="state dicts at the same places, or few others",
         found=f"{len(ours):,} others here, {len(theirs):,} in {their_checkpoint.name}",
         hint=option("--only", f"{ours[0]}={theirs[0]}"),
+    )
+
+
+def _several_prefixes(
+    our_checkpoint: Checkpoint, their_checkpoint: Checkpoint, our: str, their: str, fit: Fit
+) -> UsageError:
+    """Make the refusal of names that several prefixes would lead to the others equally well."""
+    ways = [
+        (join(our, strip[:-1]) if strip else our, join(their, add[:-1]) if add else their)
+        for strip, add in fit.rivals
+    ]
+    ours, theirs = (dict.fromkeys(way[side] for way in ways) for side in (0, 1))
+    is_ours = len(ours) > 1
+    checkpoint, other = (our_checkpoint, their_checkpoint)[:: 1 if is_ours else -1]
+    hints = [
+        one if len(theirs) == 1 and one and not named(their_checkpoint, one) else f"{one}={two}"
+        for one, two in ways
+    ]
+    return UsageError(
+        checkpoint.name,
+        f"several prefixes of the names fit {other.name} equally well",
+        expected="one of them",
+        found=few([root or "the top" for root in (ours if is_ours else theirs)], _MOST_WAYS),
+        hint=" or ".join(option("--only", way) for way in hints[:_MOST_WAYS]),
     )
 
 

@@ -8,13 +8,15 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint
-from wncli.checkpoint.keys import Keys, Position, is_within
+from wncli.checkpoint.keys import Keys, Position
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Pair
-from wncli.errors import UsageError, WeightNormError
+from wncli.errors import WeightNormError
 from wncli.hints import glob_of, option, path_word
 from wncli.notes import Note
 from wncli.plan.actions import Action, Command, Compose, Copy, Part, Plan
+from wncli.plan.narrowing import dropped, narrowing_notes, state_dicts_left
+from wncli.plan.renaming import from_the_file
 from wncli.plan.rules import (
     Candidate,
     Rule,
@@ -75,63 +77,13 @@ def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
     Raises:
         UsageError: a root, an entry or an `-x` rule that matches nothing.
     """
-    state_dicts = checkpoint.state_dicts
-    drop = dropped(checkpoint, request)
-    if request.only is not None:
-        state_dicts = tuple(sd for sd in state_dicts if sd.root == request.only)
-        if not state_dicts:
-            raise _no_root(checkpoint, request.only)
-        if is_within(state_dicts[0].keys, drop):
-            raise UsageError(f"--only {request.only}", "--drop leaves this state dict out")
-    kept = []
-    for state_dict in state_dicts:
-        keys = state_dict.keys
-        if is_within(keys, drop):
-            continue
-        if drop:
-            tensors = tuple(s for s in state_dict.tensors if (*keys, s.name) not in drop)
-            state_dict = state_dict._replace(tensors=tensors)  # noqa: PLW2901 - what is left of it
-        kept.append(survey(state_dict))
+    drop = dropped(checkpoint, request.drop)
+    kept = [survey(found) for found in state_dicts_left(checkpoint, request.only, drop)]
     names = [s.name for found in kept for s in found.state_dict.tensors]
     names += [pair.weight for found in kept for pair in found.pairs]
     names += [alike.weight for found in kept for alike in found.look_alikes]
     check_exclusions(request.exclude, names, listing(checkpoint))
     return kept
-
-
-def dropped(checkpoint: Checkpoint, request: Request) -> frozenset[Keys]:
-    """Where that stands which `--drop` names.
-
-    Raises:
-        UsageError: an entry that is not there.
-    """
-    found: frozenset[Keys] = frozenset()
-    tensors = {spec.name for sd in checkpoint.state_dicts for spec in sd.tensors if request.drop}
-    tree = checkpoint.tree
-    for path in sorted(request.drop):
-        meant = tree.named(path) if tree else frozenset({(path,)} if path in tensors else ())
-        found |= meant
-        if meant:
-            continue
-        known = [entry.path for entry in checkpoint.entries]
-        known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
-        raise UsageError(
-            f"--drop {path}",
-            "there is no entry of this name",
-            expected=f"such as {', '.join(known)}" if known else "",
-            hint=f"wn inspect {path_word(checkpoint.name)}",
-        )
-    return found
-
-
-def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
-    """Make the refusal of an `--only` that is no root of the checkpoint."""
-    roots = [state_dict.root or "the top" for state_dict in checkpoint.state_dicts]
-    return UsageError(
-        f"--only {only}",
-        "there is no state dict of this name",
-        expected=f"one of: {', '.join(roots)}" if roots else "a checkpoint with a state dict",
-    )
 
 
 def listing(checkpoint: Checkpoint) -> str:
@@ -215,7 +167,8 @@ def parts_of(
             action = own.get(spec.name) or Copy(spec, spec.name)
             ordered.setdefault(id(action), action)
         target = () if alone else _after(gone, found.state_dict.keys)
-        parts.append(Part(found.state_dict, tuple(ordered.values()), target))
+        is_whole = found.state_dict.stored is None
+        parts.append(Part(found.state_dict, tuple(ordered.values()), target, is_whole))
     return tuple(parts)
 
 
@@ -276,9 +229,21 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan is made of
 ) -> Plan:
     """Make the plan of a request from the actions on its layers."""
     alone = request.only is not None
-    drop = dropped(checkpoint, request)
+    drop = dropped(checkpoint, request.drop)
     parts = parts_of(surveys, actions, drop, alone=alone)
-    return Plan(command, checkpoint, parts, alone, drop, tuple(notes))
+    if command == "inspect":  # which shows the names as they are without the prefix
+        return Plan(command, checkpoint, parts, alone, drop, tuple(notes))
+    left = [note for found in surveys for note in narrowing_notes(checkpoint, found.state_dict)]
+    return Plan(command, checkpoint, restored(parts), alone, drop, (*notes, *left))
+
+
+def restored(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Return the parts with the names that the file has for what they are made from."""
+    found = []
+    for part in parts:
+        state_dict, actions = from_the_file(part.state_dict, part.actions)
+        found.append(part._replace(state_dict=state_dict, actions=actions))
+    return tuple(found)
 
 
 def composing(chosen: dict[tuple[str, str], Pair]) -> dict[tuple[str, str], Action]:

@@ -50,7 +50,7 @@ def keep_shards(output: Output, output_format: FormatName) -> tuple[ShardOutput,
         metadata = shard.metadata or {} if shard.format == "safetensors" else None
         own_output = output._replace(
             checkpoint=replace(shard, name=output.checkpoint.name, metadata=metadata),
-            state_dicts=(OutputStateDict(state_dict, tuple(results), ()),),
+            state_dicts=(OutputStateDict(state_dict, tuple(results), (), part.keeps_others),),
         )
         untouched = written_format(shard) == output_format and _keeps_all(own, results)
         found.append(ShardOutput(name, own_output, number if untouched else None))
@@ -84,7 +84,12 @@ def split_by_size(output: Output, output_format: FormatName, limit: int) -> tupl
             name,
             output._replace(
                 state_dicts=(
-                    OutputStateDict(part.state_dict, tuple(group), (), keeps_others=not number),
+                    OutputStateDict(
+                        part.state_dict,
+                        tuple(group),
+                        (),
+                        keeps_others=part.keeps_others and not number,
+                    ),
                 ),
                 alone=True,
                 elsewhere=elsewhere,

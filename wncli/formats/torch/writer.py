@@ -126,7 +126,11 @@ def _listed(
 def _lost_entries(output: Output) -> list[Note]:
     """Return what stood beside or in the state dicts that are written by themselves."""
     tree = output.checkpoint.tree
-    mapped = [part for part in output.state_dicts if tree and part.state_dict.keys in tree.mappings]
+    mapped = [
+        part
+        for part in output.state_dicts
+        if tree and part.keeps_others and part.state_dict.keys in tree.mappings
+    ]
     lost = output.left_out(mapped) if output.alone or tree is None else []
     if not lost:
         return []
