@@ -21,6 +21,7 @@ from wncli.plan.convert import plan_convert
 from wncli.plan.guards import refuse_ambiguity
 from wncli.plan.inspect import plan_inspect
 from wncli.plan.remove import plan_remove
+from wncli.plan.renaming import flattened
 from wncli.plan.request import Request
 from wncli.report import NothingToDo, Report, make_report
 from wncli.storage.addresses import refuse_address
@@ -184,6 +185,7 @@ def convert(  # noqa: PLR0913 - the command's options
     naming: Naming | None = None,
     like: AnyPath | None = None,
     partial: bool = False,
+    flatten: bool = False,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     only: str | None = None,
@@ -199,6 +201,7 @@ def convert(  # noqa: PLR0913 - the command's options
         like: a checkpoint whose structure to take: what is normalized there is decomposed here,
             with its dim and spelling, what is plain there composed; names get its prefixes.
         partial: with `like`, leave out what does not fit instead of refusing.
+        flatten: write all state dicts as one: the root before each name, wrappers (`module.`) off.
         layers: with `naming`, globs over full names and module paths of layers to respell.
         exclude: with `naming`, globs of layers to leave as they are.
         only: write the state dict at this root, or below this prefix of names, alone.
@@ -220,9 +223,12 @@ def convert(  # noqa: PLR0913 - the command's options
     if like is None:
 
         def make_plan(opened: Checkpoint) -> Plan:
-            return plan_convert(opened, request, naming)
+            plan = plan_convert(opened, request, naming)
+            return flattened(plan, roots=only is None) if flatten else plan
 
         return _write(make_plan, checkpoint, output, WriteOptions(**options))
+    if flatten:
+        raise UsageError("--flatten", "--like takes the names of REFERENCE", hint="leave one out")
     if naming:
         raise UsageError(
             f"--naming {naming}", "--like takes the spelling of REFERENCE", hint="leave one out"
@@ -328,6 +334,7 @@ def _write(
             raise _nothing(plan)
         guards.refuse(plan, target, verify=options.verify)
         lowered = lower_plan(plan)
+        guards.refuse_same_names(lowered)
         outputs = lay_out(lowered, target, folder if from_folder else None)
         notes = outputs.notes
         # Of large files of many tensors, what was read takes as much memory as all that follows.

@@ -186,7 +186,10 @@ def make_report(  # noqa: PLR0913 - what was done, and where
                 sum(isinstance(action, Compose) for action in part.actions),
                 part.state_dict.holder,
             )
-            for part, elements in zip(plan.parts, stored, strict=True)
+            for part, elements in {
+                part.state_dict.keys: (part, elements)
+                for part, elements in zip(plan.parts, stored, strict=True)
+            }.values()
         ),
         tuple(Other(e.path, e.kind, e.summary) for e in checkpoint.entries),
         checkpoint.refused_names,

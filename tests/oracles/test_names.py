@@ -14,6 +14,8 @@ from tests.support.networks import (
     As,
     Tensors,
     check_same_weights,
+    discriminator,
+    generator,
     normalized,
     randomize,
     under,
@@ -181,3 +183,166 @@ def test_a_prefix_with_which_most_meets_is_found_though_some_are_missing() -> No
     twice = [f"{top}.{name}" for top in ("student", "teacher") for name in "abc"]
     fit = best_fit(Names(twice, Tops.of([])), Names(["a", "b", "c", "d"], Tops.of([])))
     assert {strip for strip, _ in fit.rivals} == {"student.", "teacher."}
+
+
+# -- roots ----------------------------------------------------------------------------------------
+
+
+def style_tts(spelled: As, seed: int) -> dict[str, nn.Module]:
+    """The networks of StyleTTS 2 and Kokoro in small, of which several are built alike."""
+    made: dict[str, nn.Module] = {
+        "bert": nn.Sequential(nn.Linear(4, 4)),
+        "decoder": generator(spelled, seed),
+        "predictor": nn.ModuleDict({"F0": normalized(nn.Conv1d(4, 4, 3), spelled)}),
+        "text_encoder": nn.ModuleDict({"F0": normalized(nn.Conv1d(4, 4, 3), spelled)}),
+    }
+    for number, module in enumerate(made.values()):
+        randomize(module, seed + number)
+    return made
+
+
+def states(modules: dict[str, nn.Module], prefix: str = "") -> dict[str, Tensors]:
+    return {root: {prefix + name: tensor for name, tensor in module.state_dict().items()}
+            for root, module in modules.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.module."])
+def test_roots_meet_by_their_last_part(wrapper: str, wn_here: RunHere, tmp_path: Path) -> None:
+    trained, released = style_tts("hook", 0), style_tts("parametrized", 20)
+    expected = {
+        source: {root: weights(module.state_dict()) for root, module in modules.items()}
+        for source, modules in (("epoch.pth", trained), ("kokoro.pth", released))
+    }
+    save({"net": states(trained, wrapper), "iters": 1}, tmp_path / "epoch.pth")
+    save(states(released, "module."), tmp_path / "kokoro.pth")
+    ran = wn_here("compare", tmp_path / "epoch.pth", tmp_path / "kokoro.pth")
+    assert ran.code == 1
+    assert "only in" not in ran.stdout
+    for source, reference, modules in (
+        ("epoch.pth", "kokoro.pth", released), ("kokoro.pth", "epoch.pth", trained)
+    ):  # fmt: skip
+        out = tmp_path / f"out of {source}"
+        ran = wn_here("convert", tmp_path / source, out, "--like", tmp_path / reference, "--verify")
+        assert ran.code == 0, ran.stderr
+        found = load(out).get("net", load(out))
+        for root, module in modules.items():
+            strip = "module." if modules is released else wrapper
+            module.load_state_dict(
+                {name.removeprefix(strip): tensor for name, tensor in found[root].items()}
+            )
+            check_same_weights(weights(module.state_dict()), expected[source][root])
+        assert wn_here("compare", tmp_path / source, out).code == 0
+
+
+def test_what_one_side_has_not_is_left_out_with_partial(tmp_path: Path) -> None:
+    trained, released = style_tts("hook", 0), style_tts(None, 20)
+    del released["bert"], trained["text_encoder"]
+    save({"net": states(trained, "module.")}, tmp_path / "epoch.pth")
+    save(states(released), tmp_path / "released.pth")
+    wncli.convert(
+        tmp_path / "epoch.pth", tmp_path / "out.pth", like=tmp_path / "released.pth", partial=True
+    )
+    found = load(tmp_path / "out.pth")
+    assert set(found) == {"decoder", "predictor"}
+    for root, state in found.items():
+        check_same_weights(weights(state), weights(trained[root].state_dict()))
+
+
+class Vocoder(nn.Module):
+    """ParallelWaveGAN's and espnet's structure: two networks in one module."""
+
+    def __init__(self, spelled: As, seed: int) -> None:
+        super().__init__()
+        self.generator = generator(spelled, seed)
+        self.discriminator = discriminator(spelled, seed + 1)
+
+
+@pytest.mark.parametrize("shape", ["parallel_wavegan", "espnet", "lightning", "flat"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_several_roots_become_one_flat_state_dict_and_roots_again(
+    shape: str, suffix: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    source, target = Vocoder("hook", 0), Vocoder("parametrized", 9)
+    roots = {name: module.state_dict() for name, module in source.named_children()}
+    save({"model": roots, "steps": 3}, tmp_path / "checkpoint.pkl")
+    prefix = {"espnet": "tts.", "lightning": "vocoder.module."}.get(shape, "")
+    flat = {prefix + name: tensor for name, tensor in target.state_dict().items()}
+    content = {"parallel_wavegan": {"model": flat}, "lightning": {"state_dict": flat}}
+    save(content.get(shape, flat), tmp_path / "flat.ckpt")
+    out = tmp_path / f"out{suffix}"
+    like = ("--like", tmp_path / "flat.ckpt", "--verify")
+    ran = wn_here("convert", tmp_path / "checkpoint.pkl", out, *like)
+    assert ran.code == 0, ran.stderr
+    found = read(out)
+    for key in content.get(shape, {}) if suffix == ".pth" else ():
+        found = found[key]
+    target.load_state_dict({name.removeprefix(prefix): t for name, t in found.items()}, strict=True)
+    check_same_weights(weights(target.state_dict()), weights(source.state_dict()))
+    assert wn_here("compare", tmp_path / "checkpoint.pkl", out).code == 0
+    ran = wn_here(
+        "convert", out, tmp_path / "back.pkl", "--like", tmp_path / "checkpoint.pkl", "--verify"
+    )
+    assert ran.code == 0, ran.stderr
+    back = load(tmp_path / "back.pkl")["model"]
+    assert {name: set(state) for name, state in back.items()} == {
+        name: set(state) for name, state in roots.items()
+    }
+    for name, module in source.named_children():
+        expected = weights(module.state_dict())
+        module.load_state_dict(back[name], strict=True)
+        check_same_weights(weights(module.state_dict()), expected)
+
+
+@pytest.mark.parametrize("options", [(), ("--naming", "parametrized")])
+@pytest.mark.parametrize("out", ["out.pth", "out.safetensors", "shards/"])
+def test_flatten_puts_the_roots_before_the_names_and_takes_wrappers_off(
+    out: str, options: tuple[str, ...], wn_here: RunHere, tmp_path: Path
+) -> None:
+    source = Vocoder("hook", 0)
+    content = {
+        "generator": {f"module.{n}": t for n, t in source.generator.state_dict().items()},
+        "discriminator": {
+            n.replace("convs.0", "convs.0._orig_mod"): t
+            for n, t in source.discriminator.state_dict().items()
+        },
+        "epoch": 7,
+    }
+    save(content, tmp_path / "in.pth")
+    more = ("--max-shard-size", "200B", "--format", "safetensors") if out == "shards/" else ()
+    command = ("convert", tmp_path / "in.pth", f"{tmp_path}/{out}", *options)
+    ran = wn_here(*command, "--flatten", "--verify", *more)
+    assert ran.code == 0, ran.stderr
+    assert "epoch" in ran.stdout + ran.stderr
+    assert "discriminator.discriminators" not in ran.stderr
+    if out == "shards/":
+        wncli.convert(tmp_path / out, tmp_path / "joined.safetensors")
+    found = read(tmp_path / ("joined.safetensors" if out == "shards/" else out))
+    target = Vocoder("parametrized" if options else "hook", 4)
+    target.load_state_dict(found, strict=True)
+    check_same_weights(weights(found), weights(source.state_dict()))
+    if out == "out.safetensors":
+        refused = wn_here(*command[:2], tmp_path / "x.safetensors")
+        assert refused.code == 2
+        assert "--flatten" in refused.stderr
+
+
+def test_flatten_refuses_two_tensors_of_one_name(wn_here: RunHere, tmp_path: Path) -> None:
+    save({"a": {"b.w": torch.ones(2)}, "a.b": {"w": torch.zeros(2)}}, tmp_path / "in.pt")
+    ran = wn_here("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--flatten")
+    assert ran.code == 2
+    assert "two tensors would have this name" in ran.stderr
+    assert not (tmp_path / "out.pt").exists()
+    ran = wn_here("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--flatten", "--drop", "a.b")
+    assert ran.code == 0
+    assert set(load(tmp_path / "out.pt")) == {"a.b.w"}
+
+
+def test_ties_across_roots_stay_ties_in_one_state_dict(tmp_path: Path) -> None:
+    shared = torch.rand(3, 4)
+    save({"a": {"w": shared}, "b": {"w": shared, "v": shared.t()}}, tmp_path / "in.pt")
+    wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", flatten=True)
+    found = load(tmp_path / "out.pt")
+    assert list(found) == ["a.w", "b.w", "b.v"]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 1
+    wncli.convert(tmp_path / "in.pt", tmp_path / "out.safetensors", flatten=True)
+    assert bits(read(tmp_path / "out.safetensors")["a.w"]) == bits(shared)

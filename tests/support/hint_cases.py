@@ -209,10 +209,18 @@ NAMES = {
     ),
     "several state dicts for shards": Case(
         file(SOUND | ROOTS), f"wn convert {IN} {FREE} --max-shard-size 1GB",
-        "{--only ''} or {*--only*} or {--only a.b}",
+        "{--only ''} or {*--only*} or {--only a.b} or {--flatten}",
     ),
     "several state dicts for safetensors": Case(
-        file(ROOTS), f"wn convert {IN} {TENSORS}", "{*--only*} or {--only a.b}"
+        file(ROOTS), f"wn convert {IN} {TENSORS}", "{*--only*} or {--only a.b} or {--flatten}"
+    ),
+    "two of one name": Case(
+        file({ODD: {"b.w": torch.ones(2)}, f"{ODD}.b": {"w": torch.ones(2)}, "c": SOUND}),
+        f"wn convert {IN} {OUT} --flatten", "{*--drop*}",
+    ),
+    "two of one name in one state dict": Case(
+        file({f"module.{ODD}": torch.ones(2), ODD: torch.ones(2)}),
+        f"wn convert {IN} {OUT} --flatten", "{*--drop*}",
     ),
     "a name that nobody types": Case(
         file({"a\0b": SOUND, "c": SOUND}), f"wn convert {IN} {TENSORS}", ""

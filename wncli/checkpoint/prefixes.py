@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
 #: What DataParallel and `torch.compile` put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
+#: What else stands in names, between any two parts, and is none of the model's: FSDP's wrappers,
+#: and that of activation checkpoints (`torch/distributed/algorithms/_checkpoint`).
+_INNER_WRAPPERS = frozenset(
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+)
 #: As many prefixes are tried.
 _PROBES = 16
 #: As many modules deep they are looked for, in names of so many characters and no more.
@@ -17,6 +22,14 @@ _DEEPEST = 32
 _LONGEST = 500
 #: Endings of names that are looked up on the other side; of more names, some are taken.
 _MOST_ENDINGS = 1 << 17
+
+
+def unwrap(name: str) -> str:
+    """Return a name without the wrappers that stand anywhere in it, but for its last part."""
+    if "mod" not in name:  # as all wrappers have
+        return name
+    *modules, parameter = name.split(".")
+    return ".".join([*(part for part in modules if part not in _INNER_WRAPPERS), parameter])
 
 
 class PrefixMap(NamedTuple):
@@ -41,11 +54,24 @@ class Fit(NamedTuple):
     """How many names some prefixes lead to one of the others.
 
     With `rivals`, each of these leads as many there, and nothing says which is meant.
+    `is_unwrapped` says that the names meet without wrappers, wherever these stand in them.
     """
 
     prefixes: PrefixMap
     matched: int
     rivals: tuple[PrefixMap, ...] = ()
+    is_unwrapped: bool = False
+
+    def names_met(self, names: Names, others: Names) -> dict[str, str]:
+        """Return the name on the other side for each that meets one."""
+        if self.is_unwrapped:
+            names, others = names.unwrapped, others.unwrapped
+        strip, add = self.prefixes
+        return {
+            names.all[name]: others.all[other]
+            for name in names.starting_with(strip)
+            if (other := add + name[len(strip) :]) in others.all
+        }
 
 
 class Tops(NamedTuple):
@@ -68,9 +94,23 @@ class Names:
     What is done with a prefix costs no more than the names that begin with it.
     """
 
-    def __init__(self, names: Collection[str], tops: Tops) -> None:
-        self.all = dict.fromkeys(names)
+    def __init__(self, names: Iterable[str], tops: Tops) -> None:
+        #: Each name, and what it stands for: itself, or the name with wrappers.
+        self.all = {name: name for name in names}
         self.wanted, self.longest = tops
+
+    @cached_property
+    def unwrapped(self) -> Names:
+        """The names without wrappers; of those that are one then, the first."""
+        found = Names((), Tops(self.wanted, self.longest))
+        for name in self.all:
+            found.all.setdefault(unwrap(name), name)
+        return found
+
+    @cached_property
+    def has_wrappers(self) -> bool:
+        """Whether wrappers stand in any name, wherever."""
+        return any(unwrap(name) != name for name in self.all)
 
     @cached_property
     def sorted(self) -> list[str]:
@@ -107,7 +147,7 @@ class Names:
     def starting_with(self, prefix: str) -> Collection[str]:
         """Return the names that begin with a prefix, which ends with a dot or is empty."""
         if not prefix:
-            return self.all
+            return self.all.keys()
         end = f"{prefix[:-1]}/"  # which comes next to the dot
         return self.sorted[bisect_left(self.sorted, prefix) : bisect_left(self.sorted, end)]
 
@@ -129,7 +169,15 @@ def find_prefix_map(
 
 
 def best_fit(names: Names, others: Names) -> Fit:
-    """Find the prefixes, and how many names they lead to one of the others."""
+    """Find how most of the names meet one of the others: by prefixes, or without all wrappers."""
+    fit = _best_prefixes(names, others)
+    if fit.matched == len(others) or not (names.has_wrappers or others.has_wrappers):
+        return fit
+    inner = _best_prefixes(names.unwrapped, others.unwrapped)
+    return inner._replace(is_unwrapped=True) if inner.matched > fit.matched else fit
+
+
+def _best_prefixes(names: Names, others: Names) -> Fit:
     best, most = PrefixMap(), _count(PrefixMap(), names, others)
     if most == len(others) or not len(names):
         return Fit(best, most)
@@ -206,3 +254,16 @@ def _starts(name: str, begin: int = 0) -> list[int]:
     while len(starts) < _DEEPEST and (dot := name.find(".", starts[-1])) >= 0:
         starts.append(dot + 1)
     return starts
+
+
+def describe(names: Mapping[str, str]) -> str:
+    """Say what is done to names that become others; empty where it is nothing."""
+    if all(name == other for name, other in names.items()):
+        return ""
+    name, other = next(iter(names.items()))
+    ends = {other[start:] for start in _starts(other)}
+    start = next((start for start in _starts(name) if name[start:] in ends), len(name))
+    prefixes = PrefixMap(name[:start], other[: len(other) - (len(name) - start)])
+    if all(prefixes.rename(name) == other for name, other in names.items()):
+        return f"prefix of the names: {prefixes.description}"
+    return f"names without their wrappers, or with others: {name} is {other}"

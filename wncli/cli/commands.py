@@ -137,6 +137,14 @@ Like = Annotated[
 Partial = Annotated[
     bool, typer.Option("--partial", help="With --like, leave out what does not fit.")
 ]
+Flatten = Annotated[
+    bool,
+    typer.Option(
+        "--flatten",
+        help="Write all state dicts as one, the root before each name, without `module.` and the "
+        "other wrappers.",
+    ),
+]
 MaxShardSize = Annotated[
     str | None,
     typer.Option(
@@ -324,6 +332,7 @@ def convert(  # noqa: PLR0913
     naming: ConvertNaming = None,
     like: Like = None,
     partial: Partial = False,
+    flatten: Flatten = False,
     layers: ConvertLayers = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     only: Only = None,
@@ -342,9 +351,10 @@ def convert(  # noqa: PLR0913
     return write_all(
         "convert",
         lambda one, target, progress: wncli.convert(
-            one, target, naming=naming, like=like, partial=partial, layers=layers, exclude=exclude,
-            only=only, drop=drop, format=format, max_shard_size=max_shard_size, force=force,
-            dry_run=dry_run, verify=verify, make_folder=output_dir is not None, progress=progress,
+            one, target, naming=naming, like=like, partial=partial, flatten=flatten, layers=layers,
+            exclude=exclude, only=only, drop=drop, format=format,
+            max_shard_size=max_shard_size, force=force, dry_run=dry_run,
+            verify=verify, make_folder=output_dir is not None, progress=progress,
         ),
         Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
         json=json, quiet=quiet,

@@ -7,20 +7,24 @@ from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.pairs import Pair
+from wncli.checkpoint.prefixes import describe
 from wncli.checkpoint.tensors import DType, TensorSpec
 from wncli.errors import FormatError, UsageError
 from wncli.hints import glob_of, option, path_word
 from wncli.notes import Note
 from wncli.plan.guards import refuse_expansion, refuse_growth
 from wncli.plan.narrowing import named
-from wncli.plan.pairing import pair_up, plain_tensors, split_only
+from wncli.plan.pairing import (
+    Place,
+    pair_up,
+    plain_tensors,
+    split_only,
+    without_counterpart,
+)
 from wncli.plan.request import Request, listing, look_alike_notes
 from wncli.plan.rules import Candidate, check_exclusions, choose_pairs
 from wncli.plan.survey import Survey, survey
 from wncli.plan.ungathered import refuse_ungathered
-
-#: A root, and a tensor's name below it.
-Place = tuple[str, str]
 
 
 class Counterparts(NamedTuple):
@@ -60,39 +64,24 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
     ours, theirs = _surveys(a, b, request)
     refuse_ungathered(a, ours)
     refuse_ungathered(b, theirs)
-    paired = pair_up(a, ours, b, theirs)
-    ours_by_root = {found.state_dict.root: found for found in ours}
+    meetings = pair_up(a, ours, b, theirs)
     counterparts: list[Counterparts] = []
-    only_in_a: list[Place] = []
-    only_in_b: list[Place] = []
     misshapen: list[tuple[Place, str]] = []
     notes = [*a.notes, *b.notes, *look_alike_notes(ours)]
-    for found in theirs:
-        root = found.state_dict.root
-        others = plain_tensors(found)
-        if root not in paired:
-            only_in_b += [(root, name) for name in others]
-            continue
-        our_root, prefixes = paired[root]
-        if prefixes.description:
-            notes.append(Note("renamed", f"prefix of the names: {prefixes.description}", our_root))
-        held = plain_tensors(ours_by_root[our_root])
-        met = {own: renamed for own in held if (renamed := prefixes.rename(own)) in others}
-        only_in_a += [(our_root, own) for own in held if own not in met]
-        taken_names = set(met.values())
-        only_in_b += [(root, name) for name in others if name not in taken_names]
-        for own, name in met.items():
-            one, other = held[own], others[name or ""]
+    for meeting in meetings:
+        our_root = meeting.ours.state_dict.root
+        if done := describe(meeting.names):
+            notes.append(Note("renamed", done, our_root))
+        held, others = plain_tensors(meeting.ours), plain_tensors(meeting.theirs)
+        for own, name in meeting.names.items():
+            one, other = held[own], others[name]
             if _shape(one) == _shape(other):
                 counterparts.append(Counterparts(our_root, own, one, other))
             else:
                 shapes = f"{list(one.shape)} and {list(other.shape)}"
                 misshapen.append(((our_root, own), shapes))
-    taken = {our for our, _ in paired.values()}
-    for found in ours:
-        root = found.state_dict.root
-        if root not in taken:
-            only_in_a += [(root, name) for name in plain_tensors(found)]
+    only_in_a = without_counterpart(ours, [(m.ours, m.names) for m in meetings])
+    only_in_b = without_counterpart(theirs, [(m.theirs, m.names.values()) for m in meetings])
     plan = ComparePlan(
         a, b, tuple(counterparts), tuple(only_in_a), tuple(only_in_b), tuple(misshapen),
         tuple(notes), _stored(ours), _stored(theirs),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from wncli.checkpoint.checkpoint import Checkpoint, DangerousCall
 from wncli.checkpoint.keys import Keys
 from wncli.checkpoint.naming import join
+from wncli.checkpoint.output import Output, OutputStateDict, Result
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FileError, FormatError, UsageError, WeightNormError, WnError, few
 from wncli.formats.open import open_checkpoint
@@ -174,17 +175,45 @@ def has_nothing_to_do(plan: Plan, target: Target) -> bool:
 def _refuse_several(plan: Plan, target: Target) -> None:
     """Refuse to write several state dicts, or none, where there is a place for one."""
     is_sharded = target.is_folder and (target.max_shard or plan.checkpoint.shards)
-    if len(plan.parts) == 1 or (FORMATS[target.format].holds_a_tree and not is_sharded):
+    is_joined = len(plan.parts) > 1 and all(part.keys == plan.parts[0].keys for part in plan.parts)
+    is_one = len(plan.parts) == 1 or is_joined
+    if is_one or (FORMATS[target.format].holds_a_tree and not is_sharded):
         return
     roots = [part.state_dict.root for part in plan.parts]
     holder = "a sharded checkpoint" if is_sharded else target.format
+    is_like = any(note.code == "matched" for note in plan.notes)
+    can_flatten = plan.command == "convert" and not is_like
     raise UsageError(
         plan.checkpoint.name,
         f"{holder} holds one state dict" if roots else "there is no state dict to write",
         expected="one state dict",
         found=f"{len(roots)}: {', '.join(root or 'the top' for root in roots)}" if roots else "",
-        hint=" or ".join(option("--only", root) for root in roots),
+        hint=" or ".join(option("--only", root) for root in roots)
+        + " or --flatten" * (can_flatten and len(roots) > 1),
     )
+
+
+def refuse_same_names(output: Output) -> None:
+    """Refuse to write two tensors under one name.
+
+    Raises:
+        UsageError: that is so.
+    """
+    known: dict[tuple[Keys, str], tuple[OutputStateDict, Result]] = {}
+    for part in output.state_dicts:
+        for result in part.results:
+            for tensor in result.tensors:
+                other, first = known.setdefault((part.keys, tensor.name), (part, result))
+                if first is not result:
+                    root = part.state_dict.root
+                    before = join(other.state_dict.root, first.home.name)
+                    source = join(root, result.home.name)
+                    raise UsageError(
+                        f"{output.checkpoint.name}: {tensor.name}",
+                        "two tensors would have this name",
+                        found=f"{before} and {source}",
+                        hint=option("--drop", root if source == before else source),
+                    )
 
 
 def _without(taken: tuple[Part, Action]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from wncli.checkpoint.checkpoint import Checkpoint, StateDict
+from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Halves, Pair
-from wncli.checkpoint.prefixes import PrefixMap
+from wncli.checkpoint.prefixes import describe
 from wncli.checkpoint.tensors import NORMALIZABLE, TensorSpec
 from wncli.errors import FormatError, UsageError, WeightNormError, few
 from wncli.hints import option
@@ -16,7 +17,13 @@ from wncli.notes import Note
 from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
 from wncli.plan.guards import refuse_expansion
 from wncli.plan.narrowing import dropped, named, narrowing_notes
-from wncli.plan.pairing import pair_up, plain_tensors, split_only
+from wncli.plan.pairing import (
+    Meeting,
+    pair_up,
+    plain_tensors,
+    split_only,
+    without_counterpart,
+)
 from wncli.plan.request import Request, listing, restored, surveys_of
 from wncli.plan.survey import Survey, survey
 from wncli.plan.ungathered import refuse_ungathered
@@ -66,26 +73,23 @@ def plan_like(
         )
     refuse_ungathered(checkpoint, ours)
     refuse_ungathered(reference, theirs)
-    paired = pair_up(checkpoint, ours, reference, theirs)
+    meetings = pair_up(checkpoint, ours, reference, theirs)
     fit = _Fit()
     parts = []
     notes = list(checkpoint.notes)
-    by_root = {found.state_dict.root: found for found in ours}
-    for wanted in theirs:
-        root = wanted.state_dict.root
-        if root not in paired:
-            fit.missing += [join(root, name) for name in plain_tensors(wanted)]
-            continue
-        our_root, prefixes = paired[root]
-        found = by_root[our_root]
-        actions = _actions(checkpoint, found, wanted, prefixes, fit)
-        whole = found.state_dict.stored is None
-        parts.append(Part(found.state_dict, actions, wanted.state_dict.keys, whole))
-        notes += _renaming_notes(found.state_dict, wanted.state_dict, prefixes)
-    if not parts:
-        fit.unexpected += [
-            join(found.state_dict.root, name) for found in ours for name in plain_tensors(found)
-        ]
+    sources = Counter(meeting.ours.state_dict.keys for meeting in meetings)
+    targets = Counter(meeting.theirs.state_dict.keys for meeting in meetings)
+    for meeting in meetings:
+        state_dict, keys = meeting.ours.state_dict, meeting.theirs.state_dict.keys
+        is_whole = state_dict.stored is None and sources[state_dict.keys] == targets[keys] == 1
+        parts.append(Part(state_dict, _actions(checkpoint, meeting, fit), keys, is_whole))
+        notes += _renaming_notes(meeting)
+    without = without_counterpart(theirs, [(m.theirs, m.names.values()) for m in meetings])
+    fit.missing += [join(*place) for place in without]
+    met = [(meeting.ours, meeting.names) for meeting in meetings]
+    roots = {found.state_dict.root for found, _ in met}
+    concerned = [found for found in ours if found.state_dict.root in roots or not roots]
+    fit.unexpected += [join(*place) for place in without_counterpart(concerned, met)]
     fit.ours = sum(len(plain_tensors(found)) for found in ours)
     fit.theirs = sum(len(plain_tensors(wanted)) for wanted in theirs)
     _judge(checkpoint, reference, fit, partial=partial)
@@ -127,31 +131,22 @@ def _same_places(checkpoint: Checkpoint, ours: Sequence[Survey], parts: Sequence
     )
 
 
-def _actions(
-    checkpoint: Checkpoint, found: Survey, wanted: Survey, prefixes: PrefixMap, fit: _Fit
-) -> tuple[Action, ...]:
-    root = wanted.state_dict.root
-    held = plain_tensors(found)
-    by_name = {prefixes.rename(own): item for own, item in held.items()}
+def _actions(checkpoint: Checkpoint, meeting: Meeting, fit: _Fit) -> tuple[Action, ...]:
+    root = meeting.theirs.state_dict.root
+    held = plain_tensors(meeting.ours)
+    by_name = {name: held[own] for own, name in meeting.names.items()}
     actions: list[Action] = []
-    targets = plain_tensors(wanted)
-    for name, target in targets.items():
+    for name, target in plain_tensors(meeting.theirs).items():
         source = by_name.get(name)
         if source is None:
-            fit.missing.append(join(root, name))
             continue
-        action = _action(checkpoint, found.state_dict.root, source, target, name)
+        action = _action(checkpoint, meeting.ours.state_dict.root, source, target, name)
         if action is None:
             shapes = f"{list(source.shape)}, not {list(target.shape)}"
             fit.mismatched.append(f"{join(root, name)} {shapes}")
             continue
         fit.matched += 1
         actions.append(action)
-    fit.unexpected += [
-        join(found.state_dict.root, own)
-        for own in held
-        if (renamed := prefixes.rename(own)) is None or renamed not in targets
-    ]
     return tuple(actions)
 
 
@@ -221,13 +216,11 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     )
 
 
-def _renaming_notes(found: StateDict, wanted: StateDict, prefixes: PrefixMap) -> list[Note]:
+def _renaming_notes(meeting: Meeting) -> list[Note]:
+    found, wanted = meeting.ours.state_dict, meeting.theirs.state_dict
     root = wanted.root
-    notes = (
-        [Note("renamed", f"prefix of the names: {prefixes.description}", root)]
-        if prefixes.description
-        else []
-    )
+    done = describe(meeting.names)
+    notes = [Note("renamed", done, root)] if done else []
     if found.keys != wanted.keys:
         moved = f"the state dict at {found.root or 'the top'} is written at {root or 'the top'}"
         if found.root == root:

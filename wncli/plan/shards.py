@@ -62,10 +62,11 @@ def split_by_size(output: Output, output_format: FormatName, limit: int) -> tupl
 
     A pair stays together, and so do tied tensors; what is larger than `limit` has its own file.
     """
-    (part,) = output.state_dicts
+    parts = output.state_dicts
+    owners = {id(result): number for number, part in enumerate(parts) for result in part.results}
     groups: list[list[Result]] = [[]]
     size = 0
-    for results in _inseparable(part.results):
+    for results in _inseparable([result for part in parts for result in part.results]):
         nbytes = stored_nbytes(results)
         if groups[-1] and size + nbytes > limit:
             groups.append([])
@@ -83,13 +84,13 @@ def split_by_size(output: Output, output_format: FormatName, limit: int) -> tupl
         ShardOutput(
             name,
             output._replace(
-                state_dicts=(
-                    OutputStateDict(
-                        part.state_dict,
-                        tuple(group),
-                        (),
+                state_dicts=tuple(
+                    part._replace(
+                        results=tuple(one for one in group if owners[id(one)] == place),
+                        keys=(),
                         keeps_others=part.keeps_others and not number,
-                    ),
+                    )
+                    for place, part in enumerate(parts)
                 ),
                 alone=True,
                 elsewhere=elsewhere,

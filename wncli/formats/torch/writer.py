@@ -46,7 +46,14 @@ def torch_content(output: Output) -> TorchContent:
     edits: dict[int, list[Node]] = dict(left)
     state_dicts: dict[Keys, Node] = {}
     edited: dict[int, OutputStateDict] = {}
+    together: dict[Keys, list[OutputStateDict]] = {}
     for part in output.state_dicts:
+        together.setdefault(part.keys, []).append(part)
+    for part in output.state_dicts:
+        if len(together[part.keys]) > 1:
+            if part is together[part.keys][0]:
+                state_dicts[part.keys] = build.joined(together[part.keys])
+            continue
         node = tree.mappings.get(part.state_dict.keys) if tree else None
         if node is None:
             if output.alone or tree is None:
