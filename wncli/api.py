@@ -28,6 +28,7 @@ from wncli.storage.addresses import refuse_address
 
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison
+    from wncli.storage.source import Sources
 
 AnyPath = str | os.PathLike[str]
 #: Called with the bytes that have just been written and the bytes that there will be.
@@ -185,6 +186,7 @@ def convert(  # noqa: PLR0913 - the command's options
     naming: Naming | None = None,
     like: AnyPath | None = None,
     partial: bool = False,
+    fill: bool = False,
     flatten: bool = False,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
@@ -201,6 +203,8 @@ def convert(  # noqa: PLR0913 - the command's options
         like: a checkpoint whose structure to take: what is normalized there is decomposed here,
             with its dim and spelling, what is plain there composed; names get its prefixes.
         partial: with `like`, leave out what does not fit instead of refusing.
+        fill: with `like`, take from there what the checkpoint lacks, or has in another shape, and
+            leave out what is not there; the report lists it (`filled`).
         flatten: write all state dicts as one: the root before each name, wrappers (`module.`) off.
         layers: with `naming`, globs over full names and module paths of layers to respell.
         exclude: with `naming`, globs of layers to leave as they are.
@@ -214,9 +218,9 @@ def convert(  # noqa: PLR0913 - the command's options
     """
     request = Request.parse(layers, exclude, only, drop)
     _check_choice("naming", naming, (None, *SPELLINGS))
-    if like is None and partial:
+    if like is None and (partial or fill):
         raise UsageError(
-            "--partial",
+            "--fill" if fill else "--partial",
             "it says what to do where --like does not fit",
             hint="leave it out, or name a checkpoint to be fitted with --like",
         )
@@ -235,14 +239,15 @@ def convert(  # noqa: PLR0913 - the command's options
         )
     from wncli.plan.like import plan_like
 
-    with open_checkpoint(_path(like)) as (reference, _):
+    with open_checkpoint(_path(like)) as (reference, files):
         refuse_ambiguity(reference)
 
         def make_plan_like(opened: Checkpoint) -> Plan:
-            return plan_like(opened, reference, request, partial=partial)
+            return plan_like(opened, reference, request, partial=partial, fill=fill)
 
+        more = files if fill else ()
         try:
-            return _write(make_plan_like, checkpoint, output, WriteOptions(**options))
+            return _write(make_plan_like, checkpoint, output, WriteOptions(**options), more)
         except WeightNormError as error:
             if error.hint.lstrip("$'").startswith("-x"):  # which has no place beside --like
                 error.hint = ""
@@ -302,8 +307,9 @@ def _write(
     checkpoint: AnyPath,
     output: AnyPath,
     options: WriteOptions,
+    more: Sources = (),
 ) -> Report:
-    """Open, decide where to, plan, guard, lay out, write, report."""
+    """Open, decide where to, plan, guard, lay out, write, report; `more` are REFERENCE's files."""
     from wncli.fill.write import make_parent, write
     from wncli.layout.files import lay_out
     from wncli.plan import guards
@@ -346,7 +352,7 @@ def _write(
                 make_parent(target)
             notes += write(
                 outputs,
-                sources,
+                (*sources, *more),
                 options.progress,
                 force=options.force,
                 verify_against=lowered if options.verify else None,

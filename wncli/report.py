@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from wncli.checkpoint.naming import Naming, split
+from wncli.checkpoint.naming import Naming, join, split
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import WnError
 from wncli.notes import Note
@@ -117,6 +117,7 @@ class Report(NamedTuple):
     there are any. With `dry_run` nothing has been written. `unsafe` are the names that a plain
     `torch.load` would import and `weights_only=True` refuses, `would_run` what it would run.
     `findings` are what a check found, `tensors` all that are stored; None where nobody asked.
+    `filled` are the full paths of the tensors that REFERENCE was asked for.
     """
 
     command: Command
@@ -136,6 +137,7 @@ class Report(NamedTuple):
     notes: tuple[Note, ...]
     findings: tuple[Note, ...] | None = None
     tensors: tuple[Tensor, ...] | None = None
+    filled: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values for `json.dumps`; new keys may come, none will go."""
@@ -166,7 +168,8 @@ def make_report(  # noqa: PLR0913 - what was done, and where
 ) -> Report:
     """Report on a plan; `notes` are what was found beyond it."""
     checkpoint = plan.checkpoint
-    stored = [_stored(part.state_dict.tensors) for part in plan.parts]
+    own = [part for part in plan.parts if not part.is_filled]
+    stored = [_stored(part.state_dict.tensors) for part in own]
     return Report(
         plan.command,
         checkpoint.name,
@@ -188,7 +191,7 @@ def make_report(  # noqa: PLR0913 - what was done, and where
             )
             for part, elements in {
                 part.state_dict.keys: (part, elements)
-                for part, elements in zip(plan.parts, stored, strict=True)
+                for part, elements in zip(own, stored, strict=True)
             }.values()
         ),
         tuple(Other(e.path, e.kind, e.summary) for e in checkpoint.entries),
@@ -203,6 +206,11 @@ def make_report(  # noqa: PLR0913 - what was done, and where
         )
         if tensors
         else None,
+        tuple(
+            join(part.state_dict.root, spec.name)
+            for part in plan.parts
+            for spec in (part.state_dict.tensors if part.is_filled else ())
+        ),
     )
 
 

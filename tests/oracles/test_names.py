@@ -346,3 +346,104 @@ def test_ties_across_roots_stay_ties_in_one_state_dict(tmp_path: Path) -> None:
     assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 1
     wncli.convert(tmp_path / "in.pt", tmp_path / "out.safetensors", flatten=True)
     assert bits(read(tmp_path / "out.safetensors")["a.w"]) == bits(shared)
+
+
+# -- what CHECKPOINT lacks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("stored", ["torch", "legacy", "safetensors"])
+def test_fill_takes_what_is_missing_or_misshapen_from_the_reference(
+    stored: str, suffix: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    """so-vits-svc: a base model without some buffers and with another speaker table."""
+    source, target = generator("hook", 1), generator("parametrized", 2)
+    have = {f"dec.module.{name}": tensor for name, tensor in source.state_dict().items()}
+    del have["dec.module.conv_pre.bias"]
+    del have["dec.module.ups.0.weight_g"], have["dec.module.ups.0.weight_v"]
+    have["dec.module.conv_post.weight"] = torch.ones(2, 6, 3)
+    have |= {"enc.emb.weight": torch.ones(3, 3)}
+    origin = save(have, tmp_path / "in.pt", stored)
+    reference = save(target.state_dict(), tmp_path / "ref.pt", stored)
+    out = tmp_path / f"out{suffix}"
+    ran = wn_here("convert", origin, out, "--like", reference)
+    assert ran.code == 2
+    assert "--fill" in ran.stderr
+    before = {path: path.read_bytes() for path in (origin, reference)}
+    wanted = weights(target.state_dict())
+    report = wncli.convert(origin, out, like=reference, fill=True, verify=True)
+    assert {path: path.read_bytes() for path in before} == before
+    filled = {"conv_pre.bias", "ups.0.weight", "conv_post.weight"}
+    assert set(report.filled) == (filled - {"ups.0.weight"}) | {
+        f"ups.0.parametrizations.weight.original{n}" for n in (0, 1)
+    }
+    assert {note.code for note in report.notes} >= {"matched", "filled", "unexpected"}
+    expected = weights(source.state_dict()) | {name: wanted[name] for name in filled}
+    found = read(out)
+    generator("parametrized").load_state_dict(found, strict=True)
+    check_same_weights(weights(found), expected)
+    for name in report.filled:
+        assert bits(found[name]) == bits(target.state_dict()[name])
+    stored_names = sum(t.numel() for n, t in have.items())
+    assert report.parameters.before == stored_names
+    assert report.parameters.after == sum(t.numel() for t in found.values())
+
+
+def test_fill_keeps_the_rest_of_the_file_and_adds_whole_roots(tmp_path: Path) -> None:
+    one, two = generator("hook", 1).state_dict(), generator("hook", 2).state_dict()
+    del one["conv_pre.bias"]
+    save({"epoch": 3, "model": one, "args": [1]}, tmp_path / "in.pt")
+    save({"model": two, "epoch": 9}, tmp_path / "ref.pt")
+    wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", like=tmp_path / "ref.pt", fill=True)
+    found = load(tmp_path / "out.pt")
+    assert (list(found), found["epoch"], found["args"]) == (["epoch", "model", "args"], 3, [1])
+    generator("hook").load_state_dict(found["model"], strict=True)
+    assert bits(found["model"]["conv_pre.bias"]) == bits(two["conv_pre.bias"])
+    assert bits(found["model"]["conv_pre.weight"]) == bits(one["conv_pre.weight"])
+    heads = discriminator("hook", 5).state_dict()
+    save({"net": {"generator": two, "mpd": heads}}, tmp_path / "ref.pt")
+    report = wncli.convert(
+        tmp_path / "in.pt", tmp_path / "out.pt", like=tmp_path / "ref.pt", fill=True, force=True
+    )
+    net = load(tmp_path / "out.pt")["net"]
+    generator("hook").load_state_dict(net["generator"], strict=True)
+    discriminator("hook").load_state_dict(net["mpd"], strict=True)
+    assert all(bits(net["mpd"][name]) == bits(tensor) for name, tensor in heads.items())
+    assert len(report.filled) == len(heads) + 1
+
+
+def test_fill_works_from_and_to_shards(tmp_path: Path) -> None:
+    target, source = generator(None, 1).state_dict(), generator("hook", 2).state_dict()
+    save(target, tmp_path / "ref.pt")
+    wncli.convert(tmp_path / "ref.pt", tmp_path / "ref/", max_shard_size="200B", format="torch")
+    del source["conv_pre.bias"]
+    save(source, tmp_path / "in.pt")
+    wncli.convert(tmp_path / "in.pt", tmp_path / "in/", max_shard_size="200B", format="safetensors")
+    for origin in ("in/", "in.pt"):
+        for out in ("out/", "one.safetensors", "sized/"):
+            size = "300B" if out == "sized/" else None
+            if out == "out/" and origin == "in.pt":
+                continue
+            wncli.convert(
+                tmp_path / origin, f"{tmp_path}/{out}", like=tmp_path / "ref/", fill=True,
+                force=True, max_shard_size=size, verify=True,
+            )  # fmt: skip
+            wncli.convert(tmp_path / out, tmp_path / "whole.safetensors", force=True)
+            found = read(tmp_path / "whole.safetensors")
+            generator(None).load_state_dict(found, strict=True)
+            assert bits(found["conv_pre.bias"]) == bits(target["conv_pre.bias"])
+
+
+def test_fill_refuses_what_is_damaged_in_the_reference(wn_here: RunHere, tmp_path: Path) -> None:
+    save({"a": torch.ones(3), "b": torch.rand(64)}, tmp_path / "ref.pt")
+    raw = bytearray((tmp_path / "ref.pt").read_bytes())
+    place = raw.index(torch.load(tmp_path / "ref.pt")["b"].numpy().tobytes())
+    raw[place] ^= 1
+    (tmp_path / "ref.pt").write_bytes(raw)
+    save({"a": torch.zeros(3)}, tmp_path / "in.pt")
+    like = ("--like", tmp_path / "ref.pt", "--fill")
+    ran = wn_here("convert", tmp_path / "in.pt", tmp_path / "out.safetensors", *like)
+    assert ran.code == 2
+    assert "damaged" in ran.stderr
+    assert not (tmp_path / "out.safetensors").exists()
+    assert wn_here("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--fill").code == 2

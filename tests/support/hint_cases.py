@@ -141,6 +141,16 @@ LAYERS = {
         file(plain("b") | WIDE, ref=pair("b") | WIDE_PAIR), f"wn convert {IN} {OUT} --like {REF}",
         "{--partial *--drop*}",
     ),
+    "vast weights to fill in": Case(
+        file(plain("b"), ref=plain("b") | WIDE), f"wn convert {IN} {OUT} --like {REF} --fill",
+        "{--partial} writes what meets, in place of --fill", instead_of="--fill",
+    ),
+    "vast tensors to fill in": Case(
+        file(plain("b"), ref=plain("b") | {
+            str(n): VAST.reshape(-1)[n:5000].expand(2000, -1) for n in range(9)}),
+        f"wn convert {IN} {OUT} --like {REF} --fill",
+        "{--partial} writes what meets, in place of --fill", instead_of="--fill",
+    ),
     "vast tensors over one storage": Case(
         file({str(n): VAST.reshape(-1)[n:5000].expand(2000, -1) for n in range(9)}),
         f"wn convert {IN} {TENSORS}", "{--drop *}",
@@ -360,6 +370,11 @@ OUTPUTS = {
     ),
     "a checkpoint that fits in part": Case(
         file(SOUND | pair("b") | pair(), ref=plain("sound") | plain("b") | plain("c")),
+        f"wn convert {IN} {OUT} --like {REF}",
+        "{--partial} writes those that meet, {--fill} takes the others from REFERENCE",
+    ),
+    "a checkpoint with more than REFERENCE": Case(
+        file(SOUND | pair("b") | pair(), ref=plain("sound") | plain("b")),
         f"wn convert {IN} {OUT} --like {REF}", "{--partial} writes those that meet",
     ),
     "a checkpoint of another model": Case(

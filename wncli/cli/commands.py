@@ -137,6 +137,12 @@ Like = Annotated[
 Partial = Annotated[
     bool, typer.Option("--partial", help="With --like, leave out what does not fit.")
 ]
+Fill = Annotated[
+    bool,
+    typer.Option(
+        "--fill", help="With --like, take what CHECKPOINT lacks from REFERENCE; --partial besides."
+    ),
+]
 Flatten = Annotated[
     bool,
     typer.Option(
@@ -332,6 +338,7 @@ def convert(  # noqa: PLR0913
     naming: ConvertNaming = None,
     like: Like = None,
     partial: Partial = False,
+    fill: Fill = False,
     flatten: Flatten = False,
     layers: ConvertLayers = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
@@ -351,8 +358,8 @@ def convert(  # noqa: PLR0913
     return write_all(
         "convert",
         lambda one, target, progress: wncli.convert(
-            one, target, naming=naming, like=like, partial=partial, flatten=flatten, layers=layers,
-            exclude=exclude, only=only, drop=drop, format=format,
+            one, target, naming=naming, like=like, partial=partial, fill=fill, flatten=flatten,
+            layers=layers, exclude=exclude, only=only, drop=drop, format=format,
             max_shard_size=max_shard_size, force=force, dry_run=dry_run,
             verify=verify, make_folder=output_dir is not None, progress=progress,
         ),

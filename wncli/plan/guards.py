@@ -110,17 +110,13 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
     if holds_a_tree:
         _refuse_objects(plan)
     refuse_ambiguity(checkpoint)
-    _refuse_noted(
-        checkpoint,
-        "checksum",
-        expected="the bytes that were written",
-        hint="copy or download the file again",
-    )
+    refuse_damage(checkpoint)
     used = [
         (spec, (part, action))
         for part in plan.parts
         for action in part.actions
         for spec in action.sources
+        if not part.is_filled  # which has been held against its own file
     ]
     refuse_growth(
         checkpoint,
@@ -237,6 +233,20 @@ def refuse_ambiguity(checkpoint: Checkpoint) -> None:
     )
 
 
+def refuse_damage(checkpoint: Checkpoint) -> None:
+    """Refuse a file whose reader found other bytes in it than were written.
+
+    Raises:
+        FormatError: that is so.
+    """
+    _refuse_noted(
+        checkpoint,
+        "checksum",
+        expected="the bytes that were written",
+        hint="copy or download the file again",
+    )
+
+
 def _refuse_noted(checkpoint: Checkpoint, code: str, *, expected: str, hint: str) -> None:
     for note in checkpoint.notes:
         if note.code == code:
@@ -312,8 +322,9 @@ def _refuse_objects(plan: Plan) -> None:
     Raises:
         UsageError: an object that is no state dict would have to be written back as itself.
     """
-    held = [part for part in plan.parts if part.state_dict.holder]
-    has_others = len(held) < len(plan.parts) or any(
+    own = [part for part in plan.parts if not part.is_filled]
+    held = [part for part in own if part.state_dict.holder]
+    has_others = len(held) < len(own) or any(
         entry.kind == "tensor" for entry in plan.checkpoint.entries
     )
     for part in held:
@@ -393,7 +404,7 @@ def _roots_of_parts(plan: Plan, tree: TorchTree) -> list[Node]:
     return [
         tree.mappings[part.state_dict.keys]
         for part in plan.parts
-        if part.state_dict.keys in tree.mappings and not part.state_dict.holder
+        if part.state_dict.keys in tree.mappings and not (part.state_dict.holder or part.is_filled)
     ]
 
 

@@ -15,10 +15,12 @@ from wncli.errors import FormatError, UsageError, WeightNormError, few
 from wncli.hints import option
 from wncli.notes import Note
 from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
+from wncli.plan.filling import parts_to_fill
 from wncli.plan.guards import refuse_expansion
 from wncli.plan.narrowing import dropped, named, narrowing_notes
 from wncli.plan.pairing import (
     Meeting,
+    Place,
     pair_up,
     plain_tensors,
     split_only,
@@ -42,14 +44,21 @@ class _Fit:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+    misshapen: list[Place] = field(default_factory=list)
 
 
 def plan_like(
-    checkpoint: Checkpoint, reference: Checkpoint, request: Request, *, partial: bool
+    checkpoint: Checkpoint,
+    reference: Checkpoint,
+    request: Request,
+    *,
+    partial: bool,
+    fill: bool = False,
 ) -> Plan:
     """Compose, decompose and rename so that names and shapes are those of `reference`.
 
-    With `partial`, what does not fit is left out instead of refused.
+    With `partial`, what does not fit is left out instead of refused; with `fill`, what is left out
+    or missing is `reference`'s own.
 
     Raises:
         UsageError: a root that matches nothing, rules that have no place here, or several state
@@ -92,7 +101,7 @@ def plan_like(
     fit.unexpected += [join(*place) for place in without_counterpart(concerned, met)]
     fit.ours = sum(len(plain_tensors(found)) for found in ours)
     fit.theirs = sum(len(plain_tensors(wanted)) for wanted in theirs)
-    _judge(checkpoint, reference, fit, partial=partial)
+    _judge(checkpoint, reference, fit, partial=partial or fill)
     notes += [note for found in ours for note in narrowing_notes(checkpoint, found.state_dict)]
     notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.name}", ""))
     for code, names in (
@@ -101,18 +110,34 @@ def plan_like(
         ("shape-mismatch", fit.mismatched),
     ):
         if names:
-            notes.append(
-                Note(code, f"{_WORDS[code]}: {few(names, _NAMED)}", names[0], is_warning=True)
-            )
+            is_filled = fill and code != "unexpected"
+            words = (_FILLED if is_filled else _WORDS)[code]
+            code = "filled" if is_filled else code  # noqa: PLW2901 - what became of it
+            notes.append(Note(code, f"{words}: {few(names, _NAMED)}", names[0], is_warning=True))
     alone = request.only is not None or not _same_places(checkpoint, ours, parts)
     drop = dropped(checkpoint, request.drop)
-    return Plan("convert", checkpoint, restored(parts), alone, drop, tuple(notes))
+    lacking = {*without, *fit.misshapen} if fill else set()
+    filled = parts_to_fill(checkpoint, reference, theirs, lacking)
+    alone = alone or not _fill_in_place(checkpoint, parts, filled)
+    return Plan("convert", checkpoint, (*restored(parts), *filled), alone, drop, tuple(notes))
+
+
+def _fill_in_place(checkpoint: Checkpoint, parts: Sequence[Part], filled: Sequence[Part]) -> bool:
+    """Whether what is filled in goes to state dicts that stay, each of which is one mapping."""
+    mappings = checkpoint.tree.mappings if checkpoint.tree else {}
+    own = {part.keys for part in parts}
+    different = {id(mappings.get(part.state_dict.keys, part)) for part in parts}
+    return not filled or (len(different) == len(parts) and all(part.keys in own for part in filled))
 
 
 _WORDS = {
     "missing": "REFERENCE has, and this checkpoint has not",
     "unexpected": "left out, as REFERENCE has no place for it",
     "shape-mismatch": "left out, as it has another shape than REFERENCE",
+}
+_FILLED = {
+    "missing": "taken from REFERENCE, as this checkpoint has it not",
+    "shape-mismatch": "taken from REFERENCE, as it has another shape here",
 }
 
 
@@ -144,6 +169,7 @@ def _actions(checkpoint: Checkpoint, meeting: Meeting, fit: _Fit) -> tuple[Actio
         if action is None:
             shapes = f"{list(source.shape)}, not {list(target.shape)}"
             fit.mismatched.append(f"{join(root, name)} {shapes}")
+            fit.misshapen.append((root, name))
             continue
         fit.matched += 1
         actions.append(action)
@@ -202,6 +228,8 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     expected = "the same tensors, but for weight norm, prefixes and roots"
     found = "; ".join((f"{fit.matched:,} that meet", *bad))
     hint = "--partial writes those that meet"
+    if fit.missing or fit.mismatched:
+        hint = "--partial writes those that meet, --fill takes the others from REFERENCE"
     if 2 * fit.matched < min(fit.ours, fit.theirs) or not fit.matched:
         # What few of the names meet is another model, or one whose names were changed.
         expected = f"names as in {reference.name}: {few(fit.missing)}"

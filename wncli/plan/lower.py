@@ -19,7 +19,11 @@ def lower_plan(plan: Plan) -> Output:
         plan.checkpoint,
         tuple(
             OutputStateDict(
-                part.state_dict, tuple(map(lower, part.actions)), part.keys, part.keeps_others
+                part.state_dict,
+                tuple(map(lower, part.actions)),
+                part.keys,
+                part.keeps_others,
+                part.is_filled,
             )
             for part in plan.parts
         ),

@@ -48,9 +48,10 @@ def lay_out_safetensors(output: Output) -> tuple[Layout, tuple[Note, ...]]:
         metadata.setdefault("format", "pt")
     kept: dict[object, _Named] = {}
     tied: dict[str, str] = {}
-    recorded = {name for part in parts for name in aliases(checkpoint, part.state_dict)}
+    own = [part for part in parts if not part.is_filled]
+    recorded = {name for part in own for name in aliases(checkpoint, part.state_dict)}
     named = sorted(
-        (one for part in parts for one in _tensors(part, recorded)),
+        (one for part in parts for one in _tensors(part, set() if part.is_filled else recorded)),
         key=lambda one: one.preference,
     )
     for one in named:
@@ -70,7 +71,7 @@ def lay_out_safetensors(output: Output) -> tuple[Layout, tuple[Note, ...]]:
     stored = sorted(kept.values(), key=lambda one: (_RANK[one.tensor.dtype], one.tensor.name))
     origins = {
         spec.name: spec.storage.key
-        for part in parts
+        for part in own
         for spec in part.state_dict.tensors
         if spec.name in recorded
     }

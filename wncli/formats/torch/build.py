@@ -44,14 +44,18 @@ class Build:
                 kept += self.tensors(result, nodes)
         return kept
 
-    def joined(self, parts: Sequence[OutputStateDict]) -> Node:
-        """Make one state dict of what becomes of several."""
+    def joined(self, parts: Sequence[OutputStateDict], left: Edits) -> Entries:
+        """Make the items of one state dict of several parts; `left` is what mappings still have."""
         entries: Entries = []
         for part in parts:
-            node = self.tree.mappings.get(part.state_dict.keys) if self.tree else None
-            held = [] if node is None else entries_of(node) or []
-            entries += self.state_dict(part, held) if held else self.flat_entries(part)
-        return self.mapping(entries)
+            own = self.tree.mappings if self.tree and not part.is_filled else {}
+            node = own.get(part.state_dict.keys)
+            if node is None:
+                entries += self.flat_entries(part)
+                continue
+            held = left[id(node)] if id(node) in left else entries_of(node) or []
+            entries += self.state_dict(part, held)
+        return entries
 
     def flat(self, part: OutputStateDict) -> Node:
         """Make a state dict of its own, for tensors that no mapping of the input holds."""
