@@ -21,6 +21,7 @@ from wncli.plan.convert import plan_convert
 from wncli.plan.guards import refuse_ambiguity
 from wncli.plan.inspect import plan_inspect
 from wncli.plan.remove import plan_remove
+from wncli.plan.renames import parse_renames
 from wncli.plan.renaming import flattened
 from wncli.plan.request import Request
 from wncli.report import NothingToDo, Report, make_report
@@ -192,6 +193,7 @@ def convert(  # noqa: PLR0913 - the command's options
     exclude: Iterable[str] = (),
     only: str | None = None,
     drop: Iterable[str] = (),
+    rename: Iterable[str] = (),
     **options: Unpack[WriteKeywords],
 ) -> Report:
     """Write the same weights in another format, spelling or structure.
@@ -210,13 +212,15 @@ def convert(  # noqa: PLR0913 - the command's options
         exclude: with `naming`, globs of layers to leave as they are.
         only: write the state dict at this root, or below this prefix of names, alone.
         drop: entries of the checkpoint, or prefixes of names, to leave out.
+        rename: `OLD=NEW` rules for the tensors' names, globs whose `*` NEW takes over; the first
+            that matches wins, and all else speaks of the new names.
         options: how the output is written, see `WriteOptions`.
 
     Raises:
         WnError: refused; nothing has been written.
         NothingToDo: a spelling was asked for, and there is no weight norm.
     """
-    request = Request.parse(layers, exclude, only, drop)
+    request = Request.parse(layers, exclude, only, drop)._replace(rename=parse_renames(rename))
     _check_choice("naming", naming, (None, *SPELLINGS))
     if like is None and (partial or fill):
         raise UsageError(

@@ -24,6 +24,7 @@ from tests.support.networks import (
 from tests.support.oracles import bits, load, read, save
 from tests.support.run import Ran
 from wncli.checkpoint.prefixes import Names, Tops, best_fit
+from wncli.plan.renames import parse_renames
 
 RunHere = Callable[..., Ran]
 
@@ -447,3 +448,106 @@ def test_fill_refuses_what_is_damaged_in_the_reference(wn_here: RunHere, tmp_pat
     assert "damaged" in ran.stderr
     assert not (tmp_path / "out.safetensors").exists()
     assert wn_here("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--fill").code == 2
+
+
+# -- names of another project ---------------------------------------------------------------------
+
+
+def mlx_names(tensors: Tensors) -> Tensors:
+    """The generator under the names of another project's port."""
+    changed = {}
+    for name, tensor in tensors.items():
+        new = name.replace("resblocks.0.convs1.", "blocks.conv_").replace("ups.", "upsampler.")
+        changed[f"decoder.{new}".replace("weight_g", "scale").replace("weight_v", "kernel")] = (
+            tensor
+        )
+    return changed
+
+
+def test_names_of_another_project_meet_a_reference(wn_here: RunHere, tmp_path: Path) -> None:
+    source, target = generator("hook", 1), generator("parametrized", 2)
+    names = mlx_names(dict(source.state_dict()))
+    save({"model": names, "step": 5}, tmp_path / "in.pt")
+    save(target.state_dict(), tmp_path / "ref.pt")
+    rules = tmp_path / "rules.txt"
+    rules.write_text(
+        "# of the port\n\ndecoder.blocks.conv_*.scale=resblocks.0.convs1.*.weight_g\n"
+        "decoder.blocks.conv_*.kernel=resblocks.0.convs1.*.weight_v\n"
+        "decoder.blocks.conv_*=resblocks.0.convs1.*\n"
+    )
+    options = (
+        "--rename", f"@{rules}", "--rename", "decoder.upsampler.*.scale=ups.*.weight_g",
+        "--rename", "decoder.upsampler.*.kernel=ups.*.weight_v",
+        "--rename", "decoder.upsampler.*=ups.*", "--rename", "decoder.*=*",
+    )  # fmt: skip
+    command = ("convert", tmp_path / "in.pt", tmp_path / "out.pt", *options)
+    dry = wn_here(*command, "--like", tmp_path / "ref.pt", "--dry-run")
+    assert dry.code == 0, dry.stderr
+    assert "decoder.upsampler.0.scale is ups.0.weight_g" in dry.stdout
+    assert not (tmp_path / "out.pt").exists()
+    ran = wn_here(*command, "--like", tmp_path / "ref.pt", "--verify")
+    assert ran.code == 0, ran.stderr
+    target.load_state_dict(load(tmp_path / "out.pt"), strict=True)
+    check_same_weights(weights(target.state_dict()), weights(source.state_dict()))
+    ran = wn_here(*command, "--force", "--naming", "parametrized", "--verify")
+    assert ran.code == 0, ran.stderr
+    found = load(tmp_path / "out.pt")
+    assert (list(found), found["step"]) == (["model", "step"], 5)
+    generator("parametrized").load_state_dict(found["model"], strict=True)
+    check_same_weights(weights(found["model"]), weights(source.state_dict()))
+    ran = wn_here(*command, "--force", "--only", "model")
+    assert ran.code == 0, ran.stderr
+    assert {name: bits(tensor) for name, tensor in load(tmp_path / "out.pt").items()} == {
+        name: bits(tensor) for name, tensor in source.state_dict().items()
+    }
+
+
+def test_a_normalized_weight_is_renamed_by_its_own_name_too(tmp_path: Path) -> None:
+    for spelled in ("hook", "parametrized"):
+        source = dict(generator(spelled, 1).state_dict())
+        save(source, tmp_path / "in.pt")
+        wncli.convert(
+            tmp_path / "in.pt", tmp_path / "out.safetensors", force=True,
+            rename=["ups.0.weight=up.first"],
+        )  # fmt: skip
+        wncli.remove(tmp_path / "out.safetensors", tmp_path / "out.pt", force=True)
+        expected = weights(source)
+        expected["up.first"] = expected.pop("ups.0.weight")
+        check_same_weights(weights(load(tmp_path / "out.pt")), expected)
+
+
+def test_renaming_takes_the_first_rule_and_refuses_what_cannot_be_meant(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    save(
+        {"a.b.c.w": torch.ones(1), "a.x": torch.zeros(1), "odd=*": torch.ones(2)}, tmp_path / "i.pt"
+    )
+    command = ("convert", tmp_path / "i.pt", tmp_path / "o.pt")
+    rules = ("a.*.*=*/*", "*=first.*", "odd[=][*]=n[*]")
+    assert wn_here(*command, *(w for rule in rules for w in ("--rename", rule))).code == 2
+    rules = ("a.*.*=*/*", "odd[=][*]=n[*]", "a.?=z")
+    assert wn_here(*command, *(w for rule in rules for w in ("--rename", rule))).code == 0
+    assert set(load(tmp_path / "o.pt")) == {"b/c.w", "n*", "z"}
+    for rule in (
+        "none.*=b.*",
+        "a.*=b",
+        "*.w=w",
+        "a.x",
+        "=b",
+        "a.x=",
+        "*=a",
+        "a.x=odd[=]*",
+        "@none",
+    ):
+        ran = wn_here(*command, "--force", "--rename", rule)
+        assert ran.code == 2, rule
+        assert "--rename" in ran.stderr or "this name" in ran.stderr
+    ran = wn_here(*command, "--force", "--rename", "a.x=odd=[*]")
+    assert ran.code == 2
+    assert "two tensors would have this name" in ran.stderr
+
+
+@pytest.mark.parametrize("name", ["a" * 200_000, "a." * 100_000])
+def test_a_rule_of_many_stars_costs_no_more_than_the_names(name: str) -> None:
+    (rule,) = parse_renames(["*a*a*a*a*a*a*a*b=*a*a*a*a*a*a*a*b"])
+    assert rule.rename(name) is None

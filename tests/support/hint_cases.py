@@ -228,6 +228,13 @@ NAMES = {
         file({ODD: {"b.w": torch.ones(2)}, f"{ODD}.b": {"w": torch.ones(2)}, "c": SOUND}),
         f"wn convert {IN} {OUT} --flatten", "{*--drop*}",
     ),
+    "two of one new name": Case(
+        file({ODD: {"b.w": torch.ones(2), "c.w": torch.ones(2)}}),
+        f"wn convert {IN} {OUT} --rename '[bc].*=d.*'", "{*--drop*}",
+    ),
+    "a renaming of nothing": Case(
+        file(SOUND), f"wn convert {IN} {OUT} --rename 'b.*=d.*'", "{wn inspect --tensors *}"
+    ),
     "two of one name in one state dict": Case(
         file({f"module.{ODD}": torch.ones(2), ODD: torch.ones(2)}),
         f"wn convert {IN} {OUT} --flatten", "{*--drop*}",

@@ -111,6 +111,15 @@ Drop = Annotated[
         help="Leave an entry, or what is below a prefix of names, out. Repeatable.",
     ),
 ]
+Rename = Annotated[
+    list[str],
+    typer.Option(
+        "--rename",
+        metavar="OLD=NEW",
+        help="Rename tensors: globs, each `*` of NEW is what that of OLD took. Repeatable, the "
+        "first match wins; `@FILE` has one rule a line.",
+    ),
+]
 Dim = Annotated[
     str,
     typer.Option("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
@@ -339,6 +348,7 @@ def convert(  # noqa: PLR0913
     like: Like = None,
     partial: Partial = False,
     fill: Fill = False,
+    rename: Rename = [],  # noqa: B006
     flatten: Flatten = False,
     layers: ConvertLayers = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
@@ -354,12 +364,14 @@ def convert(  # noqa: PLR0913
 ) -> int:
     """Write the same weights in another format, spelling or structure."""
     from wncli.cli.many import Paths, write_all
+    from wncli.cli.rule_files import expand_files
 
+    rules = expand_files("--rename", rename)
     return write_all(
         "convert",
         lambda one, target, progress: wncli.convert(
             one, target, naming=naming, like=like, partial=partial, fill=fill, flatten=flatten,
-            layers=layers, exclude=exclude, only=only, drop=drop, format=format,
+            rename=rules, layers=layers, exclude=exclude, only=only, drop=drop, format=format,
             max_shard_size=max_shard_size, force=force, dry_run=dry_run,
             verify=verify, make_folder=output_dir is not None, progress=progress,
         ),

@@ -163,7 +163,8 @@ def has_nothing_to_do(plan: Plan, target: Target) -> bool:
     """Whether no layer changes, and the file would only be copied."""
     if plan.changes or plan.command != "convert":
         return not plan.changes
-    unnormalized = any(note.code == "no-weight-norm" for note in plan.notes)
+    codes = {note.code for note in plan.notes}
+    unnormalized = "no-weight-norm" in codes and "renamed" not in codes
     same = plan.checkpoint.format == target.format and not target.is_folder
     return unnormalized and same and not plan.alone and not plan.drop
 

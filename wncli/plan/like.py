@@ -17,7 +17,7 @@ from wncli.notes import Note
 from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
 from wncli.plan.filling import parts_to_fill
 from wncli.plan.guards import refuse_expansion
-from wncli.plan.narrowing import dropped, named, narrowing_notes
+from wncli.plan.narrowing import dropped, is_whole, named, narrowing_notes
 from wncli.plan.pairing import (
     Meeting,
     Place,
@@ -26,7 +26,7 @@ from wncli.plan.pairing import (
     split_only,
     without_counterpart,
 )
-from wncli.plan.request import Request, listing, restored, surveys_of
+from wncli.plan.request import Request, listing, renaming_notes, restored, surveys_of
 from wncli.plan.survey import Survey, survey
 from wncli.plan.ungathered import refuse_ungathered
 
@@ -90,8 +90,8 @@ def plan_like(
     targets = Counter(meeting.theirs.state_dict.keys for meeting in meetings)
     for meeting in meetings:
         state_dict, keys = meeting.ours.state_dict, meeting.theirs.state_dict.keys
-        is_whole = state_dict.stored is None and sources[state_dict.keys] == targets[keys] == 1
-        parts.append(Part(state_dict, _actions(checkpoint, meeting, fit), keys, is_whole))
+        whole = is_whole(state_dict) and sources[state_dict.keys] == targets[keys] == 1
+        parts.append(Part(state_dict, _actions(checkpoint, meeting, fit), keys, whole))
         notes += _renaming_notes(meeting)
     without = without_counterpart(theirs, [(m.theirs, m.names.values()) for m in meetings])
     fit.missing += [join(*place) for place in without]
@@ -103,6 +103,7 @@ def plan_like(
     fit.theirs = sum(len(plain_tensors(wanted)) for wanted in theirs)
     _judge(checkpoint, reference, fit, partial=partial or fill)
     notes += [note for found in ours for note in narrowing_notes(checkpoint, found.state_dict)]
+    notes += renaming_notes(checkpoint, request._replace(only=our_only))
     notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.name}", ""))
     for code, names in (
         ("missing", fit.missing),

@@ -108,14 +108,19 @@ def near_prefixes(checkpoint: Checkpoint, text: str) -> list[str]:
     return list(found)
 
 
+def is_whole(state_dict: StateDict) -> bool:
+    """Whether it is all of its state dict, not what is below a prefix."""
+    return state_dict.stored is None or state_dict.stored.keys == state_dict.keys
+
+
 def narrowing_notes(checkpoint: Checkpoint, state_dict: StateDict) -> list[Note]:
     """Note which tensors of its state dict a prefix leaves out."""
     stored = state_dict.stored
-    if stored is None:
+    if stored is None or is_whole(state_dict):
         return []
-    kept = {spec.name for spec in stored.tensors}
+    prefix = f"{state_dict.keys[-1]}."
     whole = next(sd for sd in checkpoint.state_dicts if sd.keys == stored.keys)
-    names = [name for name in (s.name for s in whole.tensors) if name not in kept]
+    names = [spec.name for spec in whole.tensors if not spec.name.startswith(prefix)]
     message = f"left out, as they are not below {state_dict.root}: {few(names)}"
     return [Note("left-out", message, stored.root)] if names else []
 

@@ -15,7 +15,8 @@ from wncli.errors import WeightNormError
 from wncli.hints import glob_of, option, path_word
 from wncli.notes import Note
 from wncli.plan.actions import Action, Command, Compose, Copy, Part, Plan
-from wncli.plan.narrowing import dropped, narrowing_notes, state_dicts_left
+from wncli.plan.narrowing import dropped, is_whole, narrowing_notes, state_dicts_left
+from wncli.plan.renames import RenameRule, rename_all, rename_notes
 from wncli.plan.renaming import from_the_file
 from wncli.plan.rules import (
     Candidate,
@@ -35,6 +36,7 @@ class Request(NamedTuple):
     exclude: tuple[Rule, ...] = ()
     only: str | None = None
     drop: frozenset[str] = frozenset()
+    rename: tuple[RenameRule, ...] = ()
 
     @classmethod
     def parse(
@@ -72,13 +74,16 @@ def _several(texts: Iterable[str]) -> Iterable[str]:
 
 
 def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
-    """Survey the state dicts that `--only` and `--drop` leave, and hold `-x` against them.
+    """Survey the state dicts that `--only` and `--drop` leave, their names as `--rename` has them.
+
+    `-x` is held against these.
 
     Raises:
-        UsageError: a root, an entry or an `-x` rule that matches nothing.
+        UsageError: a root, an entry or a rule that matches nothing.
     """
     drop = dropped(checkpoint, request.drop)
-    kept = [survey(found) for found in state_dicts_left(checkpoint, request.only, drop)]
+    left = state_dicts_left(checkpoint, request.only, drop)
+    kept = [survey(found) for found in rename_all(checkpoint, left, request.rename)]
     names = [s.name for found in kept for s in found.state_dict.tensors]
     names += [pair.weight for found in kept for pair in found.pairs]
     names += [alike.weight for found in kept for alike in found.look_alikes]
@@ -167,8 +172,8 @@ def parts_of(
             action = own.get(spec.name) or Copy(spec, spec.name)
             ordered.setdefault(id(action), action)
         target = () if alone else _after(gone, found.state_dict.keys)
-        is_whole = found.state_dict.stored is None
-        parts.append(Part(found.state_dict, tuple(ordered.values()), target, is_whole))
+        whole = is_whole(found.state_dict)
+        parts.append(Part(found.state_dict, tuple(ordered.values()), target, whole))
     return tuple(parts)
 
 
@@ -234,7 +239,16 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan is made of
     if command == "inspect":  # which shows the names as they are without the prefix
         return Plan(command, checkpoint, parts, alone, drop, tuple(notes))
     left = [note for found in surveys for note in narrowing_notes(checkpoint, found.state_dict)]
+    left += renaming_notes(checkpoint, request)
     return Plan(command, checkpoint, restored(parts), alone, drop, (*notes, *left))
+
+
+def renaming_notes(checkpoint: Checkpoint, request: Request) -> list[Note]:
+    """Note what each `--rename` rule renames."""
+    if not request.rename:
+        return []
+    drop = dropped(checkpoint, request.drop)
+    return rename_notes(state_dicts_left(checkpoint, request.only, drop), request.rename)
 
 
 def restored(parts: Iterable[Part]) -> tuple[Part, ...]:
