@@ -551,3 +551,55 @@ def test_renaming_takes_the_first_rule_and_refuses_what_cannot_be_meant(
 def test_a_rule_of_many_stars_costs_no_more_than_the_names(name: str) -> None:
     (rule,) = parse_renames(["*a*a*a*a*a*a*a*b=*a*a*a*a*a*a*a*b"])
     assert rule.rename(name) is None
+
+
+# -- wrappers between any two parts of a name -----------------------------------------------------
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "two compiled networks": lambda name: f"model_g._orig_mod.{name}",
+    "so-vits-svc": lambda name: f"model_g.module.{name}",
+    "inside": lambda name: name.replace("ups.0.", "ups.0.module.").replace(
+        "resblocks.0.", "resblocks.0._orig_mod."
+    ),
+    "FSDP": lambda name: f"_fsdp_wrapped_module.{name}".replace(
+        "convs1.", "convs1._fsdp_wrapped_module._checkpoint_wrapped_module."
+    ),
+    "Lightning": lambda name: f"net.0.module.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_wrappers_anywhere_in_a_name_meet_names_without(
+    wrapped: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    source, target = generator("hook", 1), generator(None, 2)
+    other = discriminator("hook", 3).state_dict() if "two" in wrapped else {}
+    state = {WRAPPED[wrapped](name): tensor for name, tensor in source.state_dict().items()}
+    state |= {f"model_d._orig_mod.{name}": tensor for name, tensor in other.items()}
+    save({"state_dict": state}, tmp_path / "in.ckpt")
+    save(target.state_dict(), tmp_path / "ref.pt")
+    partial = ("--partial",) if other else ()
+    out = tmp_path / "out.safetensors"
+    ran = wn_here("convert", tmp_path / "in.ckpt", out, "--like", tmp_path / "ref.pt", *partial)
+    assert ran.code == 0, ran.stderr
+    target.load_state_dict(read(out), strict=True)
+    check_same_weights(weights(read(out)), weights(source.state_dict()))
+    if not other:
+        assert wn_here("compare", tmp_path / "in.ckpt", out).code == 0
+        back = ("convert", out, tmp_path / "back.ckpt", "--like", tmp_path / "in.ckpt", "--verify")
+        ran = wn_here(*back)
+        assert ran.code == 0, ran.stderr
+        found = load(tmp_path / "back.ckpt")["state_dict"]
+        assert set(found) == set(state)
+        check_same_weights(weights(found), weights(state))
+
+
+def test_a_part_that_only_reads_like_a_wrapper_stays_where_names_meet_as_they_are(
+    tmp_path: Path,
+) -> None:
+    state = {"a.module.w": torch.ones(2), "a.w": torch.zeros(2), "module": torch.ones(1)}
+    save(state, tmp_path / "in.pt")
+    wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", like=tmp_path / "in.pt")
+    assert {name: bits(tensor) for name, tensor in load(tmp_path / "out.pt").items()} == {
+        name: bits(tensor) for name, tensor in state.items()
+    }
