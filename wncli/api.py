@@ -153,6 +153,7 @@ def remove(  # noqa: PLR0913 - the command's options
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    dim: int | None = None,
     only: str | None = None,
     drop: Iterable[str] = (),
     **options: Unpack[WriteKeywords],
@@ -164,6 +165,8 @@ def remove(  # noqa: PLR0913 - the command's options
         output: the file to write; may be the input, with `force`.
         layers: globs over full names and module paths; all normalized layers where there is none.
         exclude: globs of layers to leave alone.
+        dim: of layers whose g is a vector that fits several axes of v, where no `GLOB=DIM` rule
+            says it.
         only: write the state dict at this root, or below this prefix of names, alone.
         drop: entries of the checkpoint, or prefixes of names, to leave out.
         options: how the output is written, see `WriteOptions`.
@@ -172,7 +175,7 @@ def remove(  # noqa: PLR0913 - the command's options
         WnError: refused; nothing has been written.
         NothingToDo: there is no weight norm; nothing has been written.
     """
-    request = Request.parse(layers, exclude, only, drop)
+    request = Request.parse(layers, exclude, only, drop, with_dims=True)._replace(dim=_dim(dim))
 
     def make_plan(opened: Checkpoint) -> Plan:
         return plan_remove(opened, request)
@@ -191,6 +194,7 @@ def convert(  # noqa: PLR0913 - the command's options
     flatten: bool = False,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    dim: int | None = None,
     only: str | None = None,
     drop: Iterable[str] = (),
     rename: Iterable[str] = (),
@@ -210,6 +214,8 @@ def convert(  # noqa: PLR0913 - the command's options
         flatten: write all state dicts as one: the root before each name, wrappers (`module.`) off.
         layers: with `naming`, globs over full names and module paths of layers to respell.
         exclude: with `naming`, globs of layers to leave as they are.
+        dim: of layers whose g is a vector that fits several axes of v, where no `GLOB=DIM` rule
+            says it; with `like`, also where REFERENCE does not show it.
         only: write the state dict at this root, or below this prefix of names, alone.
         drop: entries of the checkpoint, or prefixes of names, to leave out.
         rename: `OLD=NEW` rules for the tensors' names, globs whose `*` NEW takes over; the first
@@ -220,7 +226,9 @@ def convert(  # noqa: PLR0913 - the command's options
         WnError: refused; nothing has been written.
         NothingToDo: a spelling was asked for, and there is no weight norm.
     """
-    request = Request.parse(layers, exclude, only, drop)._replace(rename=parse_renames(rename))
+    request = Request.parse(layers, exclude, only, drop, with_dims=True)._replace(
+        rename=parse_renames(rename), dim=_dim(dim)
+    )
     _check_choice("naming", naming, (None, *SPELLINGS))
     if like is None and (partial or fill):
         raise UsageError(
@@ -365,6 +373,13 @@ def _write(
         return make_report(
             plan, notes, str(target.path), target.format, names, dry_run=options.dry_run
         )
+
+
+def _dim(dim: int | None) -> int | None:
+    """A dim of a vector g: None where none is given."""
+    if dim is not None and (not isinstance(dim, int) or isinstance(dim, bool) or dim < 0):
+        raise UsageError("dim", "no dim", expected="an int from 0, or None", found=repr(dim))
+    return dim
 
 
 def _path(given: AnyPath, *, is_output: bool = False) -> Path:

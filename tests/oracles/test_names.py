@@ -603,3 +603,105 @@ def test_a_part_that_only_reads_like_a_wrapper_stays_where_names_meet_as_they_ar
     assert {name: bits(tensor) for name, tensor in load(tmp_path / "out.pt").items()} == {
         name: bits(tensor) for name, tensor in state.items()
     }
+
+
+# -- vectors g on square convolutions -------------------------------------------------------------
+
+
+def paddle(module: nn.Module) -> Tensors:
+    """The names and shapes of PaddleSpeech's vocoders, brought over: every g is a vector."""
+    return {
+        name: tensor.reshape(-1) if name.endswith("weight_g") else tensor
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def square(dim: int, spelled: As = "hook", seed: int = 0) -> nn.Module:
+    """Convolutions of which two axes are as long as g."""
+    made = nn.ModuleDict({
+        "ups": nn.ModuleList([normalized(nn.ConvTranspose1d(4, 4, 5), spelled, dim)]),
+        "post": normalized(nn.Conv1d(6, 6, 3), spelled, dim),
+        "last": nn.Conv1d(6, 1, 3),
+    })  # fmt: skip
+    randomize(made, seed)
+    return made
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("stored", ["torch", "safetensors"])
+def test_the_dim_of_a_vector_on_a_square_convolution_is_said(
+    dim: int, stored: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    state = paddle(square(dim))
+    source = save(state, tmp_path / "in.pt", stored)
+    expected = weights(state, {"ups.0.weight": dim, "post.weight": dim})
+    refused = wn_here("remove", source, tmp_path / "out.pt")
+    assert refused.code == 2
+    assert "--dim 0 or --dim 1" in refused.stderr
+    for options in (("--dim", str(dim)), ("-l", f"ups.*={dim}", "-l", f"post={dim}"),
+                    ("-l", f"ups.*={dim}", "-l", "post", "--dim", str(dim))):  # fmt: skip
+        ran = wn_here("remove", source, tmp_path / "out.pt", "--force", "--verify", *options)
+        assert ran.code == 0, ran.stderr
+        square(dim, None).load_state_dict(load(tmp_path / "out.pt"), strict=True)
+        check_same_weights(weights(load(tmp_path / "out.pt")), expected)
+    for naming in ("hook", "parametrized"):
+        ran = wn_here(
+            "convert", source, tmp_path / "out.pt", "--force", "--naming", naming, "--dim",
+            str(dim), "--verify",
+        )  # fmt: skip
+        assert ran.code == 0, ran.stderr
+        found = load(tmp_path / "out.pt")
+        square(dim, naming).load_state_dict(found, strict=True)
+        check_same_weights(
+            weights(found, {"ups.0.weight": dim, "post.weight": dim}), expected
+        )  # fmt: skip
+        assert wn_here("compare", source, tmp_path / "out.pt").code == 0
+        ran = wn_here(
+            "convert", source, tmp_path / "like.pt", "--force", "--like", tmp_path / "out.pt"
+        )
+        assert ran.code == 0, ran.stderr
+        square(dim, naming).load_state_dict(load(tmp_path / "like.pt"))
+        check_same_weights(
+            weights(load(tmp_path / "like.pt"), {"ups.0.weight": dim, "post.weight": dim}), expected
+        )
+
+
+def test_a_reference_without_weight_norm_leaves_the_dim_to_the_user(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    state = paddle(square(1))
+    save(state, tmp_path / "in.pt")
+    save(square(1, None, 4).state_dict(), tmp_path / "ref.pt")
+    command = ("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--like", tmp_path / "ref.pt")
+    assert wn_here(*command).code == 2
+    assert wn_here("compare", tmp_path / "in.pt", tmp_path / "ref.pt").code == 2
+    ran = wn_here(*command, "-l", "*=1")
+    assert ran.code == 0, ran.stderr
+    expected = weights(state, {"ups.0.weight": 1, "post.weight": 1})
+    check_same_weights(weights(load(tmp_path / "out.pt")), expected)
+    back = ("convert", tmp_path / "out.pt", tmp_path / "back.pt", "--like", tmp_path / "in.pt")
+    assert wn_here(*back).code == 2
+    assert wn_here(*back, "--dim", "1").code == 0
+    found = load(tmp_path / "back.pt")
+    assert {name: tensor.shape for name, tensor in found.items()} == {
+        name: tensor.shape for name, tensor in state.items()
+    }
+    check_same_weights(weights(found, {"ups.0.weight": 1, "post.weight": 1}), expected)
+    save(state, tmp_path / "twin.pt")
+    twin = ("convert", tmp_path / "in.pt", tmp_path / "same.pt", "--like", tmp_path / "twin.pt")
+    assert wn_here(*twin).code == 0
+    assert all(bits(tensor) == bits(state[n]) for n, tensor in load(tmp_path / "same.pt").items())
+    assert wn_here("compare", tmp_path / "in.pt", tmp_path / "twin.pt").code == 0
+
+
+def test_a_rule_whose_dim_is_not_the_one_that_the_shape_tells_is_refused(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    save(square(0).state_dict(), tmp_path / "in.pt")
+    command = ("remove", tmp_path / "in.pt", tmp_path / "out.pt")
+    for rule in ("ups.*=1", "ups.*=none"):
+        ran = wn_here(*command, "-l", rule)
+        assert ran.code == 2
+        assert "along another dim" in ran.stderr
+    assert wn_here(*command, "-l", "ups.*=0").code == 0
+    assert wn_here(*command, "--force", "--dim", "1").code == 0  # of vectors, and there is none

@@ -86,6 +86,7 @@ HALF = {f"{ODD}.weight_g": torch.ones(2, 1)}
 WIDE = {f"{ODD}.weight": VAST}
 WIDE_PAIR = {f"{ODD}.weight_g": torch.ones(1 << 13, 1), f"{ODD}.weight_v": VAST}
 TWICE = {f"{ODD}.parametrizations.weight.original{n}": torch.ones(2, 1 + 2 * n) for n in (0, 1)}
+SQUARE = {f"{ODD}.weight_g": torch.ones(3), f"{ODD}.weight_v": torch.ones(3, 3)}
 UNDIRECTED = SOUND | pair(v=torch.zeros(2, 3))
 ROOTS = {ODD: SOUND, "a.b": dict(SOUND)}
 #: Two copies of one model in one state dict.
@@ -192,7 +193,29 @@ NAMES = {
         file(SOUND), f"wn apply {IN} {OUT} -l sound", "{wn inspect --tensors *}"
     ),
     "a dim beside a rule of remove": Case(
-        file(SOUND), f"wn remove {IN} {OUT} -l 'so*=0'", "{-l *}", instead_of="-l 'so*=0'"
+        file(SOUND), f"wn remove {IN} {OUT} -l 'so*=1'", "{-l *}", instead_of="-l 'so*=1'"
+    ),
+    "a dim beside a rule of inspect": Case(
+        file(SOUND), f"wn inspect {IN} -l 'so*=0'", "{-l *}", instead_of="-l 'so*=0'"
+    ),
+    "a vector along no dim that is told": Case(
+        file(SOUND | SQUARE), f"wn remove {IN} {OUT}", "{--dim 0} or {--dim 1}"
+    ),
+    "a vector along no dim that REFERENCE tells": Case(
+        file(SOUND | SQUARE, ref=plain("sound") | {f"{ODD}.weight": torch.ones(3, 3)}),
+        f"wn convert {IN} {OUT} --like {REF}", "{--dim 0} or {--dim 1}",
+    ),
+    "a vector along no dim that B tells": Case(
+        file(SOUND | SQUARE, ref=plain("sound") | {f"{ODD}.weight": torch.ones(3, 3)}),
+        f"wn compare {IN} {REF}", "{*-x*} leaves this layer out", code=1,
+    ),
+    "a vector along another dim": Case(
+        file(SOUND | {f"{ODD}.weight_g": torch.ones(3), f"{ODD}.weight_v": torch.ones(3, 3, 2)}),
+        f"wn remove {IN} {OUT} --dim 2", "{*-l*=0*} or {*-l*=1*}", instead_of="--dim 2",
+    ),
+    "a dim without a spelling": Case(
+        file(SOUND), f"wn convert {IN} {OUT} --dim 0",
+        "{--naming hook} or {--naming parametrized}",
     ),
     "a name with = as a rule of remove": Case(
         file(pair("a=b")), f"wn remove {IN} {OUT} -l 'a=b.weight'", "{-l *}",

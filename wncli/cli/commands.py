@@ -59,12 +59,22 @@ Layers = Annotated[
         "Without: all normalized layers.",
     ),
 ]
+RemoveLayers = Annotated[
+    list[str],
+    typer.Option(
+        "-l",
+        "--layers",
+        metavar="GLOB[=DIM]",
+        help="Take these layers: a full name or module path, `*` crosses dots; DIM where g is a "
+        "vector that fits several axes. Repeatable. Without: all normalized layers.",
+    ),
+]
 ConvertLayers = Annotated[
     list[str],
     typer.Option(
         "-l",
         "--layers",
-        metavar="GLOB",
+        metavar="GLOB[=DIM]",
         help="With --naming, spell these layers so: a full name or module path, `*` crosses dots. "
         "Repeatable. Without: all normalized layers.",
     ),
@@ -123,6 +133,15 @@ Rename = Annotated[
 Dim = Annotated[
     str,
     typer.Option("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
+]
+VectorDim = Annotated[
+    int | None,
+    typer.Option(
+        "--dim",
+        metavar="N",
+        min=0,
+        help="The dim of layers whose g is a vector that fits several axes of v.",
+    ),
 ]
 ApplyNaming = Annotated[
     Literal["auto", "hook", "parametrized"],
@@ -311,8 +330,9 @@ def remove(  # noqa: PLR0913
     output: Output = None,
     *,
     output_dir: OutputDir = None,
-    layers: Layers = [],  # noqa: B006
+    layers: RemoveLayers = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
+    dim: VectorDim = None,
     only: Only = None,
     drop: Drop = [],  # noqa: B006
     format: Format = None,  # noqa: A002
@@ -329,8 +349,8 @@ def remove(  # noqa: PLR0913
     return write_all(
         "remove",
         lambda one, target, progress: wncli.remove(
-            one, target, layers=layers, exclude=exclude, only=only, drop=drop, format=format,
-            max_shard_size=max_shard_size, force=force, dry_run=dry_run,
+            one, target, layers=layers, exclude=exclude, dim=dim, only=only, drop=drop,
+            format=format, max_shard_size=max_shard_size, force=force, dry_run=dry_run,
             verify=verify, make_folder=output_dir is not None, progress=progress,
         ),
         Paths(checkpoint, output or [], output_dir, format, max_shard_size is not None),
@@ -352,6 +372,7 @@ def convert(  # noqa: PLR0913
     flatten: Flatten = False,
     layers: ConvertLayers = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
+    dim: VectorDim = None,
     only: Only = None,
     drop: Drop = [],  # noqa: B006
     format: Format = None,  # noqa: A002
@@ -371,7 +392,8 @@ def convert(  # noqa: PLR0913
         "convert",
         lambda one, target, progress: wncli.convert(
             one, target, naming=naming, like=like, partial=partial, fill=fill, flatten=flatten,
-            rename=rules, layers=layers, exclude=exclude, only=only, drop=drop, format=format,
+            rename=rules, dim=dim, layers=layers, exclude=exclude, only=only, drop=drop,
+            format=format,
             max_shard_size=max_shard_size, force=force, dry_run=dry_run,
             verify=verify, make_folder=output_dir is not None, progress=progress,
         ),

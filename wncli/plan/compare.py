@@ -9,11 +9,12 @@ from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.prefixes import describe
 from wncli.checkpoint.tensors import DType, TensorSpec
-from wncli.errors import FormatError, UsageError
+from wncli.errors import FormatError, UsageError, WeightNormError
 from wncli.hints import glob_of, option, path_word
 from wncli.notes import Note
 from wncli.plan.guards import refuse_expansion, refuse_growth
 from wncli.plan.narrowing import named
+from wncli.plan.open_dims import assume, settled_by
 from wncli.plan.pairing import (
     Place,
     pair_up,
@@ -74,7 +75,7 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
             notes.append(Note("renamed", done, our_root))
         held, others = plain_tensors(meeting.ours), plain_tensors(meeting.theirs)
         for own, name in meeting.names.items():
-            one, other = held[own], others[name]
+            one, other = _settled(held[own], others[name]), _settled(others[name], held[own])
             if _shape(one) == _shape(other):
                 counterparts.append(Counterparts(our_root, own, one, other))
             else:
@@ -88,11 +89,37 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
     )  # fmt: skip
     plan = _chosen(plan, request)
     for item in plan.counterparts:
+        _refuse_open_dims(plan, item)
         for checkpoint, side in ((a, item.a), (b, item.b)):
             refuse_expansion(checkpoint, _largest(side), _without(item))
     refuse_growth(a, ((_largest(item.a), item) for item in plan.counterparts), _without)
     refuse_growth(b, ((_largest(item.b), item) for item in plan.counterparts), _without)
     return plan
+
+
+def _settled(side: Pair | TensorSpec, other: Pair | TensorSpec) -> Pair | TensorSpec:
+    """Return a pair along the dim that the other side shows, where its own g does not."""
+    if not isinstance(side, Pair) or not isinstance(other, Pair) or other.axes:
+        return side
+    return settled_by(side, other.dim) or side
+
+
+def _refuse_open_dims(plan: ComparePlan, item: Counterparts) -> None:
+    """Refuse to compare a weight whose g, a vector, neither side shows the dim of.
+
+    Raises:
+        WeightNormError: that is so.
+    """
+    opened = [side for side in (item.a, item.b) if isinstance(side, Pair) and side.axes]
+    is_both = len(opened) > 1 and opened[0].axes == opened[1].axes  # compared along the first
+    if opened and not is_both:
+        (pair,) = opened[:1]
+        raise WeightNormError(
+            f"{plan.a.name}: {item.name}",
+            f"{pair.g.name} {list(pair.g.shape)} fits several dims of {pair.v.name}"
+            f" {list(pair.v.shape)}, and the other side does not show which",
+            hint=f"{_without(item)} leaves this layer out",
+        )
 
 
 def _without(item: Counterparts) -> str:
@@ -113,7 +140,7 @@ def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Surve
                 expected="a mapping of names to tensors",
                 hint=f"wn inspect {path_word(checkpoint.name)}",
             )
-        sides.append([survey(found) for found in named(checkpoint, only)])
+        sides.append([assume(survey(found)) for found in named(checkpoint, only)])
     return sides[0], sides[1]
 
 

@@ -31,6 +31,12 @@ def plan_convert(checkpoint: Checkpoint, request: Request, naming: Naming | None
     surveys = surveys_of(checkpoint, request)
     refuse_ungathered(checkpoint, surveys)
     if naming is None:
+        if request.dim is not None:
+            raise UsageError(
+                f"--dim {request.dim}",
+                "convert asks for the dims of layers only to spell them otherwise",
+                hint="--naming hook or --naming parametrized",
+            )
         for option, rules in (("-l", request.layers), ("-x", request.exclude)):
             if rules:
                 raise UsageError(

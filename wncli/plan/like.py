@@ -18,6 +18,7 @@ from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Ren
 from wncli.plan.filling import parts_to_fill
 from wncli.plan.guards import refuse_expansion
 from wncli.plan.narrowing import dropped, is_whole, named, narrowing_notes
+from wncli.plan.open_dims import assume, common_axes, settle, settled_by
 from wncli.plan.pairing import (
     Meeting,
     Place,
@@ -38,6 +39,7 @@ _NAMED = 5
 class _Fit:
     """What meets and what does not, by full paths."""
 
+    axes: tuple[int, ...] = ()
     matched: int = 0
     ours: int = 0
     theirs: int = 0
@@ -67,7 +69,7 @@ def plan_like(
         WeightNormError: tensors are missing, unexpected or of other shapes.
     """
     for flag, rules in (("-l", request.layers), ("-x", request.exclude)):
-        if rules:
+        if rules and not all(rule.has_dim for rule in rules):
             raise UsageError(
                 f"{flag} {rules[0].text}",
                 "--like takes every layer as REFERENCE has it",
@@ -75,7 +77,11 @@ def plan_like(
             )
     our_only, their_only = split_only(request.only, checkpoint, reference)
     ours = surveys_of(checkpoint, request._replace(only=our_only))
-    theirs = [survey(sd.stored or sd) for sd in named(reference, their_only)]
+    ours = [assume(found) for found in ours]
+    theirs = [
+        assume(settle(survey(sd.stored or sd), request.layers, request.dim))
+        for sd in named(reference, their_only)
+    ]
     if not theirs:
         raise FormatError(
             reference.name, "no state dict was found", expected="a checkpoint as REFERENCE"
@@ -83,7 +89,7 @@ def plan_like(
     refuse_ungathered(checkpoint, ours)
     refuse_ungathered(reference, theirs)
     meetings = pair_up(checkpoint, ours, reference, theirs)
-    fit = _Fit()
+    fit = _Fit(axes=common_axes([*ours, *theirs]))
     parts = []
     notes = list(checkpoint.notes)
     sources = Counter(meeting.ours.state_dict.keys for meeting in meetings)
@@ -166,6 +172,8 @@ def _actions(checkpoint: Checkpoint, meeting: Meeting, fit: _Fit) -> tuple[Actio
         source = by_name.get(name)
         if source is None:
             continue
+        if source.shape == target.shape:
+            source = _settled(checkpoint, source, target, fit.axes)
         action = _action(checkpoint, meeting.ours.state_dict.root, source, target, name)
         if action is None:
             shapes = f"{list(source.shape)}, not {list(target.shape)}"
@@ -207,6 +215,36 @@ def _action(
         return Respell(source, halves)
     _refuse_expansion(checkpoint, root, source.v)
     return Renormalize(source, target.dim, halves)
+
+
+def _settled(
+    checkpoint: Checkpoint,
+    source: Pair | TensorSpec,
+    target: Pair | TensorSpec,
+    axes: Sequence[int],
+) -> Pair | TensorSpec:
+    """Return a pair along the dim that REFERENCE shows, where its own g does not.
+
+    `axes` are the dims that all g can be along of which that is so.
+
+    Raises:
+        WeightNormError: neither g shows it.
+    """
+    opened = [item for item in (source, target) if isinstance(item, Pair) and item.axes]
+    if not opened or (len(opened) > 1 and opened[0].axes == opened[1].axes):
+        return source  # g and v go where theirs are, whatever the dim
+    if isinstance(source, Pair) and isinstance(target, Pair) and not target.axes:
+        settled = settled_by(source, target.dim)
+        if settled:
+            return settled
+    (pair, *_) = opened
+    raise WeightNormError(
+        f"{checkpoint.name}: {pair.weight}",
+        f"{pair.g.name} {list(pair.g.shape)} fits several dims of {pair.v.name}"
+        f" {list(pair.v.shape)}, and the other side does not show which",
+        expected=f"one of {', '.join(map(str, pair.axes))}",
+        hint=" or ".join(option("--dim", str(axis)) for axis in axes),
+    )
 
 
 def _refuse_expansion(checkpoint: Checkpoint, root: str, spec: TensorSpec) -> None:

@@ -16,6 +16,7 @@ from wncli.hints import glob_of, option, path_word
 from wncli.notes import Note
 from wncli.plan.actions import Action, Command, Compose, Copy, Part, Plan
 from wncli.plan.narrowing import dropped, is_whole, narrowing_notes, state_dicts_left
+from wncli.plan.open_dims import common_axes, refuse_other_dim, settle
 from wncli.plan.renames import RenameRule, rename_all, rename_notes
 from wncli.plan.renaming import from_the_file
 from wncli.plan.rules import (
@@ -26,7 +27,7 @@ from wncli.plan.rules import (
     parse_exclusions,
     parse_layers,
 )
-from wncli.plan.survey import LookAlike, Survey, survey
+from wncli.plan.survey import OPEN_DIM, LookAlike, Survey, survey
 
 
 class Request(NamedTuple):
@@ -37,6 +38,7 @@ class Request(NamedTuple):
     only: str | None = None
     drop: frozenset[str] = frozenset()
     rename: tuple[RenameRule, ...] = ()
+    dim: int | None = None
 
     @classmethod
     def parse(
@@ -83,7 +85,10 @@ def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
     """
     drop = dropped(checkpoint, request.drop)
     left = state_dicts_left(checkpoint, request.only, drop)
-    kept = [survey(found) for found in rename_all(checkpoint, left, request.rename)]
+    kept = [
+        settle(survey(found), request.layers, request.dim)
+        for found in rename_all(checkpoint, left, request.rename)
+    ]
     names = [s.name for found in kept for s in found.state_dict.tensors]
     names += [pair.weight for found in kept for pair in found.pairs]
     names += [alike.weight for found in kept for alike in found.look_alikes]
@@ -117,6 +122,8 @@ def chosen_pairs(
                 others.setdefault(spec.name, "is not normalized")
     rules = request.layers, request.exclude
     chosen = choose_pairs(list(pairs), *rules, others, listing(checkpoint))
+    for item, rule in chosen.items():
+        refuse_other_dim(pairs[item], rule)
     return {(item.root, item.weight): pairs[item] for item in chosen}
 
 
@@ -137,7 +144,7 @@ def pass_look_alikes(
     for found in surveys:
         for alike in found.look_alikes:
             if alike.is_broken and request.wants(alike.weight):
-                raise _refuse_look_alike(checkpoint, found, alike)
+                raise _refuse_look_alike(checkpoint, found, alike, common_axes(surveys))
             notes.append(_look_alike_note(found, alike))
     return notes
 
@@ -204,14 +211,18 @@ def stale_notes(pairs: Mapping[tuple[str, str], Pair], what_becomes: str) -> lis
     ]
 
 
-def _refuse_look_alike(checkpoint: Checkpoint, found: Survey, alike: LookAlike) -> WeightNormError:
+def _refuse_look_alike(
+    checkpoint: Checkpoint, found: Survey, alike: LookAlike, axes: Sequence[int]
+) -> WeightNormError:
     root = found.state_dict.root
     return WeightNormError(
         f"{checkpoint.name}: {root + ': ' if root else ''}{alike.weight}",
         alike.message,
         expected="a g and a v of one layer, in one spelling, g keeping one axis of v",
         found=", ".join(alike.names),
-        hint=f"{option('-x', glob_of(alike.weight))} leaves this layer as it is",
+        hint=" or ".join(option("--dim", str(axis)) for axis in axes)
+        if alike.code == OPEN_DIM and axes
+        else f"{option('-x', glob_of(alike.weight))} leaves this layer as it is",
     )
 
 
