@@ -705,3 +705,38 @@ def test_a_rule_whose_dim_is_not_the_one_that_the_shape_tells_is_refused(
         assert "along another dim" in ran.stderr
     assert wn_here(*command, "-l", "ups.*=0").code == 0
     assert wn_here(*command, "--force", "--dim", "1").code == 0  # of vectors, and there is none
+
+
+# -- what inspect says of names -------------------------------------------------------------------
+
+
+def notes_of(path: Path) -> dict[str, str]:
+    return {note.code: note.message for note in wncli.inspect(path).notes}
+
+
+def test_inspect_says_what_the_names_can_become(tmp_path: Path) -> None:
+    save_dinov2(tmp_path)
+    notes = notes_of(tmp_path / "model_final.rank_0.pth")
+    assert list(notes) == ["copies"]
+    assert "--only model.student or --only model.teacher takes one" in notes["copies"]
+    vocoder = Vocoder("hook", 0)
+    roots = {name: module.state_dict() for name, module in vocoder.named_children()}
+    save({"model": roots}, tmp_path / "in.pt")
+    notes = notes_of(tmp_path / "in.pt")
+    assert list(notes) == ["roots"]
+    assert "model.generator., model.discriminator." in notes["roots"]
+    save({f"model_g._orig_mod.{n}": t for n, t in roots["generator"].items()}, tmp_path / "in.pt")
+    notes = notes_of(tmp_path / "in.pt")
+    assert list(notes) == ["wrappers"]
+    assert "model_g._orig_mod.conv_pre.weight is model_g.conv_pre.weight" in notes["wrappers"]
+
+
+def test_inspect_says_nothing_of_names_where_there_is_nothing_to_say(tmp_path: Path) -> None:
+    layers = nn.ModuleList([nn.TransformerEncoderLayer(4, 2, 8) for _ in range(3)])
+    state = generator("hook").state_dict()
+    for content in (
+        state, layers.state_dict(), {"model": state, "ema": dict(state)},
+        {"layers": layers.state_dict()}, under("encoder", layers.state_dict()),
+    ):  # fmt: skip
+        save(content, tmp_path / "in.pt")
+        assert notes_of(tmp_path / "in.pt") == {}

@@ -280,6 +280,12 @@ NAMES = {
         file({ODD: COPIES}), f"wn convert {IN} {OUT} --drop b", "{*--drop*b*}",
         instead_of="--drop b",
     ),
+    "copies below two prefixes": Case(
+        file({"a=b": {f"{top}.{name}": tensor for top in (ODD.replace(".", ""), "b")
+                      for name, tensor in (SOUND | pair("x.y") | plain("z")).items()}}),
+        f"wn inspect {IN}", "the same names are below *: {*--only*} or {*--only*} takes one",
+        first=0,
+    ),
     "several prefixes of one root": Case(
         file({"a=b": COPIES}, ref=SOUND), f"wn convert {IN} {OUT} --like {REF}",
         "{*--only*} or {*--only*b*}",
