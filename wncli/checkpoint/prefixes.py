@@ -62,6 +62,11 @@ class Fit(NamedTuple):
     rivals: tuple[PrefixMap, ...] = ()
     is_unwrapped: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the prefixes are nothing but wrappers, and one pair of them alone would do."""
+        return not self.rivals and all(unwrap(f"{prefix}x") == "x" for prefix in self.prefixes)
+
     def names_met(self, names: Names, others: Names) -> dict[str, str]:
         """Return the name on the other side for each that meets one."""
         if self.is_unwrapped:

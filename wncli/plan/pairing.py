@@ -197,13 +197,13 @@ class _Pairing(NamedTuple):
                 raise self.several_prefixes(our_root, their_root, fit)
             if fit.matched:
                 paired[their_root] = our_root, fit
-        if self.add_by_last_part(paired, ours, theirs):
-            return paired  # where roots go by their names, none is guessed
+        by_name = self.add_by_last_part(paired, ours, theirs)
         met = {our_root for our_root, _ in paired.values()}
         self.add_by_count(
             paired,
             [root for root in self.ours if root not in met],
             [root for root in self.theirs if root not in paired],
+            only_same=by_name,
         )
         return paired
 
@@ -234,9 +234,16 @@ class _Pairing(NamedTuple):
         return len(paired) > before
 
     def add_by_count(
-        self, paired: dict[str, tuple[str, Fit]], ours_left: list[str], theirs_left: list[str]
+        self,
+        paired: dict[str, tuple[str, Fit]],
+        ours_left: list[str],
+        theirs_left: list[str],
+        *,
+        only_same: bool,
     ) -> None:
-        """Pair what has the most names in common.
+        """Pair what has the most names in common; or `only_same` names, but for wrappers.
+
+        Where other roots meet by what they are called, less is not enough for one called otherwise.
 
         Raises:
             UsageError: several would do equally well, and nothing says which is meant.
@@ -248,7 +255,9 @@ class _Pairing(NamedTuple):
         for their_root in theirs_left:
             for our_root in ours_left:
                 fit = best_fit(self.ours[our_root], self.theirs[their_root])
-                if fit.matched:
+                sizes = {len(self.ours[our_root]), len(self.theirs[their_root])}
+                is_same = fit.is_plain and sizes == {fit.matched}
+                if fit.matched and (is_same or not only_same):
                     fits[our_root, their_root] = fit
         while fits:
             most = max(fit.matched for fit in fits.values())
