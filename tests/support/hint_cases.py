@@ -286,6 +286,30 @@ NAMES = {
         f"wn inspect {IN}", "the same names are below *: {*--only*} or {*--only*} takes one",
         first=0,
     ),
+    "copies below many prefixes": Case(
+        file({f"{top}.{name}": tensor for top in (ODD.replace(".", ""), "b", "c", "d")
+              for name, tensor in (SOUND | pair("x.y") | plain("z")).items()}),
+        f"wn inspect {IN}",
+        "the same names are below * and 1 more: {*--only*} or {--only b} or {--only c} takes one",
+        first=0,
+    ),
+    "names with wrappers": Case(
+        file({f"module.{ODD}.{name}": tensor for name, tensor in SOUND.items()}),
+        f"wn convert {IN} {OUT} --dry-run && wn inspect {IN}",
+        "--like and compare see past the wrappers, convert {--flatten} takes them off: * is *",
+        first=0, instead_of=f"--dry-run && wn inspect {IN}",
+    ),
+    "two networks": Case(
+        file({ODD: SOUND, "b": plain("c")}), f"wn convert {IN} {OUT} --dry-run && wn inspect {IN}",
+        "convert {--flatten} makes one state dict of these, with * before the names; "
+        "so does --like where * has one", first=0, instead_of=f"--dry-run && wn inspect {IN}",
+    ),
+    "four networks": Case(
+        file({ODD: SOUND} | {root: plain(root) for root in "bcd"}),
+        f"wn convert {IN} {OUT} --dry-run && wn inspect {IN}",
+        "convert {--flatten} makes one state dict of these, with * and 1 more before the names; "
+        "so does --like where * has one", first=0, instead_of=f"--dry-run && wn inspect {IN}",
+    ),
     "several prefixes of one root": Case(
         file({"a=b": COPIES}, ref=SOUND), f"wn convert {IN} {OUT} --like {REF}",
         "{*--only*} or {*--only*b*}",
