@@ -21,6 +21,8 @@ from wncli.plan.convert import plan_convert
 from wncli.plan.guards import refuse_ambiguity
 from wncli.plan.inspect import plan_inspect
 from wncli.plan.remove import plan_remove
+from wncli.plan.renames import parse_renames
+from wncli.plan.renaming import flattened
 from wncli.plan.request import Request
 from wncli.report import NothingToDo, Report, make_report
 from wncli.storage.addresses import refuse_address
@@ -28,6 +30,7 @@ from wncli.storage.addresses import refuse_address
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison
     from wncli.parallel import Progress
+    from wncli.storage.source import Sources
 
 AnyPath = str | os.PathLike[str]
 
@@ -88,7 +91,7 @@ def inspect(  # noqa: PLR0913 - the command's options
             shards.
         layers: globs over full names and module paths; all layers where there is none.
         exclude: globs of layers to leave out.
-        only: the root of the one state dict to look at.
+        only: the root of the one state dict to look at, or a prefix of names in it.
         tensors: list every tensor as well.
         check: read everything, and report what is damaged or will not compute.
         jobs: threads at most that check; None for as many as there are processors.
@@ -142,8 +145,8 @@ def apply(  # noqa: PLR0913 - the command's options
         exclude: globs of layers to leave alone.
         dim: the dim of layers whose rule has none; None for the norm of the whole tensor.
         naming: the spelling to write; `auto` takes the one in the checkpoint, else hook.
-        only: write the state dict at this root alone.
-        drop: entries of the checkpoint to leave out.
+        only: write the state dict at this root, or below this prefix of names, alone.
+        drop: entries of the checkpoint, or prefixes of names, to leave out.
         options: how the output is written, see `WriteOptions`.
 
     Returns:
@@ -180,6 +183,7 @@ def remove(  # noqa: PLR0913 - the command's options
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    dim: int | None = None,
     only: str | None = None,
     drop: Iterable[str] = (),
     **options: Unpack[WriteKeywords],
@@ -191,8 +195,10 @@ def remove(  # noqa: PLR0913 - the command's options
         output: the file to write; may be the input, with `force`.
         layers: globs over full names and module paths; all normalized layers where there is none.
         exclude: globs of layers to leave alone.
-        only: write the state dict at this root alone.
-        drop: entries of the checkpoint to leave out.
+        dim: of layers whose g is a vector that fits several axes of v, where no `GLOB=DIM` rule
+            says it.
+        only: write the state dict at this root, or below this prefix of names, alone.
+        drop: entries of the checkpoint, or prefixes of names, to leave out.
         options: how the output is written, see `WriteOptions`.
 
     Returns:
@@ -212,7 +218,7 @@ def remove(  # noqa: PLR0913 - the command's options
         >>> report.notes[0].message
         'safetensors holds one state dict; left out: config, loss'
     """
-    request = Request.parse(layers, exclude, only, drop)
+    request = Request.parse(layers, exclude, only, drop, with_dims=True)._replace(dim=_dim(dim))
 
     def make_plan(opened: Checkpoint) -> Plan:
         return plan_remove(opened, request)
@@ -227,10 +233,14 @@ def convert(  # noqa: PLR0913 - the command's options
     naming: Naming | None = None,
     like: AnyPath | None = None,
     partial: bool = False,
+    fill: bool = False,
+    flatten: bool = False,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    dim: int | None = None,
     only: str | None = None,
     drop: Iterable[str] = (),
+    rename: Iterable[str] = (),
     **options: Unpack[WriteKeywords],
 ) -> Report:
     """Write the same weights in another format, spelling or structure.
@@ -242,10 +252,17 @@ def convert(  # noqa: PLR0913 - the command's options
         like: a checkpoint whose structure to take: what is normalized there is decomposed here,
             with its dim and spelling, what is plain there composed; names get its prefixes.
         partial: with `like`, leave out what does not fit instead of refusing.
+        fill: with `like`, take from there what the checkpoint lacks, or has in another shape, and
+            leave out what is not there; the report lists it (`filled`).
+        flatten: write all state dicts as one: the root before each name, wrappers (`module.`) off.
         layers: with `naming`, globs over full names and module paths of layers to respell.
         exclude: with `naming`, globs of layers to leave as they are.
-        only: write the state dict at this root alone.
-        drop: entries of the checkpoint to leave out.
+        dim: of layers whose g is a vector that fits several axes of v, where no `GLOB=DIM` rule
+            says it; with `like`, also where REFERENCE does not show it.
+        only: write the state dict at this root, or below this prefix of names, alone.
+        drop: entries of the checkpoint, or prefixes of names, to leave out.
+        rename: `OLD=NEW` rules for the tensors' names, globs whose `*` NEW takes over; the first
+            that matches wins, and all else speaks of the new names.
         options: how the output is written, see `WriteOptions`.
 
     Returns:
@@ -263,11 +280,13 @@ def convert(  # noqa: PLR0913 - the command's options
         >>> [(layer.root, layer.g) for layer in report.layers]
         [('model', 'last_layer.weight_g'), ('ema', 'last_layer.weight_g')]
     """
-    request = Request.parse(layers, exclude, only, drop)
+    request = Request.parse(layers, exclude, only, drop, with_dims=True)._replace(
+        rename=parse_renames(rename), dim=_dim(dim)
+    )
     _check_choice("naming", naming, (None, *SPELLINGS))
-    if like is None and partial:
+    if like is None and (partial or fill):
         raise UsageError(
-            setting(partial=True),
+            setting(fill=True) if fill else setting(partial=True),
             phrase("it says what to do where {} does not fit", parameter("like")),
             hint=phrase(
                 "leave it out, or name a checkpoint to be fitted with {}", parameter("like")
@@ -276,9 +295,16 @@ def convert(  # noqa: PLR0913 - the command's options
     if like is None:
 
         def make_plan(opened: Checkpoint) -> Plan:
-            return plan_convert(opened, request, naming)
+            plan = plan_convert(opened, request, naming)
+            return flattened(plan, roots=only is None) if flatten else plan
 
         return _write(make_plan, checkpoint, output, WriteOptions(**options))
+    if flatten:
+        raise UsageError(
+            setting(flatten=True),
+            phrase("{} takes the names of {}", parameter("like"), REFERENCE),
+            hint="leave one out",
+        )
     if naming:
         raise UsageError(
             given(naming=naming),
@@ -287,14 +313,15 @@ def convert(  # noqa: PLR0913 - the command's options
         )
     from wncli.plan.like import plan_like
 
-    with open_checkpoint(_path(like)) as (reference, _):
+    with open_checkpoint(_path(like)) as (reference, files):
         refuse_ambiguity(reference)
 
         def make_plan_like(opened: Checkpoint) -> Plan:
-            return plan_like(opened, reference, request, partial=partial)
+            return plan_like(opened, reference, request, partial=partial, fill=fill)
 
+        more = files if fill else ()
         try:
-            return _write(make_plan_like, checkpoint, output, WriteOptions(**options))
+            return _write(make_plan_like, checkpoint, output, WriteOptions(**options), more)
         except WeightNormError as error:
             if error.hint.startswith("exclude="):  # which has no place beside `like`
                 error.hint = ""
@@ -371,8 +398,9 @@ def _write(
     checkpoint: AnyPath,
     output: AnyPath,
     options: WriteOptions,
+    more: Sources = (),
 ) -> Report:
-    """Open, decide where to, plan, guard, lay out, write, report."""
+    """Open, decide where to, plan, guard, lay out, write, report; `more` are REFERENCE's files."""
     from wncli.fill.write import make_parent, write
     from wncli.layout.files import lay_out
     from wncli.plan import guards
@@ -404,6 +432,7 @@ def _write(
             raise _nothing(plan)
         guards.refuse(plan, target, verify=options.verify)
         lowered = lower_plan(plan)
+        guards.refuse_same_names(lowered)
         outputs = lay_out(lowered, target, folder if from_folder else None)
         notes = outputs.notes
         # Of large files of many tensors, what was read takes as much memory as all that follows.
@@ -415,7 +444,7 @@ def _write(
                 make_parent(target)
             notes += write(
                 outputs,
-                sources,
+                (*sources, *more),
                 options.progress,
                 jobs=options.jobs,
                 force=options.force,
@@ -425,6 +454,13 @@ def _write(
         return make_report(
             plan, notes, str(target.path), target.format, names, dry_run=options.dry_run
         )
+
+
+def _dim(dim: int | None) -> int | None:
+    """Return the dim of a vector g: None where none is given."""
+    if dim is not None and (not isinstance(dim, int) or isinstance(dim, bool) or dim < 0):
+        raise UsageError("dim", "no dim", expected="an int from 0, or None", found=repr(dim))
+    return dim
 
 
 def _path(given: AnyPath, *, is_output: bool = False) -> Path:

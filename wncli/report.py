@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
-from wncli.checkpoint.naming import Naming, split
+from wncli.checkpoint.naming import Naming, join, split
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import WnError
 from wncli.notes import Note
@@ -175,6 +175,7 @@ class Report:
         notes: what should be known beside that.
         findings: what a check found; None where nobody asked for one.
         tensors: all that are stored; None where nobody asked for them.
+        filled: the full paths of the tensors that REFERENCE was asked for.
     """
 
     command: Command
@@ -194,6 +195,7 @@ class Report:
     notes: tuple[Note, ...]
     findings: tuple[Note, ...] | None = None
     tensors: tuple[Tensor, ...] | None = None
+    filled: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values for `json.dumps`; new keys may come, none will go."""
@@ -224,7 +226,8 @@ def make_report(  # noqa: PLR0913 - what was done, and where
 ) -> Report:
     """Report on a plan; `notes` are what was found beyond it."""
     checkpoint = plan.checkpoint
-    stored = [_stored(part.state_dict.tensors) for part in plan.parts]
+    own = [part for part in plan.parts if not part.is_filled]
+    stored = [_stored(part.state_dict.tensors) for part in own]
     return Report(
         plan.command,
         checkpoint.name,
@@ -244,7 +247,10 @@ def make_report(  # noqa: PLR0913 - what was done, and where
                 sum(isinstance(action, Compose) for action in part.actions),
                 part.state_dict.holder,
             )
-            for part, elements in zip(plan.parts, stored, strict=True)
+            for part, elements in {
+                part.state_dict.keys: (part, elements)
+                for part, elements in zip(own, stored, strict=True)
+            }.values()
         ),
         tuple(Other(e.path, e.kind, e.summary) for e in checkpoint.entries),
         checkpoint.refused_names,
@@ -258,6 +264,11 @@ def make_report(  # noqa: PLR0913 - what was done, and where
         )
         if tensors
         else None,
+        tuple(
+            join(part.state_dict.root, spec.name)
+            for part in plan.parts
+            for spec in (part.state_dict.tensors if part.is_filled else ())
+        ),
     )
 
 

@@ -211,7 +211,7 @@ CASES: dict[str, Case] = {
     ),
     "nothing for a dim in a rule": Case(PLAIN, "apply", ("-l up=", "is no dim"), ("-l", "up=")),
     "a dim in a rule of remove": Case(
-        NORMALIZED, "remove", ("-l up=0", "read off g's shape", "-l up"), ("-l", "up=0")
+        NORMALIZED, "remove", ("-l up=1", "along another dim", "-l up"), ("-l", "up=1")
     ),
     # dims
     "a dim out of range": Case(

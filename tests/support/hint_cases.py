@@ -86,8 +86,11 @@ HALF = {f"{ODD}.weight_g": torch.ones(2, 1)}
 WIDE = {f"{ODD}.weight": VAST}
 WIDE_PAIR = {f"{ODD}.weight_g": torch.ones(1 << 13, 1), f"{ODD}.weight_v": VAST}
 TWICE = {f"{ODD}.parametrizations.weight.original{n}": torch.ones(2, 1 + 2 * n) for n in (0, 1)}
+SQUARE = {f"{ODD}.weight_g": torch.ones(3), f"{ODD}.weight_v": torch.ones(3, 3)}
 UNDIRECTED = SOUND | pair(v=torch.zeros(2, 3))
 ROOTS = {ODD: SOUND, "a.b": dict(SOUND)}
+#: Two copies of one model in one state dict.
+COPIES = {f"{top}.{name}": tensor for top in (ODD, "b") for name, tensor in SOUND.items()}
 
 LEAVE = "{*-x*} leaves this layer alone"
 KEEP = "{*-x*} leaves this layer as it is"
@@ -139,6 +142,16 @@ LAYERS = {
         file(plain("b") | WIDE, ref=pair("b") | WIDE_PAIR), f"wn convert {IN} {OUT} --like {REF}",
         "{--partial *--drop*}",
     ),
+    "vast weights to fill in": Case(
+        file(plain("b"), ref=plain("b") | WIDE), f"wn convert {IN} {OUT} --like {REF} --fill",
+        "{--partial} writes what meets, in place of --fill", instead_of="--fill",
+    ),
+    "vast tensors to fill in": Case(
+        file(plain("b"), ref=plain("b") | {
+            str(n): VAST.reshape(-1)[n:5000].expand(2000, -1) for n in range(9)}),
+        f"wn convert {IN} {OUT} --like {REF} --fill",
+        "{--partial} writes what meets, in place of --fill", instead_of="--fill",
+    ),
     "vast tensors over one storage": Case(
         file({str(n): VAST.reshape(-1)[n:5000].expand(2000, -1) for n in range(9)}),
         f"wn convert {IN} {TENSORS}", "{--drop *}",
@@ -180,7 +193,29 @@ NAMES = {
         file(SOUND), f"wn apply {IN} {OUT} -l sound", "{wn inspect --tensors *}"
     ),
     "a dim beside a rule of remove": Case(
-        file(SOUND), f"wn remove {IN} {OUT} -l 'so*=0'", "{-l *}", instead_of="-l 'so*=0'"
+        file(SOUND), f"wn remove {IN} {OUT} -l 'so*=1'", "{-l *}", instead_of="-l 'so*=1'"
+    ),
+    "a dim beside a rule of inspect": Case(
+        file(SOUND), f"wn inspect {IN} -l 'so*=0'", "{-l *}", instead_of="-l 'so*=0'"
+    ),
+    "a vector along no dim that is told": Case(
+        file(SOUND | SQUARE), f"wn remove {IN} {OUT}", "{--dim 0} or {--dim 1}"
+    ),
+    "a vector along no dim that REFERENCE tells": Case(
+        file(SOUND | SQUARE, ref=plain("sound") | {f"{ODD}.weight": torch.ones(3, 3)}),
+        f"wn convert {IN} {OUT} --like {REF}", "{--dim 0} or {--dim 1}",
+    ),
+    "a vector along no dim that B tells": Case(
+        file(SOUND | SQUARE, ref=plain("sound") | {f"{ODD}.weight": torch.ones(3, 3)}),
+        f"wn compare {IN} {REF}", "{*-x*} leaves this layer out", code=1,
+    ),
+    "a vector along another dim": Case(
+        file(SOUND | {f"{ODD}.weight_g": torch.ones(3), f"{ODD}.weight_v": torch.ones(3, 3, 2)}),
+        f"wn remove {IN} {OUT} --dim 2", "{*-l*=0*} or {*-l*=1*}", instead_of="--dim 2",
+    ),
+    "a dim without a spelling": Case(
+        file(SOUND), f"wn convert {IN} {OUT} --dim 0",
+        "{--naming hook} or {--naming parametrized}",
     ),
     "a name with = as a rule of remove": Case(
         file(pair("a=b")), f"wn remove {IN} {OUT} -l 'a=b.weight'", "{-l *}",
@@ -207,10 +242,25 @@ NAMES = {
     ),
     "several state dicts for shards": Case(
         file(SOUND | ROOTS), f"wn convert {IN} {FREE} --max-shard-size 1GB",
-        "{--only ''} or {*--only*} or {--only a.b}",
+        "{--only ''} or {*--only*} or {--only a.b} or {--flatten}",
     ),
     "several state dicts for safetensors": Case(
-        file(ROOTS), f"wn convert {IN} {TENSORS}", "{*--only*} or {--only a.b}"
+        file(ROOTS), f"wn convert {IN} {TENSORS}", "{*--only*} or {--only a.b} or {--flatten}"
+    ),
+    "two of one name": Case(
+        file({ODD: {"b.w": torch.ones(2)}, f"{ODD}.b": {"w": torch.ones(2)}, "c": SOUND}),
+        f"wn convert {IN} {OUT} --flatten", "{*--drop*}",
+    ),
+    "two of one new name": Case(
+        file({ODD: {"b.w": torch.ones(2), "c.w": torch.ones(2)}}),
+        f"wn convert {IN} {OUT} --rename '[bc].*=d.*'", "{*--drop*}",
+    ),
+    "a renaming of nothing": Case(
+        file(SOUND), f"wn convert {IN} {OUT} --rename 'b.*=d.*'", "{wn inspect --tensors *}"
+    ),
+    "two of one name in one state dict": Case(
+        file({f"module.{ODD}": torch.ones(2), ODD: torch.ones(2)}),
+        f"wn convert {IN} {OUT} --flatten", "{*--drop*}",
     ),
     "a name that nobody types": Case(
         file({"a\0b": SOUND, "c": SOUND}), f"wn convert {IN} {TENSORS}", ""
@@ -221,6 +271,55 @@ NAMES = {
     "a rule near what nobody types": Case(
         file(pair("a\0\ud800b")), f"wn remove {IN} {OUT} -l a_b.weight", "{-l *}",
         instead_of="-l a_b.weight",
+    ),
+    "a prefix without its root": Case(
+        file({ODD: COPIES}), f"wn remove {IN} {OUT} --only b", "{*--only*b*}",
+        instead_of="--only b",
+    ),
+    "a prefix to drop, without its root": Case(
+        file({ODD: COPIES}), f"wn convert {IN} {OUT} --drop b", "{*--drop*b*}",
+        instead_of="--drop b",
+    ),
+    "copies below two prefixes": Case(
+        file({"a=b": {f"{top}.{name}": tensor for top in (ODD.replace(".", ""), "b")
+                      for name, tensor in (SOUND | pair("x.y") | plain("z")).items()}}),
+        f"wn inspect {IN}", "the same names are below *: {*--only*} or {*--only*} takes one",
+        first=0,
+    ),
+    "copies below many prefixes": Case(
+        file({f"{top}.{name}": tensor for top in (ODD.replace(".", ""), "b", "c", "d")
+              for name, tensor in (SOUND | pair("x.y") | plain("z")).items()}),
+        f"wn inspect {IN}",
+        "the same names are below * and 1 more: {*--only*} or {--only b} or {--only c} takes one",
+        first=0,
+    ),
+    "names with wrappers": Case(
+        file({f"module.{ODD}.{name}": tensor for name, tensor in SOUND.items()}),
+        f"wn convert {IN} {OUT} --dry-run && wn inspect {IN}",
+        "--like and compare see past the wrappers, convert {--flatten} takes them off: * is *",
+        first=0, instead_of=f"--dry-run && wn inspect {IN}",
+    ),
+    "two networks": Case(
+        file({ODD: SOUND, "b": plain("c")}), f"wn convert {IN} {OUT} --dry-run && wn inspect {IN}",
+        "convert {--flatten} makes one state dict of these, with * before the names; "
+        "so does --like where * has one", first=0, instead_of=f"--dry-run && wn inspect {IN}",
+    ),
+    "four networks": Case(
+        file({ODD: SOUND} | {root: plain(root) for root in "bcd"}),
+        f"wn convert {IN} {OUT} --dry-run && wn inspect {IN}",
+        "convert {--flatten} makes one state dict of these, with * and 1 more before the names; "
+        "so does --like where * has one", first=0, instead_of=f"--dry-run && wn inspect {IN}",
+    ),
+    "several prefixes of one root": Case(
+        file({"a=b": COPIES}, ref=SOUND), f"wn convert {IN} {OUT} --like {REF}",
+        "{*--only*} or {*--only*b*}",
+    ),
+    "several prefixes for compare": Case(
+        file(COPIES, ref={"x=y": SOUND}), f"wn compare {IN} {REF}", "{*--only*} or {--only b}"
+    ),
+    "several prefixes of REFERENCE": Case(
+        file({"x=y": SOUND}, ref=COPIES), f"wn convert {IN} {OUT} --like {REF}",
+        "{*--only*x=y=*} or {--only x=y=b}",
     ),
     "several that B can mean": Case(
         file(ROOTS, ref=SOUND), f"wn compare {IN} {REF}", "{*--only*} or {--only a.b}"
@@ -331,6 +430,11 @@ OUTPUTS = {
     ),
     "a checkpoint that fits in part": Case(
         file(SOUND | pair("b") | pair(), ref=plain("sound") | plain("b") | plain("c")),
+        f"wn convert {IN} {OUT} --like {REF}",
+        "{--partial} writes those that meet, {--fill} takes the others from REFERENCE",
+    ),
+    "a checkpoint with more than REFERENCE": Case(
+        file(SOUND | pair("b") | pair(), ref=plain("sound") | plain("b")),
         f"wn convert {IN} {OUT} --like {REF}", "{--partial} writes those that meet",
     ),
     "a checkpoint of another model": Case(

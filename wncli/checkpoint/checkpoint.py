@@ -25,7 +25,8 @@ class StateDict(NamedTuple):
     the top. `others` names what stands among the tensors and is none. `holder` is set where the
     tensors were read off an object rather than a mapping, and says which: `models.WaveGlow, a whole
     module`. `keys` are the path that `root` shows.
-    `parts` are those of `others` that are one rank's parts of distributed tensors.
+    `parts` are those of `others` that are one rank's parts of distributed tensors. `stored` is set
+    where the names are others than in the file: what the file has, the tensors in the same order.
     """
 
     root: str
@@ -34,6 +35,7 @@ class StateDict(NamedTuple):
     holder: str = ""
     keys: Keys = ()
     parts: tuple[str, ...] = ()
+    stored: StateDict | None = None
 
 
 class Entry(NamedTuple):

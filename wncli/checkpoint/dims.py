@@ -65,8 +65,14 @@ def fitting_dims(g_shape: tuple[int, ...], v_shape: tuple[int, ...]) -> tuple[in
         return keeping
     if g_shape == (1,):
         return (None,)
-    axes = tuple(axis for axis, size in enumerate(v_shape) if size == g_shape[0])
+    axes = fitting_axes(g_shape, v_shape)
     return axes if len(axes) == 1 else ()
+
+
+def fitting_axes(g_shape: tuple[int, ...], v_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """List the axes of v that are as long as a vector g; of a square convolution, several are."""
+    is_vector = len(g_shape) == 1 and g_shape != (1,)
+    return tuple(n for n, size in enumerate(v_shape) if size == g_shape[0]) if is_vector else ()
 
 
 def slices(shape: tuple[int, ...], dim: int | None) -> tuple[int, int, int]:

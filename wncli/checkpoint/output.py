@@ -71,13 +71,14 @@ class OutputStateDict(NamedTuple):
     """What becomes of one state dict, in the order of its tensors.
 
     `keys` are the path of the result in the output; `keeps_others` tells whether what
-    is no tensor goes with it.
+    is no tensor goes with it, `is_filled` whether it is none of the checkpoint's, but REFERENCE's.
     """
 
     state_dict: StateDict
     results: tuple[Result, ...]
     keys: Keys
     keeps_others: bool = True
+    is_filled: bool = False
 
 
 class Output(NamedTuple):
@@ -100,7 +101,8 @@ class Output(NamedTuple):
         What is no tensor among a state dict's items goes with those in `keeping_others` alone.
         """
         gone = self.drop | {part.state_dict.keys for part in keeping_others}
-        taken = {part.state_dict.keys for part in self.state_dicts}
+        own = [part for part in self.state_dicts if not part.is_filled]
+        taken = {part.state_dict.keys for part in own}
         lost = [f"the version mark {self.checkpoint.mark.decode()}"] if self.checkpoint.mark else []
         lost += [entry.path for entry in self.checkpoint.entries if not is_within(entry.keys, gone)]
         lost += [
@@ -110,7 +112,7 @@ class Output(NamedTuple):
         ]
         lost += [
             join(part.state_dict.root, name)
-            for part in self.state_dicts
+            for part in own
             for name in part.state_dict.others
             if not is_within((*part.state_dict.keys, name), gone)
         ]

@@ -12,7 +12,8 @@ from wncli.checkpoint.tensors import DType, TensorSpec, product_dtype
 class Pair(NamedTuple):
     """A magnitude and its direction; `stale` is a tensor that stands under the weight's own name.
 
-    `dim` is the lowest that g's shape can mean, None for the whole tensor.
+    `dim` is the lowest that g's shape can mean, None for the whole tensor. `axes` are set where g
+    is a vector that fits several, and nothing has said yet which.
     """
 
     weight: str
@@ -21,6 +22,7 @@ class Pair(NamedTuple):
     v: TensorSpec
     dim: int | None
     stale: TensorSpec | None = None
+    axes: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

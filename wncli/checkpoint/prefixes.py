@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
 #: What DataParallel and `torch.compile` put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
+#: What else stands in names, between any two parts, and is none of the model's: FSDP's wrappers,
+#: and that of activation checkpoints (`torch/distributed/algorithms/_checkpoint`).
+_INNER_WRAPPERS = frozenset(
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+)
 #: As many prefixes are tried.
 _PROBES = 16
 #: As many modules deep they are looked for, in names of so many characters and no more.
@@ -17,6 +22,14 @@ _DEEPEST = 32
 _LONGEST = 500
 #: Endings of names that are looked up on the other side; of more names, some are taken.
 _MOST_ENDINGS = 1 << 17
+
+
+def unwrap(name: str) -> str:
+    """Return a name without the wrappers that stand anywhere in it, but for its last part."""
+    if "mod" not in name:  # as all wrappers have
+        return name
+    *modules, parameter = name.split(".")
+    return ".".join([*(part for part in modules if part not in _INNER_WRAPPERS), parameter])
 
 
 class PrefixMap(NamedTuple):
@@ -35,6 +48,35 @@ class PrefixMap(NamedTuple):
         done = [f"{self.strip!r} taken off"] if self.strip else []
         done += [f"{self.add!r} put on"] if self.add else []
         return ", ".join(done)
+
+
+class Fit(NamedTuple):
+    """How many names some prefixes lead to one of the others.
+
+    With `rivals`, each of these leads as many there, and nothing says which is meant.
+    `is_unwrapped` says that the names meet without wrappers, wherever these stand in them.
+    """
+
+    prefixes: PrefixMap
+    matched: int
+    rivals: tuple[PrefixMap, ...] = ()
+    is_unwrapped: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the prefixes are nothing but wrappers, and one pair of them alone would do."""
+        return not self.rivals and all(unwrap(f"{prefix}x") == "x" for prefix in self.prefixes)
+
+    def names_met(self, names: Names, others: Names) -> dict[str, str]:
+        """Return the name on the other side for each that meets one."""
+        if self.is_unwrapped:
+            names, others = names.unwrapped, others.unwrapped
+        strip, add = self.prefixes
+        return {
+            names.all[name]: others.all[other]
+            for name in names.starting_with(strip)
+            if (other := add + name[len(strip) :]) in others.all
+        }
 
 
 class Tops(NamedTuple):
@@ -57,9 +99,23 @@ class Names:
     What is done with a prefix costs no more than the names that begin with it.
     """
 
-    def __init__(self, names: Collection[str], tops: Tops) -> None:
-        self.all = dict.fromkeys(names)
+    def __init__(self, names: Iterable[str], tops: Tops) -> None:
+        #: Each name, and what it stands for: itself, or the name with wrappers.
+        self.all = {name: name for name in names}
         self.wanted, self.longest = tops
+
+    @cached_property
+    def unwrapped(self) -> Names:
+        """The names without wrappers; of those that are one then, the first."""
+        found = Names((), Tops(self.wanted, self.longest))
+        for name in self.all:
+            found.all.setdefault(unwrap(name), name)
+        return found
+
+    @cached_property
+    def has_wrappers(self) -> bool:
+        """Whether wrappers stand in any name, wherever."""
+        return any(unwrap(name) != name for name in self.all)
 
     @cached_property
     def sorted(self) -> list[str]:
@@ -96,7 +152,7 @@ class Names:
     def starting_with(self, prefix: str) -> Collection[str]:
         """Return the names that begin with a prefix, which ends with a dot or is empty."""
         if not prefix:
-            return self.all
+            return self.all.keys()
         end = f"{prefix[:-1]}/"  # which comes next to the dot
         return self.sorted[bisect_left(self.sorted, prefix) : bisect_left(self.sorted, end)]
 
@@ -111,17 +167,25 @@ def find_prefix_map(
 ) -> PrefixMap:
     """Return the prefixes that make most of `names` meet `others`; none where none does better.
 
-    Wrappers and the `roots` are tried, and any other prefix if with it one side meets in full.
+    Wrappers and the `roots` are tried, and any other prefix if with it most of one side meets.
     """
     tops = Tops.of(roots)
-    return best_prefix_map(Names(names, tops), Names(others, tops))[0]
+    return best_fit(Names(names, tops), Names(others, tops)).prefixes
 
 
-def best_prefix_map(names: Names, others: Names) -> tuple[PrefixMap, int]:
-    """Find the prefixes, and how many names they lead to one of the others."""
+def best_fit(names: Names, others: Names) -> Fit:
+    """Find how most of the names meet one of the others: by prefixes, or without all wrappers."""
+    fit = _best_prefixes(names, others)
+    if fit.matched == len(others) or not (names.has_wrappers or others.has_wrappers):
+        return fit
+    inner = _best_prefixes(names.unwrapped, others.unwrapped)
+    return inner._replace(is_unwrapped=True) if inner.matched > fit.matched else fit
+
+
+def _best_prefixes(names: Names, others: Names) -> Fit:
     best, most = PrefixMap(), _count(PrefixMap(), names, others)
     if most == len(others) or not len(names):
-        return best, most
+        return Fit(best, most)
     ours, theirs = names.wrapper, others.wrapper
     usual = [PrefixMap(ours, theirs), PrefixMap(ours), PrefixMap("", theirs)]
     usual += [PrefixMap(ours + top, theirs) for top in names.inner_tops]
@@ -137,12 +201,16 @@ def best_prefix_map(names: Names, others: Names) -> tuple[PrefixMap, int]:
         if count > most:
             best, most = prefixes, count
     probed = {prefixes: _count(prefixes, names, others) for prefixes in _probes(names, others)}
-    full = max(probed.values(), default=0)
-    if full > most and full in (len(others), len(names)):
-        fitting = [prefixes for prefixes, count in probed.items() if count == full]
-        if len(fitting) == 1:  # of several, none is more likely meant than the others
-            return fitting[0], full
-    return best, most
+    top = max(probed.values(), default=0)
+    if top <= most or 2 * top <= min(len(others), len(names)):
+        return Fit(best, most)
+    fitting = [prefixes for prefixes, count in probed.items() if count == top]
+    if len(fitting) == 1:
+        return Fit(fitting[0], top)
+    # Of several, none is more likely meant than others; with all of them, much has to meet.
+    is_full = top in {len(others), len(names)}
+    is_much = 2 * top * len(fitting) > max(len(others), len(names))
+    return Fit(best, top, tuple(fitting)) if is_much and (is_full or not most) else Fit(best, most)
 
 
 def _count(prefixes: PrefixMap, names: Names, others: Names) -> int:
@@ -191,3 +259,16 @@ def _starts(name: str, begin: int = 0) -> list[int]:
     while len(starts) < _DEEPEST and (dot := name.find(".", starts[-1])) >= 0:
         starts.append(dot + 1)
     return starts
+
+
+def describe(names: Mapping[str, str]) -> str:
+    """Say what is done to names that become others; empty where it is nothing."""
+    if all(name == other for name, other in names.items()):
+        return ""
+    name, other = next(iter(names.items()))
+    ends = {other[start:] for start in _starts(other)}
+    start = next((start for start in _starts(name) if name[start:] in ends), len(name))
+    prefixes = PrefixMap(name[:start], other[: len(other) - (len(name) - start)])
+    if all(prefixes.rename(name) == other for name, other in names.items()):
+        return f"prefix of the names: {prefixes.description}"
+    return f"names without their wrappers, or with others: {name} is {other}"

@@ -156,27 +156,37 @@ def apply(
 @writes
 def remove(
     *,
-    layers: o.Layers = [],  # noqa: B006
+    layers: o.LayersToFold = [],  # noqa: B006
     exclude: o.Exclude = [],  # noqa: B006
+    dim: o.VectorDim = None,
 ) -> "functools.partial[Report]":
     """Fold g and v back into plain weights."""
-    return functools.partial(wncli.remove, layers=layers, exclude=exclude)
+    return functools.partial(
+        wncli.remove, layers=layers, exclude=exclude, dim=o.count("--dim", dim, least=0)
+    )
 
 
 @app.command(cls=Command)
 @writes
-def convert(
+def convert(  # noqa: PLR0913
     *,
     naming: o.Naming = None,
     like: o.Like = None,
     partial: o.Partial = False,
+    fill: o.Fill = False,
+    rename: o.Rename = [],  # noqa: B006
+    flatten: o.Flatten = False,
     layers: o.LayersToRespell = [],  # noqa: B006
     exclude: o.Exclude = [],  # noqa: B006
+    dim: o.VectorDim = None,
 ) -> "functools.partial[Report]":
     """Write the same weights in another format, spelling or structure."""
+    from wncli.cli.rule_files import expand_files
+
     return functools.partial(
         wncli.convert, naming=o.one_of("--naming", naming, o.NAMINGS), like=like, partial=partial,
-        layers=layers, exclude=exclude,
+        fill=fill, rename=expand_files("--rename", rename), flatten=flatten, layers=layers,
+        exclude=exclude, dim=o.count("--dim", dim, least=0),
     )  # fmt: skip
 
 

@@ -60,8 +60,17 @@ OutputDir = Annotated[
     ),
 ]
 Layers = Annotated[list[str], _layers("Take these layers", "all normalized layers")]
+LayersToFold = Annotated[
+    list[str],
+    _layers(
+        "Take these layers, DIM where g is a vector that fits several axes",
+        "all normalized layers",
+        "GLOB[=DIM]",
+    ),
+]
 LayersToRespell = Annotated[
-    list[str], _layers("With --naming, spell these layers so", "all normalized layers")
+    list[str],
+    _layers("With --naming, spell these layers so", "all normalized layers", "GLOB[=DIM]"),
 ]
 LayersToCompare = Annotated[list[str], _layers("Compare these weights", "all")]
 LayersWithDim = Annotated[
@@ -81,16 +90,38 @@ Only = Annotated[
     typer.Option(
         "--only",
         metavar="ROOT",
-        help="Take one state dict alone, as `generator`; with two files also `ROOT=OTHER`.",
+        help="Take one state dict alone, as `generator`, or names below a dotted prefix, as "
+        "`model.teacher`; with two files also `ROOT=OTHER`.",
     ),
 ]
 Drop = Annotated[
     list[str],
-    typer.Option("--drop", metavar="ENTRY", help="Leave an entry out, as `optimizer`. Repeatable."),
+    typer.Option(
+        "--drop",
+        metavar="ENTRY",
+        help="Leave an entry, or what is below a prefix of names, out. Repeatable.",
+    ),
+]
+Rename = Annotated[
+    list[str],
+    typer.Option(
+        "--rename",
+        metavar="OLD=NEW",
+        help="Rename tensors: globs, each `*` of NEW is what that of OLD took. Repeatable, the "
+        "first match wins; `@FILE` has one rule a line.",
+    ),
 ]
 Dim = Annotated[
     str,
     typer.Option("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
+]
+VectorDim = Annotated[
+    str | None,
+    typer.Option(
+        "--dim",
+        metavar="N",
+        help="The dim of layers whose g is a vector that fits several axes of v.",
+    ),
 ]
 NamingToWrite = Annotated[
     str,
@@ -119,6 +150,20 @@ Like = Annotated[
 ]
 Partial = Annotated[
     bool, typer.Option("--partial", help="With --like, leave out what does not fit.")
+]
+Fill = Annotated[
+    bool,
+    typer.Option(
+        "--fill", help="With --like, take what CHECKPOINT lacks from REFERENCE; --partial besides."
+    ),
+]
+Flatten = Annotated[
+    bool,
+    typer.Option(
+        "--flatten",
+        help="Write all state dicts as one, the root before each name, without `module.` and the "
+        "other wrappers.",
+    ),
 ]
 MaxShardSize = Annotated[
     str | None,
@@ -222,16 +267,16 @@ def one_of(option: str, word: str | None, words: Sequence[str]) -> Any:  # noqa:
     return word
 
 
-def count(option: str, word: str | None) -> int | None:
-    """Return a whole number above 0, or None where there is none.
+def count(option: str, word: str | None, least: int = 1) -> int | None:
+    """Return a whole number of at least so much, or None where there is none.
 
     Raises:
         UsageError: it is another word.
     """
     if word is None:
         return None
-    if not word.isdecimal() or not int(word):
-        raise UsageError(option, "no such number", expected="1 or more", found=word)
+    if not word.isdecimal() or int(word) < least:
+        raise UsageError(option, "no such number", expected=f"{least} or more", found=word)
     return int(word)
 
 

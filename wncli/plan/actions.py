@@ -81,12 +81,16 @@ Command = Literal["inspect", "apply", "remove", "convert"]
 class Part(NamedTuple):
     """What becomes of one state dict: an action for each tensor that is kept, in their order.
 
-    `keys` are the path of the result in the output.
+    `keys` are the path of the result in the output; several parts with the same one make one state
+    dict there. `keeps_others` tells whether what is no tensor goes with it; `is_filled` that the
+    tensors are those of REFERENCE, whose files come behind the checkpoint's.
     """
 
     state_dict: StateDict
     actions: tuple[Action, ...]
     keys: Keys
+    keeps_others: bool = True
+    is_filled: bool = False
 
 
 class Plan(NamedTuple):

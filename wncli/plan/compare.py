@@ -7,19 +7,25 @@ from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.pairs import Pair
+from wncli.checkpoint.prefixes import describe
 from wncli.checkpoint.tensors import DType, TensorSpec
-from wncli.errors import FormatError, UsageError
-from wncli.hints import Text, inspecting, setting
+from wncli.errors import FormatError, UsageError, WeightNormError
+from wncli.hints import Text, inspecting, phrase, setting
 from wncli.notes import Note
 from wncli.plan.guards import refuse_expansion, refuse_growth
-from wncli.plan.pairing import pair_up, plain_tensors, split_only
+from wncli.plan.narrowing import named
+from wncli.plan.open_dims import assume, settled_by
+from wncli.plan.pairing import (
+    Place,
+    pair_up,
+    plain_tensors,
+    split_only,
+    without_counterpart,
+)
 from wncli.plan.request import Request, listing, look_alike_notes
 from wncli.plan.rules import Candidate, check_exclusions, choose_pairs, glob_of
 from wncli.plan.survey import Survey, survey
 from wncli.plan.ungathered import refuse_ungathered
-
-#: A root, and a tensor's name below it.
-Place = tuple[str, str]
 
 
 class Counterparts(NamedTuple):
@@ -59,50 +65,61 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
     ours, theirs = _surveys(a, b, request)
     refuse_ungathered(a, ours)
     refuse_ungathered(b, theirs)
-    paired = pair_up(a, ours, b, theirs)
-    ours_by_root = {found.state_dict.root: found for found in ours}
+    meetings = pair_up(a, ours, b, theirs)
     counterparts: list[Counterparts] = []
-    only_in_a: list[Place] = []
-    only_in_b: list[Place] = []
     misshapen: list[tuple[Place, str]] = []
     notes = [*a.notes, *b.notes, *look_alike_notes(ours)]
-    for found in theirs:
-        root = found.state_dict.root
-        others = plain_tensors(found)
-        if root not in paired:
-            only_in_b += [(root, name) for name in others]
-            continue
-        our_root, prefixes = paired[root]
-        if prefixes.description:
-            notes.append(Note("renamed", f"prefix of the names: {prefixes.description}", our_root))
-        held = plain_tensors(ours_by_root[our_root])
-        met = {own: renamed for own in held if (renamed := prefixes.rename(own)) in others}
-        only_in_a += [(our_root, own) for own in held if own not in met]
-        taken_names = set(met.values())
-        only_in_b += [(root, name) for name in others if name not in taken_names]
-        for own, name in met.items():
-            one, other = held[own], others[name or ""]
+    for meeting in meetings:
+        our_root = meeting.ours.state_dict.root
+        if done := describe(meeting.names):
+            notes.append(Note("renamed", done, our_root))
+        held, others = plain_tensors(meeting.ours), plain_tensors(meeting.theirs)
+        for own, name in meeting.names.items():
+            one, other = _settled(held[own], others[name]), _settled(others[name], held[own])
             if _shape(one) == _shape(other):
                 counterparts.append(Counterparts(our_root, own, one, other))
             else:
                 shapes = f"{list(one.shape)} and {list(other.shape)}"
                 misshapen.append(((our_root, own), shapes))
-    taken = {our for our, _ in paired.values()}
-    for found in ours:
-        root = found.state_dict.root
-        if root not in taken:
-            only_in_a += [(root, name) for name in plain_tensors(found)]
+    only_in_a = without_counterpart(ours, [(m.ours, m.names) for m in meetings])
+    only_in_b = without_counterpart(theirs, [(m.theirs, m.names.values()) for m in meetings])
     plan = ComparePlan(
         a, b, tuple(counterparts), tuple(only_in_a), tuple(only_in_b), tuple(misshapen),
         tuple(notes), _stored(ours), _stored(theirs),
     )  # fmt: skip
     plan = _chosen(plan, request)
     for item in plan.counterparts:
+        _refuse_open_dims(plan, item)
         for checkpoint, side in ((a, item.a), (b, item.b)):
             refuse_expansion(checkpoint, _largest(side), exclude=[glob_of(item.name)])
     refuse_growth(a, ((_largest(item.a), item) for item in plan.counterparts), _without)
     refuse_growth(b, ((_largest(item.b), item) for item in plan.counterparts), _without)
     return plan
+
+
+def _settled(side: Pair | TensorSpec, other: Pair | TensorSpec) -> Pair | TensorSpec:
+    """Return a pair along the dim that the other side shows, where its own g does not."""
+    if not isinstance(side, Pair) or not isinstance(other, Pair) or other.axes:
+        return side
+    return settled_by(side, other.dim) or side
+
+
+def _refuse_open_dims(plan: ComparePlan, item: Counterparts) -> None:
+    """Refuse to compare a weight whose g, a vector, neither side shows the dim of.
+
+    Raises:
+        WeightNormError: that is so.
+    """
+    opened = [side for side in (item.a, item.b) if isinstance(side, Pair) and side.axes]
+    is_both = len(opened) > 1 and opened[0].axes == opened[1].axes  # compared along the first
+    if opened and not is_both:
+        (pair,) = opened[:1]
+        raise WeightNormError(
+            f"{plan.a.name}: {item.name}",
+            f"{pair.g.name} {list(pair.g.shape)} fits several dims of {pair.v.name}"
+            f" {list(pair.v.shape)}, and the other side does not show which",
+            hint=phrase("{} leaves this layer out", _without([item])),
+        )
 
 
 def _without(items: Iterable[Counterparts]) -> str:
@@ -115,8 +132,7 @@ def _largest(side: Pair | TensorSpec) -> TensorSpec:
 
 def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Survey], list[Survey]]:
     sides = []
-    roots = [[sd.root for sd in checkpoint.state_dicts] for checkpoint in (a, b)]
-    for checkpoint, only in zip((a, b), split_only(request.only, *roots), strict=True):
+    for checkpoint, only in zip((a, b), split_only(request.only, a, b), strict=True):
         if not checkpoint.state_dicts:
             raise FormatError(
                 checkpoint.name,
@@ -124,7 +140,7 @@ def _surveys(a: Checkpoint, b: Checkpoint, request: Request) -> tuple[list[Surve
                 expected="a mapping of names to tensors",
                 hint=inspecting(checkpoint.name),
             )
-        sides.append([survey(sd) for sd in checkpoint.state_dicts if only in {None, sd.root}])
+        sides.append([assume(survey(found)) for found in named(checkpoint, only)])
     return sides[0], sides[1]
 
 

@@ -32,6 +32,12 @@ def plan_convert(checkpoint: Checkpoint, request: Request, naming: Naming | None
     surveys = surveys_of(checkpoint, request)
     refuse_ungathered(checkpoint, surveys)
     if naming is None:
+        if request.dim is not None:
+            raise UsageError(
+                given(dim=request.dim),
+                "convert asks for the dims of layers only to spell them otherwise",
+                hint=either(setting(naming=one) for one in ("hook", "parametrized")),
+            )
         for name, rules in (("layers", request.layers), ("exclude", request.exclude)):
             if rules:
                 raise UsageError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from wncli.checkpoint.checkpoint import Checkpoint, DangerousCall
 from wncli.checkpoint.keys import Keys
 from wncli.checkpoint.naming import join
+from wncli.checkpoint.output import Output, OutputStateDict, Result
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FileError, FormatError, UsageError, WeightNormError, WnError, few
 from wncli.formats.open import open_checkpoint
@@ -128,17 +129,13 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
     if holds_a_tree:
         _refuse_objects(plan)
     refuse_ambiguity(checkpoint)
-    _refuse_noted(
-        checkpoint,
-        "checksum",
-        expected="the bytes that were written",
-        hint="copy or download the file again",
-    )
+    refuse_damage(checkpoint)
     used = [
         (spec, (part, action))
         for part in plan.parts
         for action in part.actions
         for spec in action.sources
+        if not part.is_filled  # which has been held against its own file
     ]
     refuse_growth(
         checkpoint,
@@ -185,7 +182,8 @@ def has_nothing_to_do(plan: Plan, target: Target) -> bool:
     """Whether no layer changes, and the file would only be copied."""
     if plan.changes or plan.command != "convert":
         return not plan.changes
-    unnormalized = any(note.code == "no-weight-norm" for note in plan.notes)
+    codes = {note.code for note in plan.notes}
+    unnormalized = "no-weight-norm" in codes and "renamed" not in codes
     same = plan.checkpoint.format == target.format and not target.is_folder
     return unnormalized and same and not plan.alone and not plan.drop
 
@@ -193,17 +191,46 @@ def has_nothing_to_do(plan: Plan, target: Target) -> bool:
 def _refuse_several(plan: Plan, target: Target) -> None:
     """Refuse to write several state dicts, or none, where there is a place for one."""
     is_sharded = target.is_folder and (target.max_shard or plan.checkpoint.shards)
-    if len(plan.parts) == 1 or (FORMATS[target.format].holds_a_tree and not is_sharded):
+    is_joined = len(plan.parts) > 1 and all(part.keys == plan.parts[0].keys for part in plan.parts)
+    is_one = len(plan.parts) == 1 or is_joined
+    if is_one or (FORMATS[target.format].holds_a_tree and not is_sharded):
         return
     roots = [part.state_dict.root for part in plan.parts]
     holder = "a sharded checkpoint" if is_sharded else target.format
+    is_like = any(note.code == "matched" for note in plan.notes)
+    ways = [setting(only=root) for root in roots]
+    if plan.command == "convert" and not is_like and len(roots) > 1:
+        ways.append(setting(flatten=True))
     raise UsageError(
         plan.checkpoint.name,
         f"{holder} holds one state dict" if roots else "there is no state dict to write",
         expected="one state dict",
         found=f"{len(roots)}: {', '.join(root or 'the top' for root in roots)}" if roots else "",
-        hint=either(setting(only=root) for root in roots),
+        hint=either(ways),
     )
+
+
+def refuse_same_names(output: Output) -> None:
+    """Refuse to write two tensors under one name.
+
+    Raises:
+        UsageError: that is so.
+    """
+    known: dict[tuple[Keys, str], tuple[OutputStateDict, Result]] = {}
+    for part in output.state_dicts:
+        for result in part.results:
+            for tensor in result.tensors:
+                other, first = known.setdefault((part.keys, tensor.name), (part, result))
+                if first is not result:
+                    root = part.state_dict.root
+                    before = join(other.state_dict.root, first.home.name)
+                    source = join(root, result.home.name)
+                    raise UsageError(
+                        f"{output.checkpoint.name}: {tensor.name}",
+                        "two tensors would have this name",
+                        found=f"{before} and {source}",
+                        hint=setting(drop=[root if source == before else source]),
+                    )
 
 
 def _without(taken: Iterable[tuple[Part, Action]]) -> str:
@@ -228,6 +255,20 @@ def refuse_ambiguity(checkpoint: Checkpoint) -> None:
         "ambiguous",
         expected="tensors and keys as torch.save writes them",
         hint="load it with PyTorch and save it again",
+    )
+
+
+def refuse_damage(checkpoint: Checkpoint) -> None:
+    """Refuse a file whose reader found other bytes in it than were written.
+
+    Raises:
+        FormatError: that is so.
+    """
+    _refuse_noted(
+        checkpoint,
+        "checksum",
+        expected="the bytes that were written",
+        hint="copy or download the file again",
     )
 
 
@@ -311,8 +352,9 @@ def _refuse_objects(plan: Plan) -> None:
     Raises:
         UsageError: an object that is no state dict would have to be written back as itself.
     """
-    held = [part for part in plan.parts if part.state_dict.holder]
-    has_others = len(held) < len(plan.parts) or any(
+    own = [part for part in plan.parts if not part.is_filled]
+    held = [part for part in own if part.state_dict.holder]
+    has_others = len(held) < len(own) or any(
         entry.kind == "tensor" for entry in plan.checkpoint.entries
     )
     for part in held:
@@ -392,7 +434,7 @@ def _roots_of_parts(plan: Plan, tree: TorchTree) -> list[Node]:
     return [
         tree.mappings[part.state_dict.keys]
         for part in plan.parts
-        if part.state_dict.keys in tree.mappings and not part.state_dict.holder
+        if part.state_dict.keys in tree.mappings and not (part.state_dict.holder or part.is_filled)
     ]
 
 

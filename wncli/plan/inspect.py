@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.plan.actions import Plan
+from wncli.plan.name_notes import name_notes
 from wncli.plan.request import (
     Request,
     chosen_pairs,
@@ -25,5 +26,5 @@ def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
     surveys = surveys_of(checkpoint, request)
     chosen = chosen_pairs(checkpoint, surveys, request)
     notes = [*checkpoint.notes, *ungathered_notes(checkpoint, surveys)]
-    notes += [*look_alike_notes(surveys), *stale_notes(chosen, "")]
+    notes += [*look_alike_notes(surveys), *stale_notes(chosen, ""), *name_notes(surveys)]
     return make_plan("inspect", checkpoint, request, surveys, composing(chosen), notes)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from wncli.checkpoint.checkpoint import Checkpoint, StateDict
+from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Halves, Pair
-from wncli.checkpoint.prefixes import PrefixMap
+from wncli.checkpoint.prefixes import describe
 from wncli.checkpoint.tensors import NORMALIZABLE, TensorSpec
 from wncli.errors import FormatError, UsageError, WeightNormError, few
-from wncli.hints import REFERENCE, Text, given, parameter, phrase, setting
+from wncli.hints import REFERENCE, Text, either, given, parameter, phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
+from wncli.plan.filling import parts_to_fill
 from wncli.plan.guards import refuse_expansion
-from wncli.plan.pairing import pair_up, plain_tensors, split_only
-from wncli.plan.request import Request, dropped, listing, surveys_of
+from wncli.plan.narrowing import dropped, is_whole, named, narrowing_notes
+from wncli.plan.open_dims import assume, common_axes, settle, settled_by
+from wncli.plan.pairing import (
+    Meeting,
+    Place,
+    pair_up,
+    plain_tensors,
+    split_only,
+    without_counterpart,
+)
+from wncli.plan.request import Request, listing, renaming_notes, restored, surveys_of
 from wncli.plan.survey import Survey, survey
 from wncli.plan.ungathered import refuse_ungathered
 
@@ -28,20 +39,28 @@ _NAMED = 5
 class _Fit:
     """What meets and what does not, by full paths."""
 
+    axes: tuple[int, ...] = ()
     matched: int = 0
     ours: int = 0
     theirs: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+    misshapen: list[Place] = field(default_factory=list)
 
 
 def plan_like(
-    checkpoint: Checkpoint, reference: Checkpoint, request: Request, *, partial: bool
+    checkpoint: Checkpoint,
+    reference: Checkpoint,
+    request: Request,
+    *,
+    partial: bool,
+    fill: bool = False,
 ) -> Plan:
     """Compose, decompose and rename so that names and shapes are those of `reference`.
 
-    With `partial`, what does not fit is left out instead of refused.
+    With `partial`, what does not fit is left out instead of refused; with `fill`, what is left out
+    or missing is `reference`'s own.
 
     Raises:
         UsageError: a root that matches nothing, rules that have no place here, or several state
@@ -50,17 +69,19 @@ def plan_like(
         WeightNormError: tensors are missing, unexpected or of other shapes.
     """
     for name, rules in (("layers", request.layers), ("exclude", request.exclude)):
-        if rules:
+        if rules and not all(rule.has_dim for rule in rules):
             raise UsageError(
                 given(**{name: [rules[0].text]}),
                 phrase("{} takes every layer as {} has it", parameter("like"), REFERENCE),
                 hint=phrase("leave {} out", parameter(name)),
             )
-    known = [state_dict.root for state_dict in checkpoint.state_dicts]
-    wanted_roots = [state_dict.root for state_dict in reference.state_dicts]
-    our_only, their_only = split_only(request.only, known, wanted_roots)
+    our_only, their_only = split_only(request.only, checkpoint, reference)
     ours = surveys_of(checkpoint, request._replace(only=our_only))
-    theirs = [survey(sd) for sd in reference.state_dicts if their_only in {None, sd.root}]
+    ours = [assume(found) for found in ours]
+    theirs = [
+        assume(settle(survey(sd.stored or sd), request.layers, request.dim))
+        for sd in named(reference, their_only)
+    ]
     if not theirs:
         raise FormatError(
             reference.name,
@@ -69,28 +90,28 @@ def plan_like(
         )
     refuse_ungathered(checkpoint, ours)
     refuse_ungathered(reference, theirs)
-    paired = pair_up(checkpoint, ours, reference, theirs)
-    fit = _Fit()
+    meetings = pair_up(checkpoint, ours, reference, theirs)
+    fit = _Fit(axes=common_axes([*ours, *theirs]))
     parts = []
     notes = list(checkpoint.notes)
-    by_root = {found.state_dict.root: found for found in ours}
-    for wanted in theirs:
-        root = wanted.state_dict.root
-        if root not in paired:
-            fit.missing += [join(root, name) for name in plain_tensors(wanted)]
-            continue
-        our_root, prefixes = paired[root]
-        found = by_root[our_root]
-        actions = _actions(checkpoint, found, wanted, prefixes, fit)
-        parts.append(Part(found.state_dict, actions, wanted.state_dict.keys))
-        notes += _renaming_notes(found.state_dict, wanted.state_dict, prefixes)
-    if not parts:
-        fit.unexpected += [
-            join(found.state_dict.root, name) for found in ours for name in plain_tensors(found)
-        ]
+    sources = Counter(meeting.ours.state_dict.keys for meeting in meetings)
+    targets = Counter(meeting.theirs.state_dict.keys for meeting in meetings)
+    for meeting in meetings:
+        state_dict, keys = meeting.ours.state_dict, meeting.theirs.state_dict.keys
+        whole = is_whole(state_dict) and sources[state_dict.keys] == targets[keys] == 1
+        parts.append(Part(state_dict, _actions(checkpoint, meeting, fit), keys, whole))
+        notes += _renaming_notes(meeting)
+    without = without_counterpart(theirs, [(m.theirs, m.names.values()) for m in meetings])
+    fit.missing += [join(*place) for place in without]
+    met = [(meeting.ours, meeting.names) for meeting in meetings]
+    roots = {found.state_dict.root for found, _ in met}
+    concerned = [found for found in ours if found.state_dict.root in roots or not roots]
+    fit.unexpected += [join(*place) for place in without_counterpart(concerned, met)]
     fit.ours = sum(len(plain_tensors(found)) for found in ours)
     fit.theirs = sum(len(plain_tensors(wanted)) for wanted in theirs)
-    _judge(checkpoint, reference, fit, partial=partial)
+    _judge(checkpoint, reference, fit, partial=partial or fill)
+    notes += [note for found in ours for note in narrowing_notes(checkpoint, found.state_dict)]
+    notes += renaming_notes(checkpoint, request._replace(only=our_only))
     notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.name}", ""))
     for code, names in (
         ("missing", fit.missing),
@@ -98,23 +119,40 @@ def plan_like(
         ("shape-mismatch", fit.mismatched),
     ):
         if names:
+            is_filled = fill and code != "unexpected"
+            words = (_FILLED if is_filled else _WORDS)[code]
             notes.append(
                 Note(
-                    code,
-                    phrase("{}: {}", _WORDS[code], few(names, _NAMED)),
+                    "filled" if is_filled else code,
+                    phrase("{}: {}", words, few(names, _NAMED)),
                     names[0],
                     is_warning=True,
                 )
             )
     alone = request.only is not None or not _same_places(checkpoint, ours, parts)
-    drop = dropped(checkpoint, request)
-    return Plan("convert", checkpoint, tuple(parts), alone, drop, tuple(notes))
+    drop = dropped(checkpoint, request.drop)
+    lacking = {*without, *fit.misshapen} if fill else set()
+    filled = parts_to_fill(checkpoint, reference, theirs, lacking)
+    alone = alone or not _fill_in_place(checkpoint, parts, filled)
+    return Plan("convert", checkpoint, (*restored(parts), *filled), alone, drop, tuple(notes))
+
+
+def _fill_in_place(checkpoint: Checkpoint, parts: Sequence[Part], filled: Sequence[Part]) -> bool:
+    """Whether what is filled in goes to state dicts that stay, each of which is one mapping."""
+    mappings = checkpoint.tree.mappings if checkpoint.tree else {}
+    own = {part.keys for part in parts}
+    different = {id(mappings.get(part.state_dict.keys, part)) for part in parts}
+    return not filled or (len(different) == len(parts) and all(part.keys in own for part in filled))
 
 
 _WORDS = {
     "missing": phrase("{} has, and this checkpoint has not", REFERENCE),
     "unexpected": phrase("left out, as {} has no place for it", REFERENCE),
     "shape-mismatch": phrase("left out, as it has another shape than {}", REFERENCE),
+}
+_FILLED = {
+    "missing": phrase("taken from {}, as this checkpoint has it not", REFERENCE),
+    "shape-mismatch": phrase("taken from {}, as it has another shape here", REFERENCE),
 }
 
 
@@ -133,31 +171,25 @@ def _same_places(checkpoint: Checkpoint, ours: Sequence[Survey], parts: Sequence
     )
 
 
-def _actions(
-    checkpoint: Checkpoint, found: Survey, wanted: Survey, prefixes: PrefixMap, fit: _Fit
-) -> tuple[Action, ...]:
-    root = wanted.state_dict.root
-    held = plain_tensors(found)
-    by_name = {prefixes.rename(own): item for own, item in held.items()}
+def _actions(checkpoint: Checkpoint, meeting: Meeting, fit: _Fit) -> tuple[Action, ...]:
+    root = meeting.theirs.state_dict.root
+    held = plain_tensors(meeting.ours)
+    by_name = {name: held[own] for own, name in meeting.names.items()}
     actions: list[Action] = []
-    targets = plain_tensors(wanted)
-    for name, target in targets.items():
+    for name, target in plain_tensors(meeting.theirs).items():
         source = by_name.get(name)
         if source is None:
-            fit.missing.append(join(root, name))
             continue
-        action = _action(checkpoint, found.state_dict.root, source, target, name)
+        if source.shape == target.shape:
+            source = _settled(checkpoint, source, target, fit.axes)
+        action = _action(checkpoint, meeting.ours.state_dict.root, source, target, name)
         if action is None:
             shapes = f"{list(source.shape)}, not {list(target.shape)}"
             fit.mismatched.append(f"{join(root, name)} {shapes}")
+            fit.misshapen.append((root, name))
             continue
         fit.matched += 1
         actions.append(action)
-    fit.unexpected += [
-        join(found.state_dict.root, own)
-        for own in held
-        if (renamed := prefixes.rename(own)) is None or renamed not in targets
-    ]
     return tuple(actions)
 
 
@@ -195,6 +227,36 @@ def _action(
     return Renormalize(source, target.dim, halves)
 
 
+def _settled(
+    checkpoint: Checkpoint,
+    source: Pair | TensorSpec,
+    target: Pair | TensorSpec,
+    axes: Sequence[int],
+) -> Pair | TensorSpec:
+    """Return a pair along the dim that REFERENCE shows, where its own g does not.
+
+    `axes` are the dims that all g can be along of which that is so.
+
+    Raises:
+        WeightNormError: neither g shows it.
+    """
+    opened = [item for item in (source, target) if isinstance(item, Pair) and item.axes]
+    if not opened or (len(opened) > 1 and opened[0].axes == opened[1].axes):
+        return source  # g and v go where theirs are, whatever the dim
+    if isinstance(source, Pair) and isinstance(target, Pair) and not target.axes:
+        settled = settled_by(source, target.dim)
+        if settled:
+            return settled
+    (pair, *_) = opened
+    raise WeightNormError(
+        f"{checkpoint.name}: {pair.weight}",
+        f"{pair.g.name} {list(pair.g.shape)} fits several dims of {pair.v.name}"
+        f" {list(pair.v.shape)}, and the other side does not show which",
+        expected=f"one of {', '.join(map(str, pair.axes))}",
+        hint=either(setting(dim=axis) for axis in axes),
+    )
+
+
 def _refuse_expansion(checkpoint: Checkpoint, root: str, spec: TensorSpec) -> None:
     path = join(root, spec.name)
     refuse_expansion(checkpoint, spec, partial=True, drop=[path])
@@ -215,6 +277,8 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     expected = "the same tensors, but for weight norm, prefixes and roots"
     found = "; ".join((f"{fit.matched:,} that meet", *bad))
     hint = phrase("{} writes those that meet", setting(partial=True))
+    if fit.missing or fit.mismatched:
+        hint = phrase("{}, {} takes the others from {}", hint, setting(fill=True), REFERENCE)
     if 2 * fit.matched < min(fit.ours, fit.theirs) or not fit.matched:
         # What few of the names meet is another model, or one whose names were changed.
         expected = f"names as in {reference.name}: {few(fit.missing)}"
@@ -229,13 +293,11 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     )
 
 
-def _renaming_notes(found: StateDict, wanted: StateDict, prefixes: PrefixMap) -> list[Note]:
+def _renaming_notes(meeting: Meeting) -> list[Note]:
+    found, wanted = meeting.ours.state_dict, meeting.theirs.state_dict
     root = wanted.root
-    notes = (
-        [Note("renamed", f"prefix of the names: {prefixes.description}", root)]
-        if prefixes.description
-        else []
-    )
+    done = describe(meeting.names)
+    notes = [Note("renamed", done, root)] if done else []
     if found.keys != wanted.keys:
         moved = f"the state dict at {found.root or 'the top'} is written at {root or 'the top'}"
         if found.root == root:

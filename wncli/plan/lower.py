@@ -18,7 +18,13 @@ def lower_plan(plan: Plan) -> Output:
     return Output(
         plan.checkpoint,
         tuple(
-            OutputStateDict(part.state_dict, tuple(map(lower, part.actions)), part.keys)
+            OutputStateDict(
+                part.state_dict,
+                tuple(map(lower, part.actions)),
+                part.keys,
+                part.keeps_others,
+                part.is_filled,
+            )
             for part in plan.parts
         ),
         plan.alone,

@@ -7,20 +7,26 @@ spellings and the folded weight meet.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.checkpoint.keys import Key
+from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Pair
-from wncli.checkpoint.prefixes import Names, PrefixMap, Tops, best_prefix_map
+from wncli.checkpoint.prefixes import Fit, Names, Tops, best_fit
 from wncli.checkpoint.tensors import TensorSpec
-from wncli.errors import UsageError
-from wncli.hints import either, given, setting
+from wncli.errors import UsageError, few
+from wncli.hints import either, setting
+from wncli.plan.narrowing import named, no_such_root
 from wncli.plan.survey import Survey
 
 #: As many pairs of state dicts are compared, which come to as many names, or to so many times all.
 _MOST_PAIRS = 1 << 10
 _MOST_NAMES = 1 << 2
 _MOST_VISITS = 1 << 18
+#: As many are named of what could be meant.
+_MOST_WAYS = 4
 
 
 def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
@@ -36,27 +42,56 @@ def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
 
 
 def split_only(
-    only: str | None, ours: Collection[str], theirs: Collection[str]
+    only: str | None, ours: Checkpoint, theirs: Checkpoint
 ) -> tuple[str | None, str | None]:
     """Return what `--only ROOT`, or `--only OURS=THEIRS`, names on each side; None takes all there.
+
+    A dotted prefix of names is as good as a root; where one side has a root of this name, it means
+    no prefix on the other.
 
     Raises:
         UsageError: neither side has such a root.
     """
     if only is None:
         return None, None
-    if only in ours or only in theirs:
-        return only if only in ours else None, only if only in theirs else None
+    sides = [any(sd.root == only for sd in side.state_dicts) for side in (ours, theirs)]
+    if not any(sides):
+        sides = [bool(named(side, only)) for side in (ours, theirs)]
+    if any(sides):
+        return only if sides[0] else None, only if sides[1] else None
     for equals in re.finditer("=", only):
         our, their = only[: equals.start()], only[equals.end() :]
-        if our in ours and their in theirs:
+        if named(ours, our) and named(theirs, their):
             return our, their
-    known = dict.fromkeys(root or "the top" for root in (*ours, *theirs))
-    raise UsageError(
-        given(only=only),
-        "there is no state dict of this name",
-        expected=f"one of: {', '.join(known)}" if known else "a checkpoint with a state dict",
-    )
+    raise no_such_root(only, (ours, theirs))
+
+
+#: A root, and a tensor's name below it.
+Place = tuple[str, str]
+
+
+class Meeting(NamedTuple):
+    """A state dict of ours and one of theirs, and which plain name of ours is which of theirs."""
+
+    ours: Survey
+    theirs: Survey
+    names: Mapping[str, str]
+
+
+def without_counterpart(
+    surveys: Sequence[Survey], met: Sequence[tuple[Survey, Iterable[str]]]
+) -> list[Place]:
+    """Return the plain names of one side that meet none of the other."""
+    taken: dict[str, set[str]] = {}
+    for found, names in met:
+        taken.setdefault(found.state_dict.root, set()).update(names)
+    return [
+        (root, name)
+        for found in surveys
+        for root in (found.state_dict.root,)
+        for name in plain_tensors(found)
+        if name not in taken.get(root, ())
+    ]
 
 
 def pair_up(
@@ -64,61 +99,208 @@ def pair_up(
     ours: Sequence[Survey],
     their_checkpoint: Checkpoint,
     theirs: Sequence[Survey],
-) -> dict[str, tuple[str, PrefixMap]]:
-    """Which state dict of ours each of theirs means: root to root, and how the names meet.
+) -> tuple[Meeting, ...]:
+    """Find which state dicts mean each other, and how their names meet.
 
-    The same path comes first, then one that reads the same, then the most names in common; each of
-    ours is meant once.
+    As a rule each of theirs means one of ours. Where more names meet so, the names are taken with
+    their roots: several state dicts then are one flat one on the other side.
 
     Raises:
         UsageError: several would do equally well, and nothing says which is meant.
     """
     tops = Tops.of(found.state_dict.root for found in (*ours, *theirs))
-    names = {found.state_dict.root: Names(plain_tensors(found), tops) for found in ours}
-    wanted = {found.state_dict.root: Names(plain_tensors(found), tops) for found in theirs}
-    counts: dict[tuple[str, str], tuple[int, PrefixMap]] = {}
-    paired: dict[str, tuple[str, PrefixMap]] = {}
-    places = {found.state_dict.keys: found.state_dict.root for found in ours}
-    same = {
-        found.state_dict.root: places[found.state_dict.keys]
-        for found in theirs
-        if found.state_dict.keys in places
-    }
-    alike = [root for root in wanted if root in names and root not in same]
-    taken = set(same.values())
-    same |= {root: root for root in alike if root not in taken}
-    for their_root, our_root in same.items():
-        prefixes, count = best_prefix_map(names[our_root], wanted[their_root])
-        if count:
-            paired[their_root] = our_root, prefixes
-    met = {our_root for our_root, _ in paired.values()}
-    ours_left = [root for root in names if root not in met]
-    theirs_left = [root for root in wanted if root not in paired]
-    if not _can_be_compared([names[root] for root in ours_left],
-                            [wanted[root] for root in theirs_left]):  # fmt: skip
-        raise _too_many(our_checkpoint, their_checkpoint, ours_left, theirs_left)
-    for their_root in theirs_left:
-        for our_root in ours_left:
-            prefixes, count = best_prefix_map(names[our_root], wanted[their_root])
-            if count:
-                counts[our_root, their_root] = count, prefixes
-    while counts:
-        most = max(count for count, _ in counts.values())
-        best = [pair for pair, (count, _) in counts.items() if count == most]
-        our, their = best[0]
-        mine = [one for one, other in best if other == their]
-        yours = [other for one, other in best if one == our]
-        is_plain = len(wanted) == 1 and wanted.keys().isdisjoint(mine)
-        ways = mine if is_plain else [f"{one}={their}" for one in mine]
-        _refuse_rivals(our_checkpoint, mine, ways)
-        _refuse_rivals(their_checkpoint, yours, [f"{our}={other}" for other in yours])
-        paired[their] = our, counts[our, their][1]
-        counts = {
-            (one, other): offer
-            for (one, other), offer in counts.items()
-            if one != our and other != their
+    pairing = _Pairing(
+        our_checkpoint,
+        their_checkpoint,
+        {found.state_dict.root: Names(plain_tensors(found), tops) for found in ours},
+        {found.state_dict.root: Names(plain_tensors(found), tops) for found in theirs},
+    )
+    found: list[Meeting] = []
+    refusal: UsageError | None = None
+    try:
+        by_root = pairing.by_root(ours, theirs)
+    except UsageError as error:
+        refusal = error
+    else:
+        ours_by_root = {found.state_dict.root: found for found in ours}
+        for survey in theirs:
+            root = survey.state_dict.root
+            if root in by_root:
+                our_root, fit = by_root[root]
+                names = fit.names_met(pairing.ours[our_root], pairing.theirs[root])
+                found.append(Meeting(ours_by_root[our_root], survey, names))
+    fewer = min(sum(map(len, side.values())) for side in (pairing.ours, pairing.theirs))
+    met = sum(len(meeting.names) for meeting in found)
+    if len(ours) + len(theirs) > 2 and met < fewer:  # noqa: PLR2004 - there are several of one
+        joined = _across(ours, theirs)
+        met_joined = sum(len(meeting.names) for meeting in joined)
+        if met_joined > met and (refusal is None or 2 * met_joined > fewer):
+            return joined
+    if refusal:
+        raise refusal
+    return tuple(found)
+
+
+def _across(ours: Sequence[Survey], theirs: Sequence[Survey]) -> tuple[Meeting, ...]:
+    """Have all names meet with their roots before them; nothing where several prefixes would do."""
+    sides: list[dict[str, tuple[int, str]]] = []
+    for surveys in (ours, theirs):
+        places: dict[str, tuple[int, str]] = {}
+        for number, found in enumerate(surveys):
+            for name in plain_tensors(found):
+                places.setdefault(join(found.state_dict.root, name), (number, name))
+        sides.append(places)
+    our_places, their_places = sides
+    names, others = (Names(places, Tops.of(())) for places in sides)
+    fit = best_fit(names, others)
+    met: dict[tuple[int, int], dict[str, str]] = {}
+    for full, other in fit.names_met(names, others).items() if not fit.rivals else ():
+        (our, own), (their, name) = our_places[full], their_places[other]
+        met.setdefault((their, our), {})[own] = name
+    return tuple(
+        Meeting(ours[our], theirs[their], own) for (their, our), own in sorted(met.items())
+    )
+
+
+class _Pairing(NamedTuple):
+    """Both sides' names by root."""
+
+    our_checkpoint: Checkpoint
+    their_checkpoint: Checkpoint
+    ours: Mapping[str, Names]
+    theirs: Mapping[str, Names]
+
+    def by_root(
+        self, ours: Sequence[Survey], theirs: Sequence[Survey]
+    ) -> dict[str, tuple[str, Fit]]:
+        """Which state dict of ours each of theirs means: root to root, and how the names meet.
+
+        The same path comes first, then one that reads the same, then the same last part of a path,
+        then the most names in common; each of ours is meant once.
+
+        Raises:
+            UsageError: several would do equally well, and nothing says which is meant.
+        """
+        paired: dict[str, tuple[str, Fit]] = {}
+        places = {found.state_dict.keys: found.state_dict.root for found in ours}
+        same = {
+            found.state_dict.root: places[found.state_dict.keys]
+            for found in theirs
+            if found.state_dict.keys in places
         }
-    return paired
+        alike = [root for root in self.theirs if root in self.ours and root not in same]
+        taken = set(same.values())
+        same |= {root: root for root in alike if root not in taken}
+        for their_root, our_root in same.items():
+            fit = best_fit(self.ours[our_root], self.theirs[their_root])
+            if fit.rivals:
+                raise self.several_prefixes(our_root, their_root, fit)
+            if fit.matched:
+                paired[their_root] = our_root, fit
+        by_name = self.add_by_last_part(paired, ours, theirs)
+        met = {our_root for our_root, _ in paired.values()}
+        self.add_by_count(
+            paired,
+            [root for root in self.ours if root not in met],
+            [root for root in self.theirs if root not in paired],
+            only_same=by_name,
+        )
+        return paired
+
+    def add_by_last_part(
+        self,
+        paired: dict[str, tuple[str, Fit]],
+        ours: Sequence[Survey],
+        theirs: Sequence[Survey],
+    ) -> bool:
+        """Pair what stands under one key, below other keys: `net.decoder` is `decoder`."""
+        before = len(paired)
+        met = {our_root for our_root, _ in paired.values()}
+        by_last: list[dict[Key, list[str]]] = [{}, {}]
+        for side, surveys, gone in ((0, ours, met), (1, theirs, paired)):
+            for found in surveys:
+                state_dict = found.state_dict
+                if state_dict.keys and state_dict.root not in gone:
+                    by_last[side].setdefault(state_dict.keys[-1], []).append(state_dict.root)
+        for last, our_roots in by_last[0].items():
+            their_roots = by_last[1].get(last, [])
+            if len(our_roots) != 1 or len(their_roots) != 1:
+                continue
+            (our,), (their,) = our_roots, their_roots
+            fit = best_fit(self.ours[our], self.theirs[their])
+            least = min(len(self.ours[our]), len(self.theirs[their]))
+            if 2 * fit.matched > least and not fit.rivals:
+                paired[their] = our, fit
+        return len(paired) > before
+
+    def add_by_count(
+        self,
+        paired: dict[str, tuple[str, Fit]],
+        ours_left: list[str],
+        theirs_left: list[str],
+        *,
+        only_same: bool,
+    ) -> None:
+        """Pair what has the most names in common; or `only_same` names, but for wrappers.
+
+        Where other roots meet by what they are called, less is not enough for one called otherwise.
+
+        Raises:
+            UsageError: several would do equally well, and nothing says which is meant.
+        """
+        if not _can_be_compared([self.ours[root] for root in ours_left],
+                                [self.theirs[root] for root in theirs_left]):  # fmt: skip
+            raise _too_many(self.our_checkpoint, self.their_checkpoint, ours_left, theirs_left)
+        fits: dict[tuple[str, str], Fit] = {}
+        for their_root in theirs_left:
+            for our_root in ours_left:
+                fit = best_fit(self.ours[our_root], self.theirs[their_root])
+                sizes = {len(self.ours[our_root]), len(self.theirs[their_root])}
+                is_same = fit.is_plain and sizes == {fit.matched}
+                if fit.matched and (is_same or not only_same):
+                    fits[our_root, their_root] = fit
+        while fits:
+            most = max(fit.matched for fit in fits.values())
+            best = [pair for pair, fit in fits.items() if fit.matched == most]
+            our, their = best[0]
+            mine = [one for one, other in best if other == their]
+            yours = [other for one, other in best if one == our]
+            is_plain = len(self.theirs) == 1 and self.theirs.keys().isdisjoint(mine)
+            ways = mine if is_plain else [f"{one}={their}" for one in mine]
+            _refuse_rivals(self.our_checkpoint, mine, ways)
+            _refuse_rivals(self.their_checkpoint, yours, [f"{our}={other}" for other in yours])
+            fit = fits[our, their]
+            if fit.rivals:
+                raise self.several_prefixes(our, their, fit)
+            paired[their] = our, fit
+            fits = {
+                (one, other): offer
+                for (one, other), offer in fits.items()
+                if one != our and other != their
+            }
+
+    def several_prefixes(self, our: str, their: str, fit: Fit) -> UsageError:
+        """Make the refusal of names that several prefixes lead to the others equally well."""
+        ways = [
+            (join(our, strip[:-1]) if strip else our, join(their, add[:-1]) if add else their)
+            for strip, add in fit.rivals
+        ]
+        ours, theirs = (dict.fromkeys(way[side] for way in ways) for side in (0, 1))
+        is_ours = len(ours) > 1
+        checkpoint, other = (self.our_checkpoint, self.their_checkpoint)[:: 1 if is_ours else -1]
+        hints = [
+            one
+            if len(theirs) == 1 and one and not named(self.their_checkpoint, one)
+            else f"{one}={two}"
+            for one, two in ways
+        ]
+        return UsageError(
+            checkpoint.name,
+            f"several prefixes of the names fit {other.name} equally well",
+            expected="one of them",
+            found=few([root or "the top" for root in (ours if is_ours else theirs)], _MOST_WAYS),
+            hint=either(setting(only=way) for way in hints[:_MOST_WAYS]),
+        )
 
 
 def _can_be_compared(ours: Sequence[Names], theirs: Sequence[Names]) -> bool:

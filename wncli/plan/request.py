@@ -8,13 +8,17 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint
-from wncli.checkpoint.keys import Keys, Position, is_within
+from wncli.checkpoint.keys import Keys, Position
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Pair
-from wncli.errors import UsageError, WeightNormError
-from wncli.hints import given, inspecting, parameter, phrase, setting
+from wncli.errors import WeightNormError
+from wncli.hints import either, inspecting, phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Action, Command, Compose, Copy, Part, Plan
+from wncli.plan.narrowing import dropped, is_whole, narrowing_notes, state_dicts_left
+from wncli.plan.open_dims import common_axes, refuse_other_dim, settle
+from wncli.plan.renames import RenameRule, rename_all, rename_notes
+from wncli.plan.renaming import from_the_file
 from wncli.plan.rules import (
     Candidate,
     Rule,
@@ -24,7 +28,7 @@ from wncli.plan.rules import (
     parse_exclusions,
     parse_layers,
 )
-from wncli.plan.survey import LookAlike, Survey, survey
+from wncli.plan.survey import OPEN_DIM, LookAlike, Survey, survey
 
 
 class Request(NamedTuple):
@@ -34,6 +38,8 @@ class Request(NamedTuple):
     exclude: tuple[Rule, ...] = ()
     only: str | None = None
     drop: frozenset[str] = frozenset()
+    rename: tuple[RenameRule, ...] = ()
+    dim: int | None = None
 
     @classmethod
     def parse(
@@ -71,71 +77,24 @@ def _several(texts: Iterable[str]) -> Iterable[str]:
 
 
 def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:
-    """Survey the state dicts that `--only` and `--drop` leave, and check `-x` against them.
+    """Survey the state dicts that `--only` and `--drop` leave, their names as `--rename` has them.
+
+    `-x` is checked against these.
 
     Raises:
-        UsageError: a root, an entry or an `-x` rule that matches nothing.
+        UsageError: a root, an entry or a rule that matches nothing.
     """
-    state_dicts = checkpoint.state_dicts
-    drop = dropped(checkpoint, request)
-    if request.only is not None:
-        state_dicts = tuple(sd for sd in state_dicts if sd.root == request.only)
-        if not state_dicts:
-            raise _no_root(checkpoint, request.only)
-        if is_within(state_dicts[0].keys, drop):
-            raise UsageError(
-                given(only=request.only),
-                phrase("{} leaves this state dict out", parameter("drop")),
-            )
-    kept = []
-    for state_dict in state_dicts:
-        keys = state_dict.keys
-        if is_within(keys, drop):
-            continue
-        if drop:
-            tensors = tuple(s for s in state_dict.tensors if (*keys, s.name) not in drop)
-            state_dict = state_dict._replace(tensors=tensors)  # noqa: PLW2901 - what is left of it
-        kept.append(survey(state_dict))
+    drop = dropped(checkpoint, request.drop)
+    left = state_dicts_left(checkpoint, request.only, drop)
+    kept = [
+        settle(survey(found), request.layers, request.dim)
+        for found in rename_all(checkpoint, left, request.rename)
+    ]
     names = [s.name for found in kept for s in found.state_dict.tensors]
     names += [pair.weight for found in kept for pair in found.pairs]
     names += [alike.weight for found in kept for alike in found.look_alikes]
     check_exclusions(request.exclude, names, listing(checkpoint))
     return kept
-
-
-def dropped(checkpoint: Checkpoint, request: Request) -> frozenset[Keys]:
-    """Where that stands which `--drop` names.
-
-    Raises:
-        UsageError: an entry that is not there.
-    """
-    found: frozenset[Keys] = frozenset()
-    tensors = {spec.name for sd in checkpoint.state_dicts for spec in sd.tensors if request.drop}
-    tree = checkpoint.tree
-    for path in sorted(request.drop):
-        meant = tree.named(path) if tree else frozenset({(path,)} if path in tensors else ())
-        found |= meant
-        if meant:
-            continue
-        known = [entry.path for entry in checkpoint.entries]
-        known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
-        raise UsageError(
-            given(drop=[path]),
-            "there is no entry of this name",
-            expected=f"such as {', '.join(known)}" if known else "",
-            hint=inspecting(checkpoint.name),
-        )
-    return found
-
-
-def _no_root(checkpoint: Checkpoint, only: str) -> UsageError:
-    """Make the refusal of an `--only` that is no root of the checkpoint."""
-    roots = [state_dict.root or "the top" for state_dict in checkpoint.state_dicts]
-    return UsageError(
-        given(only=only),
-        "there is no state dict of this name",
-        expected=f"one of: {', '.join(roots)}" if roots else "a checkpoint with a state dict",
-    )
 
 
 def listing(checkpoint: Checkpoint) -> str:
@@ -164,6 +123,8 @@ def chosen_pairs(
                 others.setdefault(spec.name, "is not normalized")
     rules = request.layers, request.exclude
     chosen = choose_pairs(list(pairs), *rules, others, listing(checkpoint))
+    for item, rule in chosen.items():
+        refuse_other_dim(pairs[item], rule)
     return {(item.root, item.weight): pairs[item] for item in chosen}
 
 
@@ -184,7 +145,7 @@ def pass_look_alikes(
     for found in surveys:
         for alike in found.look_alikes:
             if alike.is_broken and request.wants(alike.weight):
-                raise _refuse_look_alike(checkpoint, found, alike)
+                raise _refuse_look_alike(checkpoint, found, alike, common_axes(surveys))
             notes.append(_look_alike_note(found, alike))
     return notes
 
@@ -219,7 +180,8 @@ def parts_of(
             action = own.get(spec.name) or Copy(spec, spec.name)
             ordered.setdefault(id(action), action)
         target = () if alone else _after(gone, found.state_dict.keys)
-        parts.append(Part(found.state_dict, tuple(ordered.values()), target))
+        whole = is_whole(found.state_dict)
+        parts.append(Part(found.state_dict, tuple(ordered.values()), target, whole))
     return tuple(parts)
 
 
@@ -250,14 +212,18 @@ def stale_notes(pairs: Mapping[tuple[str, str], Pair], what_becomes: str) -> lis
     ]
 
 
-def _refuse_look_alike(checkpoint: Checkpoint, found: Survey, alike: LookAlike) -> WeightNormError:
+def _refuse_look_alike(
+    checkpoint: Checkpoint, found: Survey, alike: LookAlike, axes: Sequence[int]
+) -> WeightNormError:
     root = found.state_dict.root
     return WeightNormError(
         f"{checkpoint.name}: {root + ': ' if root else ''}{alike.weight}",
         alike.message,
         expected="a g and a v of one layer, in one spelling, g keeping one axis of v",
         found=", ".join(alike.names),
-        hint=phrase("{} leaves this layer as it is", setting(exclude=[glob_of(alike.weight)])),
+        hint=either(setting(dim=axis) for axis in axes)
+        if alike.code == OPEN_DIM and axes
+        else phrase("{} leaves this layer as it is", setting(exclude=[glob_of(alike.weight)])),
     )
 
 
@@ -280,9 +246,30 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan is made of
 ) -> Plan:
     """Make the plan of a request from the actions on its layers."""
     alone = request.only is not None
-    drop = dropped(checkpoint, request)
+    drop = dropped(checkpoint, request.drop)
     parts = parts_of(surveys, actions, drop, alone=alone)
-    return Plan(command, checkpoint, parts, alone, drop, tuple(notes))
+    if command == "inspect":  # which shows the names as they are without the prefix
+        return Plan(command, checkpoint, parts, alone, drop, tuple(notes))
+    left = [note for found in surveys for note in narrowing_notes(checkpoint, found.state_dict)]
+    left += renaming_notes(checkpoint, request)
+    return Plan(command, checkpoint, restored(parts), alone, drop, (*notes, *left))
+
+
+def renaming_notes(checkpoint: Checkpoint, request: Request) -> list[Note]:
+    """Note what each `--rename` rule renames."""
+    if not request.rename:
+        return []
+    drop = dropped(checkpoint, request.drop)
+    return rename_notes(state_dicts_left(checkpoint, request.only, drop), request.rename)
+
+
+def restored(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Return the parts with the names that the file has for what they are made from."""
+    found = []
+    for part in parts:
+        state_dict, actions = from_the_file(part.state_dict, part.actions)
+        found.append(part._replace(state_dict=state_dict, actions=actions))
+    return tuple(found)
 
 
 def composing(chosen: dict[tuple[str, str], Pair]) -> dict[tuple[str, str], Action]:

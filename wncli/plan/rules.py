@@ -99,8 +99,15 @@ def _parse_layer(text: str, *, with_dims: bool) -> Rule:
         )
     if not match:
         return Rule(text, glob)
+    is_dim = re.fullmatch(rf"-?\d+|{_NO_DIM}", match[2], re.IGNORECASE)
+    if with_dims and not is_dim:
+        raise UsageError(
+            where,
+            f"{match[2]!r} is no dim",
+            expected="a whole number from 0, or none for the whole tensor",
+            hint=setting(layers=[re.sub(r"\[=]|=", "[=]", text)]),
+        )
     if not with_dims:
-        is_dim = re.fullmatch(rf"-?\d+|{_NO_DIM}", match[2], re.IGNORECASE)
         raise UsageError(
             where,
             "no dim can be chosen here: it is read off g's shape",

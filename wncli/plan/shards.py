@@ -23,8 +23,12 @@ class ShardOutput(NamedTuple):
 
 
 def keep_shards(output: Output, output_format: FormatName) -> tuple[ShardOutput, ...]:
-    """Put each tensor in the file that it came from, a pair of two files in that of v."""
-    (part,) = output.state_dicts
+    """Put each tensor in the file that it came from, a pair of two files in that of v.
+
+    What REFERENCE fills in goes to the last file.
+    """
+    (part,) = (one for one in output.state_dicts if not one.is_filled)
+    filled = [one for one in output.state_dicts if one.is_filled]
     homes: dict[int, list[Result]] = {}
     for result in part.results:
         homes.setdefault(result.home.storage.file, []).append(result)
@@ -44,15 +48,20 @@ def keep_shards(output: Output, output_format: FormatName) -> tuple[ShardOutput,
     found = []
     for name, (number, results) in zip(names, sorted(homes.items()), strict=True):
         shard = shards[number].checkpoint
+        added = filled if number == max(homes) else []
         (own,) = shard.state_dicts
         # The index may tie further names to this shard's tensors.
         state_dict = own._replace(tensors=tuple(tensors.get(number, ())))
         metadata = shard.metadata or {} if shard.format == "safetensors" else None
         own_output = output._replace(
             checkpoint=replace(shard, name=output.checkpoint.name, metadata=metadata),
-            state_dicts=(OutputStateDict(state_dict, tuple(results), ()),),
+            state_dicts=(
+                OutputStateDict(state_dict, tuple(results), (), part.keeps_others),
+                *(one._replace(keys=()) for one in added),
+            ),
         )
-        untouched = written_format(shard) == output_format and _keeps_all(own, results)
+        is_same = written_format(shard) == output_format and not added
+        untouched = is_same and _keeps_all(own, results)
         found.append(ShardOutput(name, own_output, number if untouched else None))
     return tuple(found)
 
@@ -62,10 +71,11 @@ def split_by_size(output: Output, output_format: FormatName, limit: int) -> tupl
 
     A pair stays together, and so do tied tensors; what is larger than `limit` has its own file.
     """
-    (part,) = output.state_dicts
+    parts = output.state_dicts
+    owners = {id(result): number for number, part in enumerate(parts) for result in part.results}
     groups: list[list[Result]] = [[]]
     size = 0
-    for results in _inseparable(part.results):
+    for results in _inseparable([result for part in parts for result in part.results]):
         nbytes = stored_nbytes(results)
         if groups[-1] and size + nbytes > limit:
             groups.append([])
@@ -83,8 +93,13 @@ def split_by_size(output: Output, output_format: FormatName, limit: int) -> tupl
         ShardOutput(
             name,
             output._replace(
-                state_dicts=(
-                    OutputStateDict(part.state_dict, tuple(group), (), keeps_others=not number),
+                state_dicts=tuple(
+                    part._replace(
+                        results=tuple(one for one in group if owners[id(one)] == place),
+                        keys=(),
+                        keeps_others=part.keeps_others and not number,
+                    )
+                    for place, part in enumerate(parts)
                 ),
                 alone=True,
                 elsewhere=elsewhere,

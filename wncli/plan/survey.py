@@ -5,7 +5,7 @@ from __future__ import annotations
 from string import ascii_letters
 from typing import TYPE_CHECKING, NamedTuple
 
-from wncli.checkpoint.dims import fitting_dims
+from wncli.checkpoint.dims import fitting_axes, fitting_dims
 from wncli.checkpoint.naming import (
     SPELLINGS,
     Half,
@@ -28,10 +28,15 @@ if TYPE_CHECKING:
 _OTHER_LETTERS = frozenset(ascii_letters) - set("guv")
 
 
+#: The code of a pair whose g, a vector, fits several axes of v.
+OPEN_DIM = "several-dims"
+
+
 class LookAlike(NamedTuple):
     """Names that resemble weight norm and are not, or not soundly.
 
     `code` is `"half-pair"`, `"misfit"`, `"both-spellings"`, `"dtype"` (these cannot be folded),
+    `"several-dims"` (which can once somebody says the dim),
     `"spectral-norm"`, `"other-parametrization"` or `"other-letters"` (these are something else, and
     left alone).
     """
@@ -170,14 +175,13 @@ def _pair(
     unsure = not SPELLINGS[naming].is_distinct and (not dims or elementwise)
     if unsure and not _is_weight_like(split(weight)[1]):
         return None  # two parameters of one module that happen to end in _g and _v
-    if not dims:
-        several = len(g.shape) == 1 and v.shape.count(g.shape[0]) > 1
+    is_open = not dims and len(fitting_axes(g.shape, v.shape)) > 1
+    if not dims and not is_open:
         return LookAlike(
             "misfit",
             weight,
             (g.name, v.name),
-            f"is no weight norm: {g.name} {list(g.shape)} fits"
-            f" {'several dims' if several else 'no dim'} of {v.name} {list(v.shape)}",
+            f"is no weight norm: {g.name} {list(g.shape)} fits no dim of {v.name} {list(v.shape)}",
         )
     if not (g.dtype in NORMALIZABLE and v.dtype in NORMALIZABLE):
         return LookAlike(
@@ -187,6 +191,10 @@ def _pair(
             f"cannot be folded: {g.name} is {g.dtype.label} and {v.name} is {v.dtype.label}"
             " (float64, float32, float16 and bfloat16 can)",
         )
+    if is_open:
+        shapes = f"the vector {g.name} {list(g.shape)} fits several dims of {v.name}"
+        message = f"is along a dim that nothing says: {shapes} {list(v.shape)}"
+        return LookAlike(OPEN_DIM, weight, (g.name, v.name), message)
     return Pair(weight, naming, g, v, dims[0], stale)
 
 

@@ -34,7 +34,7 @@ class _Named(NamedTuple):
 
 
 def lay_out_safetensors(output: Output) -> tuple[Layout, tuple[Note, ...]]:
-    """Lay out the one state dict; the notes say what the format has no place for.
+    """Lay out the state dict that all parts make; the notes say what the format has no place for.
 
     Tied tensors are written once, and the metadata leads from the other names to the one that is
     kept, as `safetensors.torch.save_model` does and `load_model` expects.
@@ -42,15 +42,19 @@ def lay_out_safetensors(output: Output) -> tuple[Layout, tuple[Note, ...]]:
     Raises:
         FormatError: a tensor's dtype does not exist in the format.
     """
-    checkpoint, (part,) = output.checkpoint, output.state_dicts
+    checkpoint, parts = output.checkpoint, output.state_dicts
     # What a shard says of the place of its tensors in whole ones is true of no other tensors.
     metadata = {k: v for k, v in (checkpoint.metadata or {}).items() if k != SHARDING_INFO}
     if checkpoint.tree is not None:
         metadata.setdefault("format", "pt")
     kept: dict[object, _Named] = {}
     tied: dict[str, str] = {}
-    recorded = aliases(checkpoint, part.state_dict)
-    named = sorted(_tensors(part, recorded), key=lambda one: one.preference)
+    own = [part for part in parts if not part.is_filled]
+    recorded = {name for part in own for name in aliases(checkpoint, part.state_dict)}
+    named = sorted(
+        (one for part in parts for one in _tensors(part, set() if part.is_filled else recorded)),
+        key=lambda one: one.preference,
+    )
     for one in named:
         first = kept.setdefault(one.tensor.tie, one)
         if first is not one:
@@ -67,7 +71,10 @@ def lay_out_safetensors(output: Output) -> tuple[Layout, tuple[Note, ...]]:
             )
     stored = sorted(kept.values(), key=lambda one: (_RANK[one.tensor.dtype], one.tensor.name))
     origins = {
-        spec.name: spec.storage.key for spec in part.state_dict.tensors if spec.name in recorded
+        spec.name: spec.storage.key
+        for part in own
+        for spec in part.state_dict.tensors
+        if spec.name in recorded
     }
     metadata = {
         name: text

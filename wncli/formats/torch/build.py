@@ -9,7 +9,7 @@ from wncli.checkpoint.layout import Content, Elements, Magnitude, Product, Whole
 from wncli.checkpoint.output import OutputStateDict, OutputTensor, Result
 from wncli.checkpoint.tensors import DType, Storage, row_major
 from wncli.errors import FormatError
-from wncli.formats.pickles.nodes import Call, Global, Node, PersistentId, SetItems
+from wncli.formats.pickles.nodes import Call, Global, Node, PersistentId, SetItems, entries_of
 from wncli.formats.pickles.writer import Edits, Entries, write_pickle
 from wncli.formats.torch.tensors import NewStorage, class_of, make_tensor, storage_pid
 from wncli.formats.torch.tree import TorchTree
@@ -45,11 +45,30 @@ class Build:
                 kept += self.tensors(result, nodes)
         return kept
 
+    def joined(self, parts: Sequence[OutputStateDict], left: Edits) -> Entries:
+        """Make the items of one state dict of several parts; `left` is what mappings still have."""
+        entries: Entries = []
+        for part in parts:
+            own = self.tree.mappings if self.tree and not part.is_filled else {}
+            node = own.get(part.state_dict.keys)
+            if node is None:
+                entries += self.flat_entries(part)
+                continue
+            held = left[id(node)] if id(node) in left else entries_of(node) or []
+            entries += self.state_dict(part, held)
+        return entries
+
     def flat(self, part: OutputStateDict) -> Node:
         """Make a state dict of its own, for tensors that no mapping of the input holds."""
-        entries: Entries = []
-        for result in part.results:
-            entries += self.tensors(result, {})
+        return self.mapping(self.flat_entries(part))
+
+    def flat_entries(self, part: OutputStateDict) -> Entries:
+        """Make the items of a state dict for tensors that no mapping of the input holds."""
+        return [entry for result in part.results for entry in self.tensors(result, {})]
+
+    @staticmethod
+    def mapping(entries: Entries) -> Node:
+        """Make an OrderedDict of these items."""
         return Call("REDUCE", Global("collections", "OrderedDict"), (), effects=[SetItems(entries)])
 
     def tensors(self, result: Result, nodes: dict[str, Node]) -> Entries:

@@ -47,8 +47,17 @@ def torch_content(output: Output) -> TorchContent:
     edits: dict[int, list[Node]] = dict(left)
     state_dicts: dict[Keys, Node] = {}
     edited: dict[int, OutputStateDict] = {}
+    together = _by_target(output)
     for part in output.state_dicts:
-        node = tree.mappings.get(part.state_dict.keys) if tree else None
+        node = tree.mappings.get(part.state_dict.keys) if tree and not part.is_filled else None
+        if len(together[part.keys]) > 1:
+            if part is not together[part.keys][0]:
+                continue
+            items = build.joined(together[part.keys], left)
+            state_dicts[part.keys] = build.mapping(items)
+            if node is not None and not output.alone:
+                edits[id(node)] = items
+            continue
         if node is None:
             if output.alone or tree is None:
                 state_dicts[part.keys] = build.flat(part)
@@ -75,6 +84,14 @@ def torch_content(output: Output) -> TorchContent:
     ]
     notes = (*_lost_metadata(output), *_lost_entries(output), *beside)
     return TorchContent(pickle, tuple(names), contents, notes)
+
+
+def _by_target(output: Output) -> dict[Keys, list[OutputStateDict]]:
+    """Return the parts by the path at which they are to stand."""
+    found: dict[Keys, list[OutputStateDict]] = {}
+    for part in output.state_dicts:
+        found.setdefault(part.keys, []).append(part)
+    return found
 
 
 def _nested(
@@ -133,7 +150,11 @@ def _listed(
 def _lost_entries(output: Output) -> list[Note]:
     """Return what was beside or in the state dicts that are written by themselves."""
     tree = output.checkpoint.tree
-    mapped = [part for part in output.state_dicts if tree and part.state_dict.keys in tree.mappings]
+    mapped = [
+        part
+        for part in output.state_dicts
+        if tree and part.keeps_others and part.state_dict.keys in tree.mappings
+    ]
     lost = output.left_out(mapped) if output.alone or tree is None else []
     if not lost:
         return []
@@ -143,7 +164,8 @@ def _lost_entries(output: Output) -> list[Note]:
 def _lost_metadata(output: Output) -> list[Note]:
     """Return what safetensors metadata says, and torch files have no place for."""
     checkpoint = output.checkpoint
-    ties = {name for part in output.state_dicts for name in aliases(checkpoint, part.state_dict)}
+    own = [part.state_dict for part in output.state_dicts if not part.is_filled]
+    ties = {name for state_dict in own for name in aliases(checkpoint, state_dict)}
     metadata = checkpoint.metadata or {}
     lost = [k for k, v in metadata.items() if k not in ties and (k, v) != ("format", "pt")]
     if not lost:
