@@ -41,7 +41,7 @@ MOST = 2.6
 LEAST_SECONDS = 0.06
 LEAST_MEGABYTES = 16.0
 #: As often are all sizes measured where a busy machine may have lengthened one.
-TRIES = 4
+TRIES = 8
 
 #: 3 GB that are stored nowhere.
 HOLE = 3 << 30

@@ -6,6 +6,7 @@ the same of a wrong one whatever version typer has.
 
 # Without `from __future__ import annotations`, or typer would compile every annotation once more.
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -263,7 +264,13 @@ def one_of(option: str, word: str | None, words: Sequence[str]) -> Any:  # noqa:
         UsageError: it is another.
     """
     if word is not None and word not in words:
-        raise UsageError(option, "no such choice", expected=" or ".join(words), found=word)
+        raise UsageError(
+            option,
+            "no such choice",
+            expected=" or ".join(words),
+            found=word,
+            hint=f"wn {sys.argv[1]} --help",
+        )
     return word
 
 
