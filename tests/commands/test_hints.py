@@ -69,6 +69,8 @@ ADVICE = (
     "leave --verify out",
     "run wn where the byte order is little: on x86-64 or arm64",
     "load it with PyTorch and save it again",
+    "load it with NumPy and save it again",
+    "load it with NumPy and save it again with astype(dtype.newbyteorder('<'))",
     "load it in the way that it was meant, and save it again",
     "take as REFERENCE a file with the state dict alone, without the list",
     "leave one out",

@@ -86,6 +86,20 @@ def _begins_legacy(start: bytes, _nbytes: int) -> bool:
     return MAGIC in start[:32]  # behind the protocol, and from 4 on a frame
 
 
+def _begins_pickle(start: bytes, nbytes: int) -> bool:
+    """Tell a protocol from 2 on, and what follows it, from the length of a safetensors header.
+
+    Such a length has three zeros or more behind it, where a frame or the next opcode would be.
+    """
+    if start[:1] != b"\x80" or not 2 <= int.from_bytes(start[1:2]) <= 5:  # noqa: PLR2004
+        return False
+    if start[2:3] == b"\x95":
+        is_pickle = int.from_bytes(start[3:11], "little") <= nbytes
+    else:
+        is_pickle = start[2:3] in {b"}", b"]", b"c", b"("} and start[3:4] >= b"("
+    return is_pickle and not _begins_legacy(start, nbytes)
+
+
 def _begins_safetensors(start: bytes, nbytes: int) -> bool:
     if not start[8:].lstrip(b" \t\r\n").startswith(b"{"):
         return False
@@ -104,6 +118,12 @@ def _read_legacy(source: Source) -> Checkpoint:
     from wncli.formats.torch.legacy import read_torch_legacy
 
     return read_torch_legacy(source)
+
+
+def _read_pickle(source: Source) -> Checkpoint:
+    from wncli.formats.numpy.pickle_reader import read_pickled_arrays
+
+    return read_pickled_arrays(source)
 
 
 def _read_safetensors(source: Source) -> Checkpoint:
@@ -138,6 +158,7 @@ SUFFIXES: dict[str, FormatName] = {
 FILE_KINDS = (
     FileKind("a zip archive", _begins_zip, _read_zip),
     FileKind("a legacy torch file", _begins_legacy, _read_legacy),
+    FileKind("a plain pickle", _begins_pickle, _read_pickle),
     FileKind("safetensors", _begins_safetensors, _read_safetensors),
 )
 

@@ -9,7 +9,9 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from wncli.errors import FileError, FormatError
@@ -21,6 +23,8 @@ BLOCK = 1 << 20
 _HAS_PLACES = hasattr(os, "preadv") and hasattr(os, "pwrite")
 #: Bytes that are taken into memory at once, whether or not they are on the disk.
 _MOST_UNSTORED = 32 << 20
+#: As many runs of bytes that are in the file in another form are kept in memory.
+_MOST_UNPACKED = 16
 
 
 class Source(Protocol):
@@ -95,15 +99,43 @@ class _LocalFile:
 
 
 class LocalSource(_LocalFile):
-    """A file that is open for reading, and closed with this."""
+    """A file that is open for reading, and closed with this.
+
+    Behind its end, at places that are nowhere else, can stand what is in it in another form.
+    """
 
     def __init__(self, name: str, file: io.FileIO, number: int = 0) -> None:
         super().__init__(file)
         self.name = name
         self.number = number
+        #: Where what is unpacked begins, how many bytes each has, and what gives them.
+        self.starts: list[int] = []
+        self.sizes: list[int] = []
+        self.unpacking: list[Callable[[], bytes]] = []
+        self.unpacked = lru_cache(_MOST_UNPACKED)(lambda number: self.unpacking[number]())
+
+    def append(self, nbytes: int, unpack: Callable[[], bytes]) -> int:
+        """Have `nbytes` that `unpack` gives stand behind the end, and return where.
+
+        Between two such there is a gap, so that none goes on where another ends.
+        """
+        start = (self.starts[-1] + self.sizes[-1] if self.starts else self.nbytes) + 1
+        self.starts.append(start)
+        self.sizes.append(nbytes)
+        self.unpacking.append(unpack)
+        return start
+
+    def _read_unpacked(self, offset: int, nbytes: int, what: str) -> memoryview:
+        number = bisect_right(self.starts, offset) - 1
+        place = offset - self.starts[number]
+        if number < 0 or place + nbytes > self.sizes[number]:
+            raise truncated(self, what, offset + nbytes)
+        return memoryview(self.unpacked(number))[place : place + nbytes]
 
     def read_at(self, offset: int, nbytes: int, what: str) -> bytes:
         """Read exactly `nbytes` at `offset`."""
+        if self.starts and offset > self.nbytes:
+            return bytes(self._read_unpacked(offset, nbytes, what))
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise truncated(self, what, offset + nbytes)
         if _HAS_PLACES:
@@ -119,6 +151,9 @@ class LocalSource(_LocalFile):
 
     def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
         """Fill `buffer` from `offset` on."""
+        if self.starts and offset > self.nbytes:
+            buffer[:] = self._read_unpacked(offset, len(buffer), what)
+            return
         done = 0
         while done < len(buffer):
             try:

@@ -77,7 +77,7 @@ def read_torch_legacy(source: Source) -> Checkpoint:
             source.number,
         )
 
-    found = read_tree(content, nbytes, locate, source.name, is_legacy=True)
+    found = read_tree(content, nbytes, locate, source, is_legacy=True)
     return Checkpoint(
         source.name,
         "torch legacy",

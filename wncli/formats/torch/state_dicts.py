@@ -41,12 +41,15 @@ from wncli.formats.torch.tensors import (
 from wncli.formats.torch.tree import References, TorchTree
 from wncli.formats.torch.weights_only import accepts
 from wncli.notes import Note
+from wncli.storage.source import LocalSource, Source
 
 #: Deeper than any checkpoint nests its state dicts; bounds what a hostile file can ask for.
 _DEEPEST_ROOT = 16
 #: What `torch.optim` keeps for each parameter, besides `exp_avg` and its kin.
 _KEPT = frozenset({"acc_delta", "exp_inf", "momentum_buffer", "square_avg"})
 _MOST_KEPT = 16
+#: The one protocol that `weights_only` takes without a warning.
+_LOADED_WITHOUT_TRUST = 2
 #: How tensors of a module without submodules are called.
 _USUAL = ("weight", "bias")
 #: Values that hold nothing; and as many items are looked at each time, instead of remembered.
@@ -74,25 +77,29 @@ class Content(NamedTuple):
     entries: tuple[Entry, ...]
     refused_names: tuple[str, ...]
     notes: tuple[Note, ...]
+    has_arrays: bool
 
 
 def read_tree(
     pickled: Pickle,
     nbytes: int,
     locate: Callable[[StorageId], Storage],
-    where: str,
+    source: Source,
     *,
     is_legacy: bool = False,
 ) -> Content:
     """Find the state dicts, the other entries, and what else its reader should know.
 
+    Where there are no tensors, NumPy's arrays are taken for tensors.
+
     Args:
         pickled: the content.
         nbytes: of the pickle.
         locate: finds a storage's bytes in the file.
-        where: the file, for refusals.
+        source: the file.
         is_legacy: it is of the format before PyTorch 1.6.
     """
+    where = source.name
     references: dict[PersistentId, tuple[StorageId, Storage]] = {}
     refused: dict[str, None] = {}
     known: dict[object, object] = {}
@@ -106,8 +113,24 @@ def read_tree(
             refused[name] = None
     root = pickled.root
     found = _Finder(references, budget_for(where, nbytes)).run(root)
+    has_arrays = False
+    if not references and isinstance(source, LocalSource) and any(map(_is_numpy, refused)):
+        from wncli.formats.numpy.pickled import NAMES, take_arrays
+
+        taken = take_arrays(pickled, nbytes, source)
+        among = _Finder(taken.references, budget_for(where, nbytes)).run(root)
+        has_arrays = bool(among.state_dicts)
+        if has_arrays:
+            taken.keep(pickled)
+            references, found = taken.references, among
+            message = "there are NumPy arrays for tensors; they are written as tensors"
+            without = f"; left out: {NAMES}" if taken.table else ""
+            found.notes.append(Note("arrays", message + without))
+        else:
+            taken.give_back()
+    protocol = _LOADED_WITHOUT_TRUST if has_arrays else pickled.protocol
     tree = TorchTree(
-        root, pickled.protocol, references, found.mappings, found.containers, found.paths.shown,
+        root, protocol, references, found.mappings, found.containers, found.paths.shown,
         found.closed,
     )  # fmt: skip
     return Content(
@@ -116,7 +139,12 @@ def read_tree(
         tuple(found.entries),
         tuple(refused),
         (*found.notes, *find_changes(pickled.calls)),
+        has_arrays,
     )
+
+
+def _is_numpy(name: str) -> bool:
+    return name.startswith("numpy.")
 
 
 def _refuse_two_kinds(known: dict[object, object], found: StorageId, where: str) -> None:

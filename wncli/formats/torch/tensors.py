@@ -352,7 +352,7 @@ class NewStorage:
 
 
 #: One hook-less `OrderedDict()` serves all tensors that are made here.
-_NO_HOOKS = Call("REDUCE", Global("collections", "OrderedDict"), ())
+NO_HOOKS = Call("REDUCE", Global("collections", "OrderedDict"), ())
 _REBUILD = Global("torch._utils", "_rebuild_tensor_v2")
 _REBUILD_WITH_DTYPE = Global("torch._utils", "_rebuild_tensor_v3")
 _REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
@@ -373,7 +373,7 @@ def make_tensor(
     stride = row_major(shape) if strides is None else strides
     rebuild = _rebuild(like, "", "")
     requires_grad = rebuild is not None and len(rebuild.args) > 4 and rebuild.args[4] is True  # noqa: PLR2004
-    args = (PersistentId(storage), 0, shape, stride, requires_grad, _NO_HOOKS)
+    args = (PersistentId(storage), 0, shape, stride, requires_grad, NO_HOOKS)
     if storage.dtype in _TYPED_STORAGES:
         tensor = Call("REDUCE", _REBUILD, args)
     else:
@@ -381,7 +381,7 @@ def make_tensor(
         tensor = Call("REDUCE", _REBUILD_WITH_DTYPE, (*args, dtype))
     if is_called(like, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
         requires_grad = bool(like.args[1]) if len(like.args) > 1 else True
-        return Call("REDUCE", _REBUILD_PARAMETER, (tensor, requires_grad, _NO_HOOKS))
+        return Call("REDUCE", _REBUILD_PARAMETER, (tensor, requires_grad, NO_HOOKS))
     return tensor
 
 

@@ -34,10 +34,10 @@ def read_torch_zip(source: Source) -> Checkpoint:
     archive.refuse_big_endian()
     pickle = archive.read("data.pkl")
     pickled = read_pickle(pickle, f"{source.name}: data.pkl")
-    found = read_tree(pickled, len(pickle), archive.locate, source.name)
+    found = read_tree(pickled, len(pickle), archive.locate, source)
     return Checkpoint(
         source.name,
-        "torch",
+        "torch, of NumPy arrays" if found.has_arrays else "torch",
         source.nbytes,
         found.state_dicts,
         found.entries,

@@ -1,0 +1,186 @@
+"""NumPy arrays in pickles: read as NumPy reads them, and written as tensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import wncli
+from tests.support.layers import normalize
+from tests.support.oracles import bits, load
+from tests.support.run import Ran
+
+Wn = Callable[..., Ran]
+PROTOCOLS = (2, 3, 4, 5)
+
+
+class PaddleTensor:
+    """As Paddle pickles its tensors below the top: a call that makes their name and the array."""
+
+    def __init__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        self.name, self.value = name, value
+
+    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[tuple[str, Any]]]:
+        return tuple, ((self.name, self.value),)
+
+
+def network(spelling: str = "hook") -> nn.Module:
+    torch.manual_seed(3)
+    made = nn.Sequential(OrderedDict(pre=nn.Conv1d(4, 6, 3), post=nn.ConvTranspose1d(6, 2, 4)))
+    for name in ("pre", "post"):
+        normalize(made.get_submodule(name), "weight", 0, spelling)  # type: ignore[arg-type]
+    return made
+
+
+def arrays(module: nn.Module) -> dict[str, Any]:
+    return {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
+
+
+def hold_folded(path: Path) -> None:
+    """What was written loads strictly, and computes what PyTorch computes in float64."""
+    found = load_file(path) if path.suffix == ".safetensors" else load(path)
+    plain = nn.Sequential(OrderedDict(pre=nn.Conv1d(4, 6, 3), post=nn.ConvTranspose1d(6, 2, 4)))
+    plain.load_state_dict(found, strict=True)
+    value = torch.randn(2, 4, 9, dtype=torch.float64)
+    torch.testing.assert_close(
+        plain.double()(value), network().double()(value), rtol=1e-5, atol=1e-6
+    )
+
+
+def dumped(state: Any, path: Path, protocol: int) -> Path:  # noqa: ANN401
+    with path.open("wb") as file:
+        pickle.dump(state, file, protocol)
+    return path
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("target", ["out.pt", "out.safetensors"])
+@pytest.mark.parametrize("container", ["paddle", "torch", "torch legacy", "order F"])
+def test_names_and_arrays_are_folded(
+    container: str, target: str, protocol: int, wn: Wn, tmp_path: Path
+) -> None:
+    state = arrays(network())
+    path = tmp_path / "model"
+    if container.startswith("torch"):
+        torch.save(
+            state, path, pickle_protocol=protocol,
+            _use_new_zipfile_serialization=container == "torch",
+        )  # fmt: skip
+    elif container == "paddle":
+        names = {name: f"conv1d_0.{name}" for name in state}
+        dumped(state | {"StructuredToParameterName@@": names}, path, protocol)
+    else:
+        dumped({k: np.asfortranarray(v) for k, v in state.items()}, path, protocol)
+    ran = wn("remove", path, tmp_path / target, "--verify")
+    assert ran.code == 0, ran.stderr
+    hold_folded(tmp_path / target)
+    assert wn("compare", path, tmp_path / target).code == 0
+    assert wn("inspect", "--check", path).code == 0
+
+
+EVERY = ["b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16"]
+ORDERS: dict[str, Callable[[Any], Any]] = {
+    "C": np.ascontiguousarray,
+    "F": np.asfortranarray,
+    "transposed": lambda array: np.ascontiguousarray(array.transpose(1, 2, 0)).transpose(2, 0, 1),
+    "strided": lambda array: np.repeat(array, 2, axis=1)[:, ::2],
+    "scalar": lambda array: np.array(array[0, 0, 0]),
+    "empty": lambda array: array[:, :0],
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_dtype_and_order_is_what_numpy_loads(
+    order: str, protocol: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 255, (2, 3, 4, 16), dtype=np.uint8)
+    state: dict[str, Any] = {
+        f"{code}.w": ORDERS[order](raw[..., : np.dtype(code).itemsize].copy().view(code)[..., 0])
+        for code in EVERY[1:]
+    }
+    state["b1.w"] = ORDERS[order](raw[..., 0] > 99)
+    state["a.weight"] = np.ones((2, 2), "f4")
+    path = dumped(state, tmp_path / "a.pkl", protocol)
+    expected = {k: torch.from_numpy(v.copy(order="K")) for k, v in state.items()}
+    for target in ("a.pt", "a.safetensors"):
+        wncli.convert(path, tmp_path / target, drop=["c16.w"] if target.endswith("s") else [])
+    found = load(tmp_path / "a.pt")
+    assert {k: bits(v) for k, v in found.items()} == {k: bits(v) for k, v in expected.items()}
+    if order in {"C", "F"}:
+        assert all(found[k].stride() == expected[k].stride() for k in expected)
+    del expected["c16.w"]
+    found = load_file(tmp_path / "a.safetensors")
+    assert {k: bits(v) for k, v in found.items()} == {k: bits(v) for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_dtypes_of_ml_dtypes_are_read(protocol: int, tmp_path: Path) -> None:
+    names = ["bfloat16", "float8_e4m3fn", "float8_e5m2"]
+    values = np.linspace(-2, 2, 6).reshape(2, 3)
+    state = {f"{name}.weight": values.astype(getattr(ml_dtypes, name)) for name in names}
+    wncli.convert(dumped(state, tmp_path / "a.pkl", protocol), tmp_path / "a.pt")
+    found = load(tmp_path / "a.pt")
+    for name in names:
+        assert found[f"{name}.weight"].dtype == getattr(torch, name)
+        raw = found[f"{name}.weight"].view(torch.uint8).numpy().tobytes()
+        assert raw == state[f"{name}.weight"].tobytes()
+
+
+def test_nested_trees_and_what_is_beside_them_are_kept(wn: Wn, tmp_path: Path) -> None:
+    """As PaddleSpeech has them: tensors as pairs of their name and an array."""
+    state = {name: PaddleTensor(name, value) for name, value in arrays(network()).items()}
+    path = dumped({"main_params": state, "epoch": 3}, tmp_path / "snapshot.pdz", 4)
+    ran = wn("remove", path, tmp_path / "out.pt")
+    assert ran.code == 0, ran.stderr
+    found = load(tmp_path / "out.pt")
+    assert found["epoch"] == 3
+    torch.save(found["main_params"], tmp_path / "flat.pt")
+    hold_folded(tmp_path / "flat.pt")
+
+
+def test_one_array_under_two_names_is_one_tensor(tmp_path: Path) -> None:
+    shared = np.ones((3, 2), "f4")
+    state = {"a.weight": shared, "b.weight": shared, "c.weight": shared.copy()}
+    wncli.convert(dumped(state, tmp_path / "a.pkl", 4), tmp_path / "a.pt")
+    found = load(tmp_path / "a.pt")
+    pointers = [found[f"{name}.weight"].data_ptr() for name in "abc"]
+    assert pointers[0] == pointers[1] != pointers[2]
+
+
+def test_arrays_beside_tensors_stay_arrays(tmp_path: Path) -> None:
+    state = {"model": network().state_dict(), "stats": {"mean": np.ones(3), "std": np.ones(3)}}
+    torch.save(state, tmp_path / "a.pt")
+    report = wncli.remove(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert [root.root for root in report.roots] == ["model"]
+    found = load(tmp_path / "b.pt", weights_only=False)
+    assert isinstance(found["stats"]["mean"], np.ndarray)
+
+
+def test_a_random_state_alone_makes_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"rng": np.random.RandomState(0).get_state()}, tmp_path / "a.pt")
+    wncli.convert(tmp_path / "a.pt", tmp_path / "b.pt")
+    found = load(tmp_path / "b.pt", weights_only=False)
+    assert isinstance(found["rng"][1], np.ndarray)
+
+
+def test_the_report_says_that_arrays_become_tensors(wn: Wn, tmp_path: Path) -> None:
+    path = dumped(arrays(network()), tmp_path / "a.pdparams", 4)
+    told = json.loads(wn("inspect", path, "--json").stdout)
+    assert told["format"] == "pickle of NumPy arrays"
+    assert "arrays" in [note["code"] for note in told["notes"]]
+    assert wn("convert", path, tmp_path / "a.pt").code == 0
+    assert wn("convert", tmp_path / "a.pt", tmp_path / "b.pt", "--like", path).code == 0
+    assert wn("inspect", path, tmp_path / "b.pdparams").code == 2

@@ -1,0 +1,1 @@
+"""NumPy's arrays: in pickles, and in .npz files."""
