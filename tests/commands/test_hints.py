@@ -70,6 +70,7 @@ ADVICE = (
     "run wn where the byte order is little: on x86-64 or arm64",
     "load it with PyTorch and save it again",
     "load it with NumPy and save it again",
+    "load it with NumPy and save it again with numpy.savez",
     "load it with NumPy and save it again with astype(dtype.newbyteorder('<'))",
     "load it in the way that it was meant, and save it again",
     "take as REFERENCE a file with the state dict alone, without the list",

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tests.support.hint_files import (
+    ARRAYS,
     FOLDER,
     FREE,
     IN,
@@ -407,7 +408,16 @@ OUTPUTS = {
         instead_of=OUT,
     ),
     "a suffix of no format": Case(
-        file(SOUND), f"wn remove {IN} o.xyz", "{--format torch} or {--format safetensors}"
+        file(SOUND), f"wn remove {IN} o.xyz",
+        "{--format npz} or {--format torch} or {--format safetensors}",
+    ),
+    "a dtype that npz has not": Case(
+        file({ODD: torch.ones(2, 2).to(torch.float8_e5m2)}), f"wn convert {IN} {ARRAYS}",
+        "{--format torch} keeps it",
+    ),
+    "tied tensors in an npz": Case(
+        file(dict.fromkeys(map(str, range(40)), torch.zeros(1 << 10, 1 << 10))),
+        f"wn convert {IN} {ARRAYS}", "{--format safetensors} stores them once",
     ),
     "a dtype that PyTorch has not": Case(
         four_bits, f"wn convert {typed(f'{STEM}.safetensors')} {OUT}",

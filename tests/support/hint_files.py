@@ -38,7 +38,7 @@ def typed(name: str) -> str:
 
 
 IN, OUT, REF = typed(f"{STEM}.pt"), typed(f"{STEM} out.pt"), typed(f"{STEM} ref.pt")
-TENSORS = typed(f"{STEM} out.safetensors")
+TENSORS, ARRAYS = typed(f"{STEM} out.safetensors"), typed(f"{STEM} out.npz")
 FOLDER, FREE = typed(f"{STEM} folder"), typed(f"{STEM} free")
 
 

@@ -38,7 +38,7 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A safetensors or torch file, whose content says which; or a folder of shards.",
+        help="A safetensors, torch or npz file, whose content says which; or a folder of shards.",
     ),
 ]
 A = Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")]
@@ -47,7 +47,7 @@ Output = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="OUTPUT",
-        help="The file to write: .safetensors, .pt, .pth or the like; for shards a folder. "
+        help="The file to write: .safetensors, .pt, .pth, .npz or the like; for shards a folder. "
         "With --output-dir, further checkpoints.",
         show_default=False,
     ),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wncli.notes import Note
     from wncli.storage.source import Source
 
-FormatName = Literal["safetensors", "torch"]
+FormatName = Literal["safetensors", "torch", "npz"]
 
 #: Bytes from which every kind of file is known.
 LONGEST_START = 512
@@ -73,9 +73,24 @@ def _lay_out_torch(output: Output, stem: str) -> tuple[Layout, tuple[Note, ...]]
     return lay_out_torch_zip(content, "archive" if mark else stem, mark), content.notes
 
 
+def _lay_out_npz(output: Output, _stem: str) -> tuple[Layout, tuple[Note, ...]]:
+    from wncli.formats.numpy.writer import lay_out_npz
+
+    return lay_out_npz(output)
+
+
 def _begins_zip(start: bytes, _nbytes: int) -> bool:
     # Two digits stand for PK in GPT-SoVITS' files (`formats/torch/zip_records.py`).
-    return start[2:4] == b"\x03\x04" and (start[:2] == b"PK" or start[:2].isdigit())
+    is_zip = start[2:4] == b"\x03\x04" and (start[:2] == b"PK" or start[:2].isdigit())
+    return is_zip and not _begins_npz(start, _nbytes)
+
+
+def _begins_npz(start: bytes, _nbytes: int) -> bool:
+    if not start.startswith(b"PK"):
+        return False
+    from wncli.formats.torch.zip_records import begins_npz
+
+    return begins_npz(start)
 
 
 def _begins_legacy(start: bytes, _nbytes: int) -> bool:
@@ -114,6 +129,12 @@ def _read_zip(source: Source) -> Checkpoint:
     return read_torch_zip(source)
 
 
+def _read_npz(source: Source) -> Checkpoint:
+    from wncli.formats.numpy.reader import read_npz
+
+    return read_npz(source)
+
+
 def _read_legacy(source: Source) -> Checkpoint:
     from wncli.formats.torch.legacy import read_torch_legacy
 
@@ -150,6 +171,14 @@ FORMATS: dict[FormatName, Format] = {
         holds_a_tree=True,
         lay_out=_lay_out_torch,
     ),
+    "npz": Format(
+        name="npz",
+        suffixes=(".npz",),
+        shard_suffixes=(".npz",),
+        hub_stem="model",
+        holds_a_tree=False,
+        lay_out=_lay_out_npz,
+    ),
 }
 #: Which format a file's suffix names.
 SUFFIXES: dict[str, FormatName] = {
@@ -157,6 +186,7 @@ SUFFIXES: dict[str, FormatName] = {
 }
 FILE_KINDS = (
     FileKind("a zip archive", _begins_zip, _read_zip),
+    FileKind("NumPy's .npz", _begins_npz, _read_npz),
     FileKind("a legacy torch file", _begins_legacy, _read_legacy),
     FileKind("a plain pickle", _begins_pickle, _read_pickle),
     FileKind("safetensors", _begins_safetensors, _read_safetensors),

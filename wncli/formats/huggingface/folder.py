@@ -97,7 +97,9 @@ def _rank(names: list[str]) -> dict[str, int]:
         whole = not shard or (not indexes and int(shard[1]) == 1)
         if not whole or PurePosixPath(name).suffix not in SUFFIXES:
             continue
-        group = spare if _TRAINER.fullmatch(name) else ranks
+        # What NumPy saves beside a model are mostly statistics of its data.
+        is_spare = _TRAINER.fullmatch(name) or SUFFIXES[PurePosixPath(name).suffix] == "npz"
+        group = spare if is_spare else ranks
         group[name] = _ORDER[WHOLE_FILES[name]] if name in WHOLE_FILES else _OTHER
     return ranks | indexes or spare
 

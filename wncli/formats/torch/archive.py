@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from wncli.formats.torch.zip_records import (
     CENTRAL_MAGIC,
     LOCAL,
     LOCAL_MAGIC,
+    begins_npz,
     read_mark,
 )
 from wncli.notes import Note
@@ -26,6 +28,10 @@ from wncli.storage.source import BLOCK, Source, read_stored, truncated
 
 _ZIP64 = 0xFFFFFFFF
 _ZIP64_FIELD = 1
+#: Bytes from which an .npz file is known.
+_FIRST = 512
+#: Info-ZIP's Unicode path (APPNOTE.TXT 4.6.9).
+_OTHER_NAME = 0x7075
 _STORED = 0
 _DEFLATED = 8
 _ENCRYPTED = 1
@@ -56,12 +62,22 @@ class Member(NamedTuple):
     crc: int
     packed: int
     method: int
-    is_encrypted: bool
+    flags: int
 
     @property
     def is_stored(self) -> bool:
         """Whether the file holds the content as it is."""
         return self.method == _STORED and self.packed == self.nbytes and not self.is_encrypted
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the content can only be read with a password."""
+        return bool(self.flags & _ENCRYPTED)
+
+    @property
+    def is_deflated(self) -> bool:
+        """Whether it is compressed in the one way that is read."""
+        return self.method == _DEFLATED and not self.is_encrypted
 
 
 def no_checkpoint(source: Source, members: list[str]) -> FormatError:
@@ -74,38 +90,23 @@ def no_checkpoint(source: Source, members: list[str]) -> FormatError:
     )
 
 
-class TorchArchive:
-    """The central directory: the members by their names below the archive's one folder."""
+class ZipArchive:
+    """The central directory of a zip archive: its members by their names."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.mark = read_mark(source.read_at(0, len(LOCAL_MAGIC), "the first bytes"))
         self.members: dict[str, Member] = {}
-        self.storages: dict[str, Storage] = {}
         #: The members that have been read and are not what was written.
         self.damaged: list[str] = []
         count, size, offset, end = read_end(source)
         raw = read_stored(source, offset, size, "the zip's central directory")
         place = 0
-        folder = None
-        folded: set[str] = set()
         for _ in range(count):
             name, member, place = self._entry(raw, place)
-            top, slash, inner = name.partition("/")
-            if folder is None:
-                if not slash:
-                    raise no_checkpoint(source, [name])
-                folder = top
-            if not slash or top != folder:
-                raise self.broken(
-                    f"member {name!r} stands outside the archive's folder", f"{folder}/…", name
-                )
-            lower = inner.lower()  # PyTorch's own reader does not tell upper case from lower
-            if lower in folded:
+            inner = self.inner_name(name)
+            if inner in self.members:
                 raise self.broken(f"member {name!r} stands there twice", "one of each name", "two")
-            folded.add(lower)
-            if inner != lower and lower in _KNOWN:  # it would be found there, and not here
-                raise self.broken(f"member {name!r} is spelled otherwise", lower, inner)
             self.members[inner] = member
         if place != size:
             raise self.broken(
@@ -122,6 +123,14 @@ class TorchArchive:
         #: Where the next record begins behind each member's header.
         self.ends = dict(pairwise(starts))
 
+    def inner_name(self, name: str) -> str:
+        """Return what a member is called here.
+
+        Raises:
+            FormatError: there can be no such member.
+        """
+        return name
+
     def broken(self, what: str, expected: str, found: str) -> FormatError:
         """Make the refusal of an archive that contradicts itself."""
         return broken_zip(self.source, what, expected, found)
@@ -134,25 +143,11 @@ class TorchArchive:
         """Return the content of a member that is stored."""
         member = self.members[name]
         self.refuse_packed(member)
-        place = self._data_offset(member)
+        place = self.data_offset(member)
         content = read_stored(self.source, place, member.nbytes, f"member {name}")
         if member.crc not in (0, zlib.crc32(content)):
             self.damaged.append(name)
         return content
-
-    def read_short(self, name: str) -> bytes:
-        """Return the content of a member that is a word or a number.
-
-        Raises:
-            FormatError: it is longer.
-        """
-        if self.members[name].nbytes > _LONGEST_WORD:
-            raise self.broken(
-                f"member {name!r} is too long",
-                f"up to {_LONGEST_WORD} bytes",
-                f"{self.members[name].nbytes:,}",
-            )
-        return self.read(name)
 
     def is_damaged(self, member: Member) -> bool:
         """Whether a member's bytes do not have its checksum; 0 is none."""
@@ -160,7 +155,7 @@ class TorchArchive:
             return False
         from wncli.storage.crc32 import crc32
 
-        start, found = self._data_offset(member), 0
+        start, found = self.data_offset(member), 0
         for place in range(0, member.nbytes, BLOCK):
             count = min(BLOCK, member.nbytes - place)
             step = self.source.read_at(start + place, count, f"member {member.name}")
@@ -170,12 +165,12 @@ class TorchArchive:
     def unpack(self, name: str) -> bytes:
         """Return the content of a member that may be deflated; never more than it claims to be."""
         member = self.members[name]
-        if member.is_stored or member.method != _DEFLATED or member.is_encrypted:
+        if member.is_stored or not member.is_deflated:
             return self.read(name)
         # Deflating makes nothing longer than this; what follows is no part of it.
         most = member.nbytes + (member.nbytes >> 8) + 64
         packed = min(member.packed, most)
-        raw = read_stored(self.source, self._data_offset(member), packed, f"member {name}")
+        raw = read_stored(self.source, self.data_offset(member), packed, f"member {name}")
         try:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, member.nbytes + 1)
         except zlib.error as error:
@@ -200,6 +195,132 @@ class TorchArchive:
                 "stored members, as torch.save writes",
                 f"method {member.method}, {member.packed} of {member.nbytes} bytes",
             )
+
+    def _entry(self, raw: bytes, place: int) -> tuple[str, Member, int]:
+        if place + CENTRAL.size > len(raw):
+            raise self.broken("the central directory ends early", "one more member", "its end")
+        (
+            magic, _, _, flags, method, _, _, crc, packed, nbytes,
+            name_size, extra_size, comment_size, _, _, attributes, header,
+        ) = CENTRAL.unpack_from(raw, place)  # fmt: skip
+        if magic != CENTRAL_MAGIC:
+            raise self.broken("an entry of the central directory is broken", "PK 1 2", repr(magic))
+        place += CENTRAL.size
+        end = place + name_size + extra_size + comment_size
+        if end > len(raw):
+            raise self.broken("the central directory ends early", f"{end} bytes", f"{len(raw)}")
+        name = self._text(raw[place : place + name_size])
+        extra = raw[place + name_size : place + name_size + extra_size]
+        if extra and _OTHER_NAME in _kinds(extra):  # some readers go by it, and others do not
+            raise self.broken(f"member {name!r} has another name beside it", "one name", "two")
+        if _ZIP64 in (nbytes, packed, header):
+            nbytes, packed, header = self._zip64(name, extra, nbytes, packed, header)
+        if nbytes and (attributes & _FOLDER or name.endswith("/")):
+            raise self.broken(f"member {name!r} is a folder with content", "a file", "a folder")
+        return name, Member(name, header, nbytes, crc, packed, method, flags), end
+
+    def _text(self, raw: bytes) -> str:
+        """Return the name of a member."""
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            name = "\0"
+        if "\0" in name:
+            raise self.broken("a member's name is no text", "UTF-8 without NUL", repr(raw[:60]))
+        return name
+
+    def _zip64(self, name: str, extra: bytes, *values: int) -> list[int]:
+        """Put the 64-bit values in for those that the 32-bit fields leave out."""
+        found = list(values)
+        place = 0
+        while place + 4 <= len(extra):
+            kind, size = struct.unpack_from("<2H", extra, place)
+            if kind == _ZIP64_FIELD:
+                wanted = [index for index, value in enumerate(found) if value == _ZIP64]
+                if size < 8 * len(wanted) or place + 4 + size > len(extra):
+                    break
+                for step, index in enumerate(wanted):
+                    (found[index],) = struct.unpack_from("<Q", extra, place + 4 + 8 * step)
+                return found
+            place += 4 + size
+        raise self.broken(f"member {name!r} has no zip64 sizes", "a zip64 field", "none")
+
+    def data_offset(self, member: Member) -> int:
+        """Return where a member's bytes begin, as its own header says.
+
+        Raises:
+            FormatError: that is another member's header, or they overlap what follows.
+        """
+        expected = member.name.encode("utf-8", "replace")
+        what = f"member {member.name}"
+        raw = self.source.read_at(member.header, LOCAL.size + len(expected), what)
+        magic, _, _, _, _, _, _, _, _, name_size, extra_size = LOCAL.unpack_from(raw)
+        if self.mark and not member.header:
+            magic = LOCAL_MAGIC[:2] + magic[2:]
+        start = member.header + LOCAL.size
+        name = raw[LOCAL.size :]
+        if name_size != len(expected):  # it is another, or was not to be decoded
+            name = self.source.read_at(start, name_size, what)
+        if magic != LOCAL_MAGIC or (
+            name != expected and name.decode("utf-8", "replace") != member.name
+        ):
+            raise self.broken(
+                f"member {member.name!r} is not where the directory says",
+                f"its header at byte {member.header}",
+                repr(name[:60]),
+            )
+        data: int = start + name_size + extra_size
+        end = self.ends.get(member.header, -1)
+        if end < data + member.packed <= self.source.nbytes:
+            raise self.broken(
+                f"member {member.name!r} overlaps what follows it",
+                f"its bytes before byte {end}",
+                f"{member.packed} bytes from byte {data} on",
+            )
+        return data
+
+
+class TorchArchive(ZipArchive):
+    """An archive of PyTorch's: its members by their names below the one folder."""
+
+    def __init__(self, source: Source) -> None:
+        self.storages: dict[str, Storage] = {}
+        self.folder: str | None = None
+        self.folded: set[str] = set()
+        super().__init__(source)
+
+    def inner_name(self, name: str) -> str:
+        """Return a member's name below the folder."""
+        top, slash, inner = name.partition("/")
+        if self.folder is None:
+            if not slash:
+                raise no_checkpoint(self.source, [name])
+            self.folder = top
+        if not slash or top != self.folder:
+            raise self.broken(
+                f"member {name!r} stands outside the archive's folder", f"{self.folder}/…", name
+            )
+        lower = inner.lower()  # PyTorch's own reader does not tell upper case from lower
+        if lower in self.folded:
+            raise self.broken(f"member {name!r} stands there twice", "one of each name", "two")
+        self.folded.add(lower)
+        if inner != lower and lower in _KNOWN:  # it would be found there, and not here
+            raise self.broken(f"member {name!r} is spelled otherwise", lower, inner)
+        return inner
+
+    def read_short(self, name: str) -> bytes:
+        """Return the content of a member that is a word or a number.
+
+        Raises:
+            FormatError: it is longer.
+        """
+        if self.members[name].nbytes > _LONGEST_WORD:
+            raise self.broken(
+                f"member {name!r} is too long",
+                f"up to {_LONGEST_WORD} bytes",
+                f"{self.members[name].nbytes:,}",
+            )
+        return self.read(name)
 
     def refuse_big_endian(self) -> None:
         """Hold the byte order against this machine's; older archives without one are little-endian.
@@ -261,7 +382,7 @@ class TorchArchive:
                 f"storage data/{identity.key} is missing", "a member for every storage", "none"
             )
         self.refuse_packed(member)
-        offset = self._data_offset(member)
+        offset = self.data_offset(member)
         if offset + member.nbytes > self.source.nbytes:
             raise truncated(self.source, f"storage data/{identity.key}", offset + member.nbytes)
         # PyTorch can be told to compute no checksums (set_crc32_options), and then records 0.
@@ -269,38 +390,6 @@ class TorchArchive:
         return Storage(
             identity.key, offset, member.nbytes, crc, identity.location, self.source.number
         )
-
-    def _entry(self, raw: bytes, place: int) -> tuple[str, Member, int]:
-        if place + CENTRAL.size > len(raw):
-            raise self.broken("the central directory ends early", "one more member", "its end")
-        (
-            magic, _, _, flags, method, _, _, crc, packed, nbytes,
-            name_size, extra_size, comment_size, _, _, attributes, header,
-        ) = CENTRAL.unpack_from(raw, place)  # fmt: skip
-        if magic != CENTRAL_MAGIC:
-            raise self.broken("an entry of the central directory is broken", "PK 1 2", repr(magic))
-        place += CENTRAL.size
-        end = place + name_size + extra_size + comment_size
-        if end > len(raw):
-            raise self.broken("the central directory ends early", f"{end} bytes", f"{len(raw)}")
-        name = self._text(raw[place : place + name_size])
-        if _ZIP64 in (nbytes, packed, header):
-            extra = raw[place + name_size : place + name_size + extra_size]
-            nbytes, packed, header = self._zip64(name, extra, nbytes, packed, header)
-        if nbytes and (attributes & _FOLDER or name.endswith("/")):
-            raise self.broken(f"member {name!r} is a folder with content", "a file", "a folder")
-        encrypted = bool(flags & _ENCRYPTED)
-        return name, Member(name, header, nbytes, crc, packed, method, encrypted), end
-
-    def _text(self, raw: bytes) -> str:
-        """Return the name of a member."""
-        try:
-            name = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            name = "\0"
-        if "\0" in name:
-            raise self.broken("a member's name is no text", "UTF-8 without NUL", repr(raw[:60]))
-        return name
 
     def refuse_version(self) -> None:
         """Hold the version of the layout against those that PyTorch has written (1 to 10).
@@ -317,50 +406,14 @@ class TorchArchive:
                 repr(version[:20]) if self.has(member) else "no such member",
             )
 
-    def _zip64(self, name: str, extra: bytes, *values: int) -> list[int]:
-        """Put the 64-bit values in for those that the 32-bit fields leave out."""
-        found = list(values)
-        place = 0
-        while place + 4 <= len(extra):
-            kind, size = struct.unpack_from("<2H", extra, place)
-            if kind == _ZIP64_FIELD:
-                wanted = [index for index, value in enumerate(found) if value == _ZIP64]
-                if size < 8 * len(wanted) or place + 4 + size > len(extra):
-                    break
-                for step, index in enumerate(wanted):
-                    (found[index],) = struct.unpack_from("<Q", extra, place + 4 + 8 * step)
-                return found
-            place += 4 + size
-        raise self.broken(f"member {name!r} has no zip64 sizes", "a zip64 field", "none")
 
-    def _data_offset(self, member: Member) -> int:
-        expected = member.name.encode("utf-8", "replace")
-        what = f"member {member.name}"
-        raw = self.source.read_at(member.header, LOCAL.size + len(expected), what)
-        magic, _, _, _, _, _, _, _, _, name_size, extra_size = LOCAL.unpack_from(raw)
-        if self.mark and not member.header:
-            magic = LOCAL_MAGIC[:2] + magic[2:]
-        start = member.header + LOCAL.size
-        name = raw[LOCAL.size :]
-        if name_size != len(expected):  # it is another, or was not to be decoded
-            name = self.source.read_at(start, name_size, what)
-        if magic != LOCAL_MAGIC or (
-            name != expected and name.decode("utf-8", "replace") != member.name
-        ):
-            raise self.broken(
-                f"member {member.name!r} is not where the directory says",
-                f"its header at byte {member.header}",
-                repr(name[:60]),
-            )
-        data: int = start + name_size + extra_size
-        end = self.ends.get(member.header, -1)
-        if end < data + member.packed <= self.source.nbytes:
-            raise self.broken(
-                f"member {member.name!r} overlaps what follows it",
-                f"its bytes before byte {end}",
-                f"{member.packed} bytes from byte {data} on",
-            )
-        return data
+def _kinds(extra: bytes) -> Iterator[int]:
+    """Give the kinds of the extra fields of a member."""
+    place = 0
+    while place + 4 <= len(extra):
+        kind, size = struct.unpack_from("<2H", extra, place)
+        yield kind
+        place += 4 + size
 
 
 def damage_note(member: str, file: str = "") -> Note:
@@ -375,8 +428,8 @@ def damaged_members(source: Source) -> list[str]:
 
     Reads all of the file.
     """
-    start = source.read_at(0, min(len(LOCAL_MAGIC), source.nbytes), "the first bytes")
-    if start != LOCAL_MAGIC and not read_mark(start):
+    start = source.read_at(0, min(_FIRST, source.nbytes), "the first bytes")
+    if not start.startswith(LOCAL_MAGIC) and not read_mark(start):
         return []
-    archive = TorchArchive(source)
+    archive = ZipArchive(source) if begins_npz(start) else TorchArchive(source)
     return [name for name, member in archive.members.items() if archive.is_damaged(member)]

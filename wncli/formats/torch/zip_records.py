@@ -19,8 +19,19 @@ def read_mark(start: bytes) -> bytes:
     return start[:2] if is_marked else b""
 
 
+#: How the members of an .npz file are called behind the names of the arrays.
+NPY = ".npy"
+
 LOCAL = struct.Struct("<4s5H3L2H")
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 END = struct.Struct("<4s4H2LH")
 END64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR64 = struct.Struct("<4sLQL")
+
+
+def begins_npz(start: bytes) -> bool:
+    """Whether a zip that begins so has an array of NumPy for its first member."""
+    if len(start) < LOCAL.size or not start.startswith(LOCAL_MAGIC):
+        return False
+    end = LOCAL.size + LOCAL.unpack_from(start)[-2]
+    return end <= len(start) and start[LOCAL.size : end].endswith(NPY.encode())
