@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
+#: Names that layers of all kinds have in common.
+_OF_A_LAYER = 2
 #: What DataParallel and `torch.compile` put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 #: What else stands in names, between any two parts, and is none of the model's: FSDP's wrappers,
@@ -167,22 +169,25 @@ def find_prefix_map(
 ) -> PrefixMap:
     """Return the prefixes that make most of `names` meet `others`; none where none does better.
 
-    Wrappers and the `roots` are tried, and any other prefix if with it most of one side meets.
+    Wrappers and the `roots` are tried, and any other prefix if with it one side meets in full.
     """
     tops = Tops.of(roots)
-    return best_fit(Names(names, tops), Names(others, tops)).prefixes
+    return best_fit(Names(names, tops), Names(others, tops), in_full=True).prefixes
 
 
-def best_fit(names: Names, others: Names) -> Fit:
-    """Find how most of the names meet one of the others: by prefixes, or without all wrappers."""
-    fit = _best_prefixes(names, others)
+def best_fit(names: Names, others: Names, *, in_full: bool = False) -> Fit:
+    """Find how most of the names meet one of the others: by prefixes, or without all wrappers.
+
+    Any prefix will do with which most of one side meets, or all of it where `in_full` is set.
+    """
+    fit = _best_prefixes(names, others, in_full=in_full)
     if fit.matched == len(others) or not (names.has_wrappers or others.has_wrappers):
         return fit
-    inner = _best_prefixes(names.unwrapped, others.unwrapped)
+    inner = _best_prefixes(names.unwrapped, others.unwrapped, in_full=in_full)
     return inner._replace(is_unwrapped=True) if inner.matched > fit.matched else fit
 
 
-def _best_prefixes(names: Names, others: Names) -> Fit:
+def _best_prefixes(names: Names, others: Names, *, in_full: bool) -> Fit:
     best, most = PrefixMap(), _count(PrefixMap(), names, others)
     if most == len(others) or not len(names):
         return Fit(best, most)
@@ -202,14 +207,16 @@ def _best_prefixes(names: Names, others: Names) -> Fit:
             best, most = prefixes, count
     probed = {prefixes: _count(prefixes, names, others) for prefixes in _probes(names, others)}
     top = max(probed.values(), default=0)
-    if top <= most or 2 * top <= min(len(others), len(names)):
+    is_full = top in {len(others), len(names)}
+    is_enough = is_full if in_full else 2 * top > min(len(others), len(names))
+    if top <= most or not is_enough:
         return Fit(best, most)
     fitting = [prefixes for prefixes, count in probed.items() if count == top]
     if len(fitting) == 1:
         return Fit(fitting[0], top)
-    # Of several, none is more likely meant than others; with all of them, much has to meet.
-    is_full = top in {len(others), len(names)}
-    is_much = 2 * top * len(fitting) > max(len(others), len(names))
+    # Of several, none is more likely meant than others; with all of them, much has to meet, and
+    # more than the weight and bias that any layer has.
+    is_much = top > _OF_A_LAYER and 2 * top * len(fitting) > max(len(others), len(names))
     return Fit(best, top, tuple(fitting)) if is_much and (is_full or not most) else Fit(best, most)
 
 
