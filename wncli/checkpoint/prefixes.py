@@ -8,8 +8,6 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
-#: Names that layers of all kinds have in common.
-_OF_A_LAYER = 2
 #: What DataParallel and `torch.compile` put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 #: What else stands in names, between any two parts, and is none of the model's: FSDP's wrappers,
@@ -22,6 +20,8 @@ _PROBES = 16
 #: As many modules deep they are looked for, in names of so many characters and no more.
 _DEEPEST = 32
 _LONGEST = 500
+#: As many names can be one layer's own, `weight` and `bias`, and tell of no copies of a model.
+_LAYERS_OWN = 2
 #: Endings of names that are looked up on the other side; of more names, some are taken.
 _MOST_ENDINGS = 1 << 17
 
@@ -172,22 +172,19 @@ def find_prefix_map(
     Wrappers and the `roots` are tried, and any other prefix if with it one side meets in full.
     """
     tops = Tops.of(roots)
-    return best_fit(Names(names, tops), Names(others, tops), in_full=True).prefixes
+    return _best_prefixes(Names(names, tops), Names(others, tops), in_full=True).prefixes
 
 
-def best_fit(names: Names, others: Names, *, in_full: bool = False) -> Fit:
-    """Find how most of the names meet one of the others: by prefixes, or without all wrappers.
-
-    Any prefix will do with which most of one side meets, or all of it where `in_full` is set.
-    """
-    fit = _best_prefixes(names, others, in_full=in_full)
+def best_fit(names: Names, others: Names) -> Fit:
+    """Find how most of the names meet one of the others: by prefixes, or without all wrappers."""
+    fit = _best_prefixes(names, others)
     if fit.matched == len(others) or not (names.has_wrappers or others.has_wrappers):
         return fit
-    inner = _best_prefixes(names.unwrapped, others.unwrapped, in_full=in_full)
+    inner = _best_prefixes(names.unwrapped, others.unwrapped)
     return inner._replace(is_unwrapped=True) if inner.matched > fit.matched else fit
 
 
-def _best_prefixes(names: Names, others: Names, *, in_full: bool) -> Fit:
+def _best_prefixes(names: Names, others: Names, *, in_full: bool = False) -> Fit:
     best, most = PrefixMap(), _count(PrefixMap(), names, others)
     if most == len(others) or not len(names):
         return Fit(best, most)
@@ -208,16 +205,24 @@ def _best_prefixes(names: Names, others: Names, *, in_full: bool) -> Fit:
     probed = {prefixes: _count(prefixes, names, others) for prefixes in _probes(names, others)}
     top = max(probed.values(), default=0)
     is_full = top in {len(others), len(names)}
-    is_enough = is_full if in_full else 2 * top > min(len(others), len(names))
-    if top <= most or not is_enough:
+    if top <= most or 2 * top <= min(len(others), len(names)) or (in_full and not is_full):
         return Fit(best, most)
     fitting = [prefixes for prefixes, count in probed.items() if count == top]
     if len(fitting) == 1:
         return Fit(fitting[0], top)
-    # Of several, none is more likely meant than others; with all of them, much has to meet, and
-    # more than the weight and bias that any layer has.
-    is_much = top > _OF_A_LAYER and 2 * top * len(fitting) > max(len(others), len(names))
-    return Fit(best, top, tuple(fitting)) if is_much and (is_full or not most) else Fit(best, most)
+    # Of several, none is more likely meant than others; with all of them, much has to meet.
+    is_much = 2 * top * len(fitting) > max(len(others), len(names))
+    is_model = top > _LAYERS_OWN or _reaches_into_modules(fitting[0], names, others)
+    if is_much and (is_full or not most) and is_model:
+        return Fit(best, top, tuple(fitting))
+    return Fit(best, most)
+
+
+def _reaches_into_modules(prefixes: PrefixMap, names: Names, others: Names) -> bool:
+    """Whether names of modules meet, not only a layer's own, as `weight`, which all layers have."""
+    strip, add = prefixes
+    below = (name[len(strip) :] for name in names.starting_with(strip))
+    return any("." in name and add + name in others.all for name in below)
 
 
 def _count(prefixes: PrefixMap, names: Names, others: Names) -> int:

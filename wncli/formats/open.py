@@ -18,6 +18,9 @@ from wncli.hints import either, path_text
 from wncli.notes import Note
 from wncli.storage.source import LocalSource, Source, Sources, unreadable
 
+#: The module's name stands among the first globals of a `.metadata`.
+_DISTRIBUTED = b"torch.distributed.checkpoint.metadata"
+
 
 @contextmanager
 def open_checkpoint(
@@ -131,7 +134,8 @@ def _read(source: Source) -> Checkpoint:
     start = source.read_at(0, min(LONGEST_START, source.nbytes), "the first bytes")
     kinds = kinds_of(start, source.nbytes)
     _refuse_two_formats(source, [kind.label for kind in kinds], start)
-    if Path(source.name).suffix == ".distcp":  # a part may look whole
+    # A part may look whole, and the metadata is a pickle.
+    if source.name.endswith((".distcp", ".metadata")) or _DISTRIBUTED in start:
         from wncli.formats.distributed import refuse_distributed_file
 
         refuse_distributed_file(Path(source.name), start)

@@ -23,7 +23,7 @@ from wncli.formats.torch.zip_records import (
     LOCATOR64,
     NPY,
 )
-from wncli.hints import option
+from wncli.hints import phrase, setting
 from wncli.notes import Note
 from wncli.storage.crc32 import crc32, moved_on
 
@@ -68,7 +68,7 @@ def lay_out_npz(output: Output) -> tuple[Layout, tuple[Note, ...]]:
             where,
             f"tied tensors would be written over and over: {tied:,} bytes",
             expected=f"no more than the file and {_TIED:,} bytes",
-            hint=f"{option('--format', 'safetensors')} stores them once",
+            hint=phrase("{} stores them once", setting(format="safetensors")),
         )
     place = 0
     fixed: list[Written] = []
@@ -115,7 +115,7 @@ def _member_name(tensor: OutputTensor, where: str) -> bytes:
         name = b"\0"
     if b"\0" in name or len(name) > _LONGEST_NAME:
         problem = "the name is none that a zip can hold"
-        hint = f"{option('--format', 'torch')} keeps it"
+        hint = phrase("{} keeps it", setting(format="torch"))
         raise FormatError(f"{where}: {tensor.name}", problem, hint=hint)
     return name
 
@@ -130,7 +130,7 @@ def _npy_header(tensor: OutputTensor, where: str) -> bytes:
     descr = _DESCRS.get(tensor.dtype)
     if descr is None:
         problem = f"npz has no {tensor.dtype.label}"
-        hint = f"{option('--format', 'torch')} keeps it"
+        hint = phrase("{} keeps it", setting(format="torch"))
         raise FormatError(f"{where}: {tensor.name}", problem, hint=hint)
     shape = tuple(tensor.shape)
     text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
