@@ -28,8 +28,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 import wncli
 from tests.support.layers import normalize
-from tests.support.oracles import load
-from tests.support.refusals import hold_refused, snapshot
+from tests.support.oracles import bits, load
+from tests.support.refusals import hold_refused, hold_refused_by_all, snapshot
 from tests.support.run import Ran, environment
 
 pytestmark = pytest.mark.thinned(7)
@@ -353,8 +353,15 @@ def saved_in(folder: Path) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-@pytest.mark.parametrize("inner", ["./model_weights.ckpt", "model_weights.ckpt", "a b/best (1).th"])
+ARCHIVES = [
+    (mode, inner)
+    for mode in ("w", "w:gz", "w:bz2", "w:xz")
+    for inner in ("./model_weights.ckpt", "model_weights.ckpt", "a b/best (1).th")
+    if mode != "w" or "model_weights" not in inner  # which is read where it is
+]
+
+
+@pytest.mark.parametrize(("mode", "inner"), ARCHIVES)
 def test_an_archive_is_named_with_what_takes_the_checkpoint_out(
     mode: str, inner: str, wn: Callable[..., Ran], user: Path
 ) -> None:
@@ -375,6 +382,121 @@ def test_a_compressed_file_is_named_with_what_unpacks_it(
     (user / name).write_bytes(gzip.compress(saved_in(user)))
     argument = f"./{name}" if name.startswith("-") else name
     assert "blocks.0.weight" in hold_hint_works(wn, user, argument, "gzip")
+
+
+@pytest.mark.parametrize("inner", ["./model_weights.ckpt", "model_weights.ckpt"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("content", ["torch", "legacy", "arrays"])
+def test_the_checkpoint_in_a_nemo_archive_is_read_where_it_is(
+    content: str, form: int, inner: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    state: dict[str, Any] = dict(network().state_dict())
+    if content == "arrays":
+        state = {name: tensor.numpy() for name, tensor in state.items()}
+    torch.save(state, tmp_path / "w", _use_new_zipfile_serialization=content != "legacy")
+    (tmp_path / "c").write_text("target: x")
+    path = tmp_path / "tts.nemo"
+    with tarfile.open(path, "w", format=form) as archive:
+        archive.add(tmp_path / "c", "./model_config.yaml")
+        archive.add(tmp_path / "w", inner)
+        archive.add(tmp_path / "c", "./tokenizer" + "é" * 40)
+    looked = wn_here("inspect", "--check", path)
+    assert looked.code == 0
+    assert "model_weights.ckpt of a NeMo archive" in looked.stdout
+    for target in ("out.pt", "out.safetensors"):
+        assert wn_here("remove", path, tmp_path / target, "--verify").code == 0
+        model = network()
+        for name in ("ups.0", "blocks.0"):
+            nn.utils.parametrize.remove_parametrizations(model.get_submodule(name), "weight")
+        expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        read = load_file if target.endswith("s") else load
+        model.load_state_dict(read(tmp_path / target), strict=True)
+        assert all(torch.allclose(expected[k], v, rtol=1e-6) for k, v in model.state_dict().items())
+    assert wn_here("compare", path, tmp_path / "out.pt").code == 0
+    assert wn_here("convert", tmp_path / "out.pt", tmp_path / "again.pt", "--like", path).code == 0
+    assert wn_here("convert", path, tmp_path / "taken.pt").code == 0
+    assert {k: bits(v) for k, v in load(tmp_path / "taken.pt").items()} == {
+        k: bits(torch.as_tensor(v)) for k, v in state.items()
+    }
+    assert wn_here("remove", path, path, "--force").code == 2  # it is written as none
+
+
+def member(name: str, content: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:  # noqa: ANN401
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info, content
+
+
+WEIGHTS = "model_weights.ckpt"
+#: Archives in which there is none that could be meant, and what is said of them.
+NO_WEIGHTS: dict[str, tuple[Callable[[bytes], list[tuple[tarfile.TarInfo, bytes]]], str]] = {
+    "twice": (lambda raw: [member(WEIGHTS, raw), member(f"./{WEIGHTS}", raw)], "2 times"),
+    "twice by another way": (
+        lambda raw: [member(WEIGHTS, raw), member(f"x/../{WEIGHTS}", raw)], "2 times"
+    ),
+    "a symbolic link": (
+        lambda raw: [member("other.ckpt", raw),
+                     member(WEIGHTS, type=tarfile.SYMTYPE, linkname="other.ckpt")],
+        "no checkpoint",
+    ),
+    "a hard link": (
+        lambda raw: [member("other.ckpt", raw),
+                     member(WEIGHTS, type=tarfile.LNKTYPE, linkname="other.ckpt")],
+        "no checkpoint",
+    ),
+    "a link outside": (
+        lambda _: [member(WEIGHTS, type=tarfile.SYMTYPE, linkname="/etc/passwd")], "no checkpoint"
+    ),
+    "a folder": (lambda _: [member(WEIGHTS, type=tarfile.DIRTYPE)], "no checkpoint"),
+    "a fifo": (lambda _: [member(WEIGHTS, type=tarfile.FIFOTYPE)], "no checkpoint"),
+    "text": (lambda _: [member(WEIGHTS, b"text")], "no checkpoint"),
+    "nothing": (lambda _: [member(WEIGHTS)], "no checkpoint"),
+    "in a folder": (lambda raw: [member(f"a/{WEIGHTS}", raw)], "no checkpoint"),
+    "too many members": (
+        lambda raw: [*(member(f"{n}") for n in range(1001)), member(WEIGHTS, raw)], "no checkpoint"
+    ),
+    "a name of megabytes": (
+        lambda raw: [member("x" * (2 << 20)), member(WEIGHTS, raw)], "no checkpoint"
+    ),
+    "damaged": (
+        lambda raw: [member(WEIGHTS, raw[:80] + b"\xff" * 8 + raw[88:])], "cannot be read|damaged"
+    ),
+    "cut": (lambda raw: [member(WEIGHTS, raw[:-1])], "end record"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_a_nemo_archive_without_one_checkpoint_is_refused(
+    kind: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    make, says = NO_WEIGHTS[kind]
+    path = tmp_path / "a.nemo"
+    with tarfile.open(path, "w") as archive:
+        for info, content in make(saved_in(tmp_path)):
+            archive.addfile(info, io.BytesIO(content))
+    hold_refused_by_all(wn_here, path, says)
+
+
+def test_a_nemo_archive_that_ends_early_is_refused(wn_here: RunHere, tmp_path: Path) -> None:
+    path = tmp_path / "a.nemo"
+    with tarfile.open(path, "w") as archive:
+        info, content = member(WEIGHTS, saved_in(tmp_path))
+        archive.addfile(info, io.BytesIO(content))
+    path.write_bytes(path.read_bytes()[:900])
+    hold_refused_by_all(wn_here, path, "the file ends inside|no checkpoint")
+
+
+def test_headers_that_lead_on_and_on_are_refused(wn_here: RunHere, tmp_path: Path) -> None:
+    """Each says that the next one's name is long: Python's tarfile goes down one level for each."""
+    path = tmp_path / "a.nemo"
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1
+    block = long.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")
+    info, content = member(WEIGHTS, saved_in(tmp_path))
+    path.write_bytes(block * 3000 + info.tobuf(tarfile.GNU_FORMAT) + content + bytes(2000))
+    hold_refused_by_all(wn_here, path, "no checkpoint")
 
 
 #: Those that GPT-SoVITS' `head2version` has, and the one that forks have gone on with.

@@ -523,7 +523,6 @@ INPUTS = {
             ["zstd", "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout),
         f"wn inspect {IN}", "{zstd -dc < * > * && wn inspect *}",
     ),
-    "a NeMo archive": Case(tar(f"{STEM}.pt", NEMO), f"wn inspect {IN}", UNPACK),
     "a NeMo archive, compressed": Case(
         tar("a:b.nemo", NEMO, "w:gz"), "wn inspect a:b.nemo", UNPACK
     ),

@@ -123,7 +123,10 @@ def _unpacked(source: Source, kind: str) -> io.BufferedReader[_Bounded] | None:
     return found
 
 
-_UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+_UNREADABLE = (
+    tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError,
+    RecursionError,  # tarfile goes down one level for each header that is about the next
+)  # fmt: skip
 
 
 def _tar(source: Source, stream: io.BufferedReader[_Bounded], what: str) -> Found:

@@ -116,7 +116,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise FileError(str(path), "no file can have this name") from None
 
 
-def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint, Sources]:
+def _read_all(path: Path, source: LocalSource, stack: ExitStack) -> tuple[Checkpoint, Sources]:
     """Return what a file holds, or the files that it is the index of."""
     start = source.read_at(0, min(LONGEST_START, source.nbytes), "the first bytes")
     if start.lstrip().startswith(b"{") and b"\0" not in start[:8]:  # no safetensors' length
@@ -127,6 +127,15 @@ def _read_all(path: Path, source: Source, stack: ExitStack) -> tuple[Checkpoint,
             index = read_index(source)
             source.close()
             return open_shards(path, index, stack, _read)
+    if start[_TAR_MAGIC] == b"ustar" and not kinds_of(start, source.nbytes):
+        from wncli.formats.nemo import WEIGHTS, open_weights
+
+        window = open_weights(source)
+        if window:
+            message = f"it is {WEIGHTS} of a NeMo archive; the rest of that stays there"
+            found = _read(window)
+            notes = (Note("archive", message), *found.notes)
+            return replace(found, format=f"NeMo, {found.format}", notes=notes), (window,)
     return _read(source), (source,)
 
 
@@ -168,6 +177,7 @@ def _refuse_two_formats(source: Source, claims: list[str], start: bytes) -> None
 
 #: Bytes of a tar's header, where its checksum is in it, and what that is spelled with.
 _TAR_BLOCK = 512
+_TAR_MAGIC = slice(257, 262)
 _TAR_CHECKSUM = slice(148, 156)
 _OCTAL = b"01234567 \0"
 

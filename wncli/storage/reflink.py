@@ -24,6 +24,8 @@ def clone(source: Source, sink: Sink) -> bool:
     """Let a file share all the blocks of `source`; False where that cannot be done."""
     if not (fcntl and isinstance(source, LocalSource) and isinstance(sink, LocalSink)):
         return False
+    if source.begin:
+        return False
     descriptor = sink.file.fileno()
     try:
         fcntl.ioctl(descriptor, _FICLONE, source.file.fileno())

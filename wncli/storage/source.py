@@ -99,15 +99,19 @@ class _LocalFile:
 
 
 class LocalSource(_LocalFile):
-    """A file that is open for reading, and closed with this.
+    """A file that is open for reading, or `nbytes` of it from `begin` on; closed with this.
 
     Behind its end, at places that are nowhere else, can stand what is in it in another form.
     """
 
-    def __init__(self, name: str, file: io.FileIO, number: int = 0) -> None:
+    def __init__(
+        self, name: str, file: io.FileIO, number: int = 0, begin: int = 0, nbytes: int | None = None
+    ) -> None:
         super().__init__(file)
         self.name = name
         self.number = number
+        self.begin = begin
+        self.nbytes = self.nbytes - begin if nbytes is None else nbytes
         #: Where what is unpacked begins, how many bytes each has, and what gives them.
         self.starts: list[int] = []
         self.sizes: list[int] = []
@@ -140,7 +144,7 @@ class LocalSource(_LocalFile):
             raise truncated(self, what, offset + nbytes)
         if _HAS_PLACES:
             try:
-                data = os.pread(self.file.fileno(), nbytes, offset)
+                data = os.pread(self.file.fileno(), nbytes, self.begin + offset)
             except OSError as error:
                 raise unreadable(self.name, error) from None
             if len(data) == nbytes:
@@ -154,10 +158,12 @@ class LocalSource(_LocalFile):
         if self.starts and offset > self.nbytes:
             buffer[:] = self._read_unpacked(offset, len(buffer), what)
             return
+        if offset + len(buffer) > self.nbytes:
+            raise truncated(self, what, offset + len(buffer))
         done = 0
         while done < len(buffer):
             try:
-                count = self.read_some(offset + done, buffer[done:])
+                count = self.read_some(self.begin + offset + done, buffer[done:])
             except OSError as error:
                 raise unreadable(self.name, error) from None
             if not count:
@@ -223,7 +229,8 @@ def _refuse_holes(source: LocalSource, offset: int, count: int, what: str) -> No
     if count <= _MOST_UNSTORED or not hasattr(os, "SEEK_DATA"):
         return
     descriptor = source.file.fileno()
-    stored, place, end = 0, offset, offset + count
+    stored, place = 0, source.begin + offset
+    end = place + count
     try:
         while place < end:
             begin = os.lseek(descriptor, place, os.SEEK_DATA)

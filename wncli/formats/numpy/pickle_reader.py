@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import FormatError
+from wncli.formats.distributed import refuse_distributed_file
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.torch.calls import find_calls
 from wncli.formats.torch.state_dicts import read_tree
 from wncli.formats.torch.tensors import StorageId
 from wncli.storage.source import Source
+
+#: Bytes in which a pickle names the class of what it is.
+_START = 512
 
 
 def read_pickled_arrays(source: Source) -> Checkpoint:
@@ -19,6 +24,8 @@ def read_pickled_arrays(source: Source) -> Checkpoint:
     Raises:
         FormatError: there are none in it, or it is damaged.
     """
+    start = source.read_at(0, min(_START, source.nbytes), "the first bytes")
+    refuse_distributed_file(Path(source.name), start)
     pickled = read_pickle(source, source.name)
     if pickled.nbytes != source.nbytes:
         raise FormatError(

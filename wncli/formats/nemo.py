@@ -1,0 +1,89 @@
+"""The checkpoint in a NeMo archive: one member of a plain tar, read where it is.
+
+Source: NeMo `nemo/core/connectors/save_restore_connector.py`: `model_config.yaml` and
+`model_weights.ckpt` at the top, unpacked by Python's tarfile.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import tarfile
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from wncli.errors import FormatError
+from wncli.formats.registry import LONGEST_START, kinds_of
+from wncli.storage.source import LocalSource, truncated
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+WEIGHTS = "model_weights.ckpt"
+_MOST_MEMBERS = 1000
+#: Bytes of a header, and of the names that it is about.
+_LONGEST_HEADER = 1 << 20
+
+
+class _Headers(io.RawIOBase):
+    """A source, of which headers are read and no more."""
+
+    def __init__(self, source: LocalSource) -> None:
+        self.source = source
+        self.place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.place = offset if whence == io.SEEK_SET else self.place + offset
+        return self.place
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        if len(view) > _LONGEST_HEADER:
+            raise tarfile.ReadError("a header is too long")
+        view = view[: max(0, self.source.nbytes - self.place)]
+        self.source.read_into(self.place, view, "an archive")
+        self.place += len(view)
+        return len(view)
+
+
+def open_weights(source: LocalSource) -> LocalSource | None:
+    """Return a window on the checkpoint in a tar; None where there is none that can be read so.
+
+    No other member is looked into, and no link is followed.
+
+    Raises:
+        FormatError: there are two of them, or the file ends inside it.
+    """
+    try:
+        with tarfile.open(fileobj=_Headers(source), mode="r:") as archive:
+            members = list(islice(archive, _MOST_MEMBERS + 1))
+    except (tarfile.TarError, OSError, ValueError, RecursionError):
+        return None
+    found = [member for member in members if posixpath.normpath(member.name) == WEIGHTS]
+    if not found or len(members) > _MOST_MEMBERS:
+        return None
+    if len(found) > 1:
+        raise FormatError(
+            source.name,
+            f"{WEIGHTS} stands in this archive {len(found)} times",
+            expected="one",
+            hint="copy or download the file again",
+        )
+    (member,) = found
+    if not member.isreg() or member.issparse():
+        return None
+    end = member.offset_data + member.size
+    if end > source.nbytes:
+        raise truncated(source, WEIGHTS, end)
+    window = LocalSource(source.name, source.file, source.number, member.offset_data, member.size)
+    start = window.read_at(0, min(LONGEST_START, window.nbytes), WEIGHTS)
+    return window if kinds_of(start, window.nbytes) else None
