@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
+import pickle
 import random
 import shlex
+import tarfile
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import wncli
@@ -230,9 +233,53 @@ def listed_with_ema() -> Made:
     return Made("a.tar", content, modules)
 
 
+def parallel(module: nn.Module) -> dict[str, Any]:
+    """Its state as DataParallel has it, under `module.`."""
+    state: dict[str, Any] = nn.DataParallel(module).state_dict()
+    return state
+
+
+def styletts2_training() -> Made:
+    decoder, predictor, bert = net(), net("parametrized"), plain_net()
+    parts = {"bert": bert, "decoder": decoder, "predictor": predictor}
+    content = {
+        "net": {name: parallel(part) for name, part in parts.items()},
+        "iters": 1200, "val_loss": 0.25, "epoch": 9,
+    }  # fmt: skip
+    modules = {"net.decoder": decoder, "net.predictor": predictor}
+    return Made("epoch_2nd_00009.pth", content, modules, prefix="module.", others={"net.bert"})
+
+
+def styletts2_released() -> Made:
+    decoder, predictor, bert = net(), net("parametrized"), plain_net()
+    parts = {"bert": bert, "decoder": decoder, "predictor": predictor}
+    content = {name: parallel(part) for name, part in parts.items()}
+    modules = {"decoder": decoder, "predictor": predictor}
+    return Made("kokoro-v1_0.pth", content, modules, prefix="module.", others={"bert"})
+
+
+def audiocraft_with_ema() -> Made:
+    model, best, ema = net(), net(), net()
+    content = {
+        "best_state": {"model": best.state_dict()}, "model": model.state_dict(),
+        "ema": {"model": {"state": {"model": ema.state_dict()}, "ids": {}, "count": 3.0}},
+        "optimizer": stepped(net()), "history": [{"train": {"loss": 1.0}}], "xp.sig": "ab12",
+    }  # fmt: skip
+    modules = {"best_state.model": best, "model": model, "ema.model.state.model": ema}
+    return Made("checkpoint.th", content, modules, {"optimizer"})
+
+
+def torch_ema() -> Made:
+    model = net()
+    shadow = [parameter.detach().clone() for parameter in model.parameters()]
+    ema = {"decay": 0.995, "num_updates": 7, "shadow_params": shadow, "collected_params": None}
+    return Made("last.pt", {"model": model.state_dict(), "ema": ema}, {"model": model})
+
+
 CONTAINERS = (
     hifi_gan_generator, hifi_gan_discriminators, vits, parallel_wavegan, rvc, dac, lightning,
     encodec, audiocraft, dino, fairseq, fcpe, compiled, numbered, listed_with_ema,
+    styletts2_training, styletts2_released, audiocraft_with_ema, torch_ema,
 )  # fmt: skip
 containers = pytest.mark.parametrize("make_one", CONTAINERS, ids=lambda make: make.__name__)
 #: What plain PyTorch cannot load without trusting the file.
@@ -389,6 +436,84 @@ def test_each_model_by_itself_becomes_safetensors_or_a_flat_torch_file(
         if root in made.modules:
             wncli.remove(source, tmp_path / "folded.safetensors", only=root, force=True)
             hold_folded(made.modules[root], load_file(tmp_path / "folded.safetensors"), made.prefix)
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [("student.backbone.", "teacher.backbone."), ("autoencoder.", "autoencoder_ema.ema_model.")],
+)
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
+def test_two_models_in_one_flat_state_dict_are_both_folded(
+    name: str, prefixes: tuple[str, str], tmp_path: Path
+) -> None:
+    """As DINOv2 and stable-audio-tools have them."""
+    models = [net(), net("parametrized")]
+    state = {
+        prefix + key: tensor
+        for prefix, model in zip(prefixes, models, strict=True)
+        for key, tensor in model.state_dict().items()
+    }
+    if name.endswith(".ckpt"):
+        torch.save({"state_dict": state, "global_step": 3}, tmp_path / name)
+    else:
+        save_file(state, tmp_path / name)
+    wncli.remove(tmp_path / name, tmp_path / "out.safetensors")
+    found = load_file(tmp_path / "out.safetensors")
+    for prefix, model in zip(prefixes, models, strict=True):
+        hold_folded(model, {k: t for k, t in found.items() if k.startswith(prefix)}, prefix)
+
+
+def stored(content: Mapping[str, Tensor], path: Path, kind: str) -> None:
+    """The state dict in a box of this kind, as its own code makes it."""
+    raw = io.BytesIO()
+    arrays = {name: tensor.numpy() for name, tensor in content.items()}
+    match kind:
+        case "GPT-SoVITS":
+            torch.save({"weight": dict(content), "config": {}, "info": "8epoch"}, raw)
+            path.write_bytes(b"06" + raw.getvalue()[2:])
+        case "NeMo":
+            torch.save(content, raw)
+            config = b"target: nemo.collections.tts.models.HifiGanModel"
+            with tarfile.open(path, "w") as archive:
+                for name, data in {"config.yaml": config, "weights.ckpt": raw.getvalue()}.items():
+                    info = tarfile.TarInfo(f"./model_{name}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+        case "Paddle":
+            names = {name: f"conv1d_{n}.w_0" for n, name in enumerate(arrays)}
+            path.write_bytes(pickle.dumps(arrays | {"StructuredToParameterName@@": names}, 4))
+        case "torch.save of arrays":
+            torch.save(arrays, path)
+        case "MLX":
+            np.savez(path, allow_pickle=False, **arrays)
+
+
+BOXES = {"GPT-SoVITS": "a.pth", "NeMo": "a.nemo", "Paddle": "a.pdparams",
+         "torch.save of arrays": "a.pkl", "MLX": "a.npz"}  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", ["hook", "parametrized"])
+@pytest.mark.parametrize("kind", BOXES)
+def test_what_other_boxes_hold_is_folded_as_pytorch_does(
+    kind: str, spelling: Spelling, tmp_path: Path
+) -> None:
+    model = net(spelling)
+    path = tmp_path / BOXES[kind]
+    stored(model.state_dict(), path, kind)
+    only = "weight" if kind == "GPT-SoVITS" else None
+    assert [root.normalized for root in wncli.inspect(path).roots] == [2]
+    for target in ("a.safetensors", "a.pt", "b.npz"):
+        wncli.remove(path, tmp_path / f"out-{target}", only=only, verify=True)
+    folded = load_file(tmp_path / "out-a.safetensors")
+    hold_folded(model, folded)
+    with np.load(tmp_path / "out-b.npz") as arrays:
+        in_npz = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    for state in (load(tmp_path / "out-a.pt"), in_npz):
+        assert {k: bits(t) for k, t in state.items()} == {k: bits(t) for k, t in folded.items()}
+    wncli.convert(tmp_path / "out-a.pt", tmp_path / "again.pt", like=path)
+    again = wncli.compare(tmp_path / "again.pt", path)
+    assert again.equal
+    assert not again.only_in_b
 
 
 def test_tensors_on_a_gpu_stay_there(tmp_path: Path) -> None:
