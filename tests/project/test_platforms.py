@@ -27,6 +27,10 @@ from tests.support.shards import sharded
 from wncli.storage import temporary
 from wncli.storage.source import LocalSink, LocalSource
 
+pytestmark = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="the standard library of 3.13 needs the names itself"
+)
+
 #: Runs `wn` in a process without what is not there on every system. sys.platform keeps the tool
 #: from asking for what Linux has, and comes behind the standard library, which knows where it is.
 ELSEWHERE = """
