@@ -27,20 +27,18 @@ from tests.support.shards import sharded
 from wncli.storage import temporary
 from wncli.storage.source import LocalSink, LocalSource
 
-pytestmark = pytest.mark.skipif(
-    sys.version_info >= (3, 13), reason="the standard library of 3.13 needs the names itself"
-)
-
 #: Runs `wn` in a process without what is not there on every system. sys.platform keeps the tool
 #: from asking for what Linux has, and comes behind the standard library, which knows where it is.
 ELSEWHERE = """
 import builtins, importlib.abc, io, json, os, pathlib, platform, signal, stat, sys, tempfile, time
-import _signal, concurrent.futures.thread, ctypes, multiprocessing, select, subprocess, zipfile
+import _signal, concurrent.futures.thread, ctypes, multiprocessing, select, shutil, subprocess
+import zipfile
+shutil._use_fd_functions = False  # as it finds where os lacks what it needs for that
 for module, names in {
     os: "O_CLOEXEC O_DIRECTORY O_NOFOLLOW O_NONBLOCK SEEK_DATA SEEK_HOLE chown fchdir fchmod fchown"
         " fork forkpty geteuid getegid getgid getuid getxattr lchown listxattr memfd_create"
-        " posix_fadvise posix_fallocate pread preadv pwrite pwritev register_at_fork removexattr"
-        " sched_getaffinity sendfile setxattr copy_file_range",
+        " posix_fadvise posix_fallocate pread preadv process_cpu_count pwrite pwritev"
+        " register_at_fork removexattr sched_getaffinity sendfile setxattr copy_file_range",
     signal: "SIGHUP SIGCHLD pthread_sigmask", _signal: "SIGHUP SIGCHLD",
 }.items():
     for name in names.split():
