@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: What the header of a safetensors shard says about the place of its tensors in the whole ones.
 SHARDING_INFO = "DCP_SHARDING_INFO"
+#: A module that is among the first globals of the `.metadata` of a distributed checkpoint.
+DISTRIBUTED = b"torch.distributed.checkpoint.metadata"
 
 
 class StateDict(NamedTuple):

@@ -10,13 +10,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from wncli.checkpoint.checkpoint import DISTRIBUTED
 from wncli.errors import FileError, FormatError, few
 from wncli.hints import free_path, inspecting, option, path_word
 
 _METADATA = re.compile(r"(__\d+)?\.metadata")
 _ITEMS = ".distcp"
-#: The module's name stands among the first globals of a `.metadata`.
-_METADATA_CLASS = b"torch.distributed.checkpoint.metadata"
 _HF_SHARD = re.compile(r"shard-\d+-.*\.safetensors")
 _DEEPSPEED = re.compile(r"(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 _WHOLE = re.compile(r"mp_rank_\d+_model_states\.pt")
@@ -123,7 +122,7 @@ def refuse_distributed_file(path: Path, start: bytes) -> None:
         FormatError: it is one.
     """
     is_metadata = _METADATA.fullmatch(path.name) or (
-        start.startswith(b"\x80") and _METADATA_CLASS in start
+        start.startswith(b"\x80") and DISTRIBUTED in start
     )
     if is_metadata:
         raise distributed_file(path, "the metadata of a distributed checkpoint")

@@ -11,15 +11,12 @@ from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
-from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.checkpoint.checkpoint import DISTRIBUTED, Checkpoint
 from wncli.errors import FileError, FormatError, WnError
 from wncli.formats.registry import LONGEST_START, kinds_of
 from wncli.hints import either, path_text
 from wncli.notes import Note
 from wncli.storage.source import LocalSource, Source, Sources, unreadable
-
-#: The module's name stands among the first globals of a `.metadata`.
-_DISTRIBUTED = b"torch.distributed.checkpoint.metadata"
 
 
 @contextmanager
@@ -144,7 +141,7 @@ def _read(source: Source) -> Checkpoint:
     kinds = kinds_of(start, source.nbytes)
     _refuse_two_formats(source, [kind.label for kind in kinds], start)
     # A part may look whole, and the metadata is a pickle.
-    if source.name.endswith((".distcp", ".metadata")) or _DISTRIBUTED in start:
+    if source.name.endswith((".distcp", ".metadata")) or DISTRIBUTED in start:
         from wncli.formats.distributed import refuse_distributed_file
 
         refuse_distributed_file(Path(source.name), start)
