@@ -6,15 +6,18 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.naming import SPELLINGS, Naming
-from wncli.errors import FileError, UsageError, WeightNormError
+from wncli.errors import FileError, UsageError, WeightNormError, WnError
 from wncli.formats.open import open_checkpoint
 from wncli.formats.registry import FORMATS, FormatName
 from wncli.hints import REFERENCE, Text, given, inspecting, parameter, path_word, phrase, setting
+from wncli.notes import Note
 from wncli.plan.actions import Plan
 from wncli.plan.apply import plan_apply
 from wncli.plan.convert import plan_convert
@@ -81,6 +84,10 @@ def inspect(  # noqa: PLR0913 - the command's options
     only: str | None = None,
     tensors: bool = False,
     check: bool = False,
+    statistics: bool = False,
+    norms: bool = False,
+    p: float = 2,
+    dim: int | None = 0,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -94,11 +101,17 @@ def inspect(  # noqa: PLR0913 - the command's options
         only: the root of the one state dict to look at, or a prefix of names in it.
         tensors: list every tensor as well.
         check: read everything, and report what is damaged or will not compute.
-        jobs: threads at most that check; None for as many as there are processors.
-        progress: called while checking.
+        statistics: read v as well as g, for g / ||v|| in the report's `statistics`.
+        norms: compute the norms of the slices of every floating tensor; `layers` and `exclude`
+            are then about all their names.
+        p: the order of these norms: more than 0; `math.inf` for the largest element.
+        dim: the dim whose slices they are of; None for the norm of the whole tensor.
+        jobs: threads at most that read; None for as many as there are processors.
+        progress: called while reading.
 
     Returns:
-        A report with `layers`, `roots` and `entries`; `tensors` and `findings` where asked for.
+        A report with `layers`, their `statistics`, `roots` and `entries`; `tensors`, `findings`
+        and `norms` where asked for.
 
     Raises:
         FileError: the file cannot be read.
@@ -111,16 +124,45 @@ def inspect(  # noqa: PLR0913 - the command's options
         [('last_layer', 0, 'parametrized')]
         >>> [entry.path for entry in report.entries]
         ['optimizer', 'scheduler', 'args', 'epoch', 'steps']
+        >>> round(report.statistics[0].g.max, 4), report.layers["last_layer"].g.shape
+        (0.7, (4, 1))
     """
+    from wncli.analysis.magnitudes import layer_statistics
+    from wncli.analysis.values import read_values
+
+    start = monotonic()
     _check_jobs(jobs)
-    with open_checkpoint(_path(checkpoint)) as (opened, sources):
-        plan = plan_inspect(opened, Request.parse(layers, exclude, only))
-        findings = None
+    path = _path(checkpoint)
+    request = Request.parse(layers, exclude, only)
+    with open_checkpoint(path) as (opened, sources):
+        of_all = None
+        notes: list[Note] = []
+        if norms:
+            from wncli.analysis.norms import tensor_norms
+            from wncli.plan.norms import plan_norms
+
+            chosen = plan_norms(opened, request, p, dim)
+            of_all = tensor_norms(chosen, sources, p, progress, jobs)
+            notes += chosen.notes
+            request = request._replace(layers=(), exclude=())
+        plan = plan_inspect(opened, request)
+        findings = of_layers = None
         if check:
             from wncli.analysis.check import check as check_all
 
             findings = check_all(plan, sources, progress, jobs)
-        return make_report(plan, (), tensors=tensors, findings=findings)
+        try:
+            of_layers = layer_statistics(
+                plan, sources, with_directions=statistics, progress=progress, jobs=jobs
+            )
+        except WnError as error:
+            if statistics:
+                raise
+            notes.append(Note("unread-magnitudes", f"g cannot be read: {error.problem}"))
+        return make_report(
+            plan, tuple(notes), seconds=monotonic() - start, tensors=tensors, findings=findings,
+            statistics=of_layers, norms=of_all, reading=partial(read_values, path),
+        )  # fmt: skip
 
 
 def apply(  # noqa: PLR0913 - the command's options
@@ -161,7 +203,7 @@ def apply(  # noqa: PLR0913 - the command's options
 
     Example:
         >>> report = wncli.apply("sample_models/linear.pt", "normalized.pt", naming="parametrized")
-        >>> [layer.g for layer in report.layers]
+        >>> [layer.g_name for layer in report.layers]
         ['parametrizations.weight.original0']
         >>> report.parameters
         Parameters(before=18, after=21)
@@ -277,7 +319,7 @@ def convert(  # noqa: PLR0913 - the command's options
 
     Example:
         >>> report = wncli.convert("sample_models/training.pt", "hook.pt", naming="hook")
-        >>> [(layer.root, layer.g) for layer in report.layers]
+        >>> [(layer.root, layer.g_name) for layer in report.layers]
         [('model', 'last_layer.weight_g'), ('ema', 'last_layer.weight_g')]
     """
     request = Request.parse(layers, exclude, only, drop, with_dims=True)._replace(
@@ -401,12 +443,14 @@ def _write(
     more: Sources = (),
 ) -> Report:
     """Open, decide where to, plan, guard, lay out, write, report; `more` are REFERENCE's files."""
+    from wncli.analysis.values import read_values
     from wncli.fill.write import make_parent, write
     from wncli.layout.files import lay_out
     from wncli.plan import guards
     from wncli.plan.destination import decide_target, parse_size
     from wncli.plan.lower import lower_plan
 
+    start = monotonic()
     _check_choice("format", options.format, (None, *FORMATS))
     _check_jobs(options.jobs)
     size = options.max_shard_size
@@ -435,6 +479,7 @@ def _write(
         guards.refuse_same_names(lowered)
         outputs = lay_out(lowered, target, folder if from_folder else None)
         notes = outputs.notes
+        verified = None
         # Of large files of many tensors, what was read takes as much memory as all that follows.
         small = replace(opened, tree=None)
         plan, lowered = plan._replace(checkpoint=small), lowered._replace(checkpoint=small)
@@ -442,7 +487,7 @@ def _write(
         if not options.dry_run:
             if options.make_folder:
                 make_parent(target)
-            notes += write(
+            written = write(
                 outputs,
                 (*sources, *more),
                 options.progress,
@@ -450,10 +495,14 @@ def _write(
                 force=options.force,
                 verify_against=lowered if options.verify else None,
             )
+            notes += written.notes
+            verified = written.verified
         names = tuple(name for name, _ in outputs.files) if target.is_folder else ()
         return make_report(
-            plan, notes, str(target.path), target.format, names, dry_run=options.dry_run
-        )
+            plan, notes, str(target.path), target.format, names, outputs.nbytes,
+            dry_run=options.dry_run, seconds=monotonic() - start, verified=verified,
+            reading=partial(read_values, path),
+        )  # fmt: skip
 
 
 def _dim(dim: int | None) -> int | None:

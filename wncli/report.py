@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, is_dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, is_dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
+import wncli
 from wncli.checkpoint.naming import Naming, join, split
+from wncli.checkpoint.pairs import Pair, is_plain_weight
 from wncli.checkpoint.tensors import TensorSpec
-from wncli.errors import WnError
+from wncli.errors import UsageError, WnError
 from wncli.notes import Note
 from wncli.plan.actions import (
     Action,
@@ -22,6 +25,14 @@ from wncli.plan.actions import (
     Renormalize,
     Respell,
 )
+from wncli.statistics import LayerStatistics, TensorNorms
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    #: Reads all elements of a tensor of the checkpoint.
+    Reading = Callable[[TensorSpec], npt.NDArray[np.generic]]
 
 SCHEMA = "wn/1"
 
@@ -29,12 +40,20 @@ LayerAction = Literal["none", "apply", "remove", "convert", "renormalize"]
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - of whatever a result holds
-    """Return a result as a dict, and so all results in it."""
+    """Return a result as a dict, and so all results in it, without what its `repr` leaves out."""
     if isinstance(value, tuple):
         return tuple(map(plain, value))
+    if hasattr(value, "to_json"):
+        return value.to_json()
     if is_dataclass(value):
-        return {field: plain(getattr(value, field)) for field in value.__dataclass_fields__}
+        return fields_of(value)
     return value
+
+
+def fields_of(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the fields of a result."""
+    fields = value.__dataclass_fields__.values()
+    return {one.name: plain(getattr(value, one.name)) for one in fields if one.repr}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +90,12 @@ class Layer:
         naming: how g and v are spelled: `"hook"` or `"parametrized"`.
         shape: of the weight.
         dtype: of the weight, as `float32`.
-        g: the magnitude's full name in the output where it is there, else in the checkpoint.
-        v: the direction's, likewise.
+        g_name: the magnitude's full name in the output where it is there, else in the checkpoint.
+        v_name: the direction's, likewise.
         action: what becomes of it: `"none"`, `"apply"`, `"remove"`, `"convert"` where g and v get
             other names, or `"renormalize"` where it is split along another dim than before.
+        pair: g and v in the checkpoint; None where it had none.
+        reading: reads one of them.
     """
 
     root: str
@@ -84,9 +105,77 @@ class Layer:
     naming: Naming
     shape: tuple[int, ...]
     dtype: str
-    g: str
-    v: str
+    g_name: str
+    v_name: str
     action: LayerAction
+    pair: Pair | None = field(default=None, repr=False, compare=False)
+    reading: Reading | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The full name of the weight, the state dict key that it has once folded."""
+        return join(self.module, self.parameter)
+
+    @property
+    def g(self) -> npt.NDArray[np.generic]:
+        """The magnitude in the checkpoint, read when it is asked for.
+
+        Raises:
+            UsageError: it was not normalized.
+            FileError: the checkpoint is not what it was any more.
+        """
+        return self._read("g")
+
+    @property
+    def v(self) -> npt.NDArray[np.generic]:
+        """The direction in the checkpoint, read when it is asked for; raises as `g` does."""
+        return self._read("v")
+
+    def _read(self, what: Literal["g", "v"]) -> npt.NDArray[np.generic]:
+        if self.pair is None or self.reading is None:
+            raise UsageError(
+                self.name,
+                f"the checkpoint had no {what} of it",
+                hint="inspect the output, whose layers have",
+            )
+        return self.reading(self.pair.g if what == "g" else self.pair.v)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is known of it; `g` and `v` are their names."""
+        known = {"name": self.name, **fields_of(self)}
+        return {{"g_name": "g", "v_name": "v"}.get(key, key): known[key] for key in known}
+
+
+class Layers(tuple[Layer, ...]):
+    """The layers of a report: a tuple that also takes a layer's name, or its module's."""
+
+    __slots__ = ()
+
+    @overload
+    def __getitem__(self, which: SupportsIndex | str) -> Layer: ...
+    @overload
+    def __getitem__(self, which: slice) -> tuple[Layer, ...]: ...
+    def __getitem__(self, which: SupportsIndex | slice | str) -> Layer | tuple[Layer, ...]:
+        """Return the layer of a number, or of a name, as `conv_pre` or `generator.conv_pre.weight`.
+
+        Raises:
+            KeyError: no layer has this name, or several have.
+        """
+        if not isinstance(which, str):
+            return super().__getitem__(which)
+        found = [
+            layer
+            for layer in self
+            if which in {layer.name, layer.module}
+            or which in {join(layer.root, layer.name), join(layer.root, layer.module)}
+        ]
+        if len(found) == 1:
+            return found[0]
+        names = [join(layer.root, layer.name) for layer in found or self]
+        named = names if found else get_close_matches(which, names) or names[:3]
+        problem = "several layers have this name" if found else "no layer has this name"
+        message = f"{which!r}: {problem}; there {'are' if found else 'is'} {', '.join(named)}"
+        raise KeyError(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +206,16 @@ class Tensor:
         name: its full name there.
         shape: its shape.
         dtype: its dtype, as `float32`.
+        nbytes: the bytes of its elements.
+        tied: the tensor before it that has the same elements; empty where none has.
     """
 
     root: str
     name: str
     shape: tuple[int, ...]
     dtype: str
+    nbytes: int
+    tied: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +246,7 @@ class WouldRun:
     where: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """The result of a command.
 
@@ -161,13 +254,21 @@ class Report:
         command: its name.
         checkpoint: the path that was read.
         checkpoint_files: the names of its shards, where there are any.
+        checkpoint_bytes: the size of it, or of all its shards.
         format: its format.
         output: the path that was written; None for `inspect`.
         output_format: the output's format.
         output_files: the names of the output's shards, where there are any.
+        output_bytes: the size of what was written, or would be; None for `inspect`.
         dry_run: whether nothing has been written.
+        seconds: how long it took.
+        verified: how many weights were read back from disk and found equal to those of the
+            checkpoint; None where nobody asked for it.
         parameters: how many there are, before and after.
-        layers: the layers that are, were or will be normalized.
+        layers: the layers that are, were or will be normalized; also by name, as
+            `report.layers["ups.0"]`.
+        normalizable: how many weights could have weight norm, those that have it among them:
+            floating, of two or more dimensions, called `weight`.
         roots: the state dicts.
         entries: what else is in the checkpoint.
         unsafe: the names that a plain `torch.load` would import and `weights_only=True` refuses.
@@ -176,18 +277,25 @@ class Report:
         findings: what a check found; None where nobody asked for one.
         tensors: all that are stored; None where nobody asked for them.
         filled: the full paths of the tensors that REFERENCE was asked for.
+        statistics: the numbers of the layers; None where they were not read.
+        norms: those of all tensors; None where nobody asked for them.
     """
 
     command: Command
     checkpoint: str
     checkpoint_files: tuple[str, ...]
+    checkpoint_bytes: int
     format: str
     output: str | None
     output_format: str | None
     output_files: tuple[str, ...]
+    output_bytes: int | None
     dry_run: bool
+    seconds: float
+    verified: int | None
     parameters: Parameters
-    layers: tuple[Layer, ...]
+    layers: Layers
+    normalizable: int
     roots: tuple[Root, ...]
     entries: tuple[Other, ...]
     unsafe: tuple[str, ...]
@@ -196,10 +304,22 @@ class Report:
     findings: tuple[Note, ...] | None = None
     tensors: tuple[Tensor, ...] | None = None
     filled: tuple[str, ...] = ()
+    statistics: tuple[LayerStatistics, ...] | None = None
+    norms: tuple[TensorNorms, ...] | None = None
+
+    def __repr__(self) -> str:
+        """Say it in one line."""
+        to = f" -> {self.output!r}" if self.output is not None else ""
+        count = len(self.layers)
+        done = "normalized" if self.command == "inspect" else "changed"
+        return (
+            f"<Report {self.command} {self.checkpoint!r}{to}: {self.format}, {count:,} "
+            f"layer{'s' * (count != 1)} {done}, {self.parameters.before:,} parameters>"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values for `json.dumps`; new keys may come, none will go."""
-        return {"schema": SCHEMA, **plain(self), "parameters": self.parameters.to_json()}
+        return {"schema": SCHEMA, "wn": wncli.__version__, **fields_of(self)}
 
 
 class NothingToDo(WnError):  # noqa: N818 - an outcome with exit code 1, not an error of the input
@@ -213,16 +333,22 @@ class NothingToDo(WnError):  # noqa: N818 - an outcome with exit code 1, not an 
         self.report = report
 
 
-def make_report(  # noqa: PLR0913 - what was done, and where
+def make_report(  # noqa: PLR0913, PLR0917 - what was done, and where
     plan: Plan,
     notes: tuple[Note, ...],
     output: str | None = None,
     output_format: str | None = None,
     output_files: tuple[str, ...] = (),
+    output_bytes: int | None = None,
     *,
     dry_run: bool = False,
+    seconds: float = 0.0,
+    verified: int | None = None,
     tensors: bool = False,
     findings: tuple[Note, ...] | None = None,
+    statistics: tuple[LayerStatistics, ...] | None = None,
+    norms: tuple[TensorNorms, ...] | None = None,
+    reading: Reading | None = None,
 ) -> Report:
     """Report on a plan; `notes` are what was found beyond it."""
     checkpoint = plan.checkpoint
@@ -232,13 +358,18 @@ def make_report(  # noqa: PLR0913 - what was done, and where
         plan.command,
         checkpoint.name,
         tuple(shard.name for shard in checkpoint.shards),
+        checkpoint.nbytes,
         checkpoint.format,
         output,
         output_format,
         output_files,
+        output_bytes,
         dry_run,
+        seconds,
+        verified,
         _count(plan, stored),
-        tuple(_layer(plan, root, action) for root, action in plan.changes),
+        Layers(_layer(plan, root, action, reading) for root, action in plan.changes),
+        sum(_could_be_normalized(action) for part in own for action in part.actions),
         tuple(
             Root(
                 part.state_dict.root,
@@ -257,23 +388,37 @@ def make_report(  # noqa: PLR0913 - what was done, and where
         tuple(WouldRun(call.call, call.where) for call in checkpoint.would_run if call.is_shown),
         (*plan.notes, *notes),
         findings,
-        tuple(
-            Tensor(part.state_dict.root, spec.name, spec.shape, spec.dtype.label)
-            for part in plan.parts
-            for spec in part.state_dict.tensors
-        )
-        if tensors
-        else None,
+        _tensors(plan) if tensors else None,
         tuple(
             join(part.state_dict.root, spec.name)
             for part in plan.parts
             for spec in (part.state_dict.tensors if part.is_filled else ())
         ),
+        statistics,
+        norms,
     )
 
 
-def _layer(plan: Plan, root: str, change: Change) -> Layer:
+def _tensors(plan: Plan) -> tuple[Tensor, ...]:
+    first: dict[object, str] = {}
+    found = []
+    for part in plan.parts:
+        root = part.state_dict.root
+        for spec in part.state_dict.tensors:
+            name = join(root, spec.name)
+            tied = first.setdefault(spec.view, name)
+            tied = tied if tied != name and spec.numel else ""
+            found.append(Tensor(root, spec.name, spec.shape, spec.dtype.label, spec.nbytes, tied))
+    return tuple(found)
+
+
+def _could_be_normalized(action: Action) -> bool:
+    return is_plain_weight(action.tensor) if isinstance(action, Copy) else True
+
+
+def _layer(plan: Plan, root: str, change: Change, reading: Reading | None) -> Layer:
     action: LayerAction = "none" if plan.command == "inspect" else "remove"
+    pair: Pair | None = None
     match change:
         case Compose(pair):
             weight, dim, dtype = pair.weight, pair.dim, pair.dtype
@@ -284,7 +429,8 @@ def _layer(plan: Plan, root: str, change: Change) -> Layer:
             weight, dtype, shape = halves.weight, spec.dtype, spec.shape
             naming, g, v = halves.naming, halves.g, halves.v
         case Respell(pair, halves):
-            action = "convert"
+            is_spelled = (halves.g, halves.v) == (pair.g.name, pair.v.name)
+            action = "none" if is_spelled else "convert"
             weight, dim, dtype, shape = halves.weight, pair.dim, pair.dtype, pair.shape
             naming, g, v = halves.naming, halves.g, halves.v
         case Renormalize(pair, dim, halves):
@@ -292,7 +438,9 @@ def _layer(plan: Plan, root: str, change: Change) -> Layer:
             weight, dtype, shape = halves.weight, pair.dtype, pair.shape
             naming, g, v = halves.naming, halves.g, halves.v
     module, parameter = split(weight)
-    return Layer(root, module, parameter, dim, naming, shape, dtype.label, g, v, action)
+    return Layer(
+        root, module, parameter, dim, naming, shape, dtype.label, g, v, action, pair, reading
+    )  # fmt: skip
 
 
 def _count(plan: Plan, stored: list[dict[object, int]]) -> Parameters:

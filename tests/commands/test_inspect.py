@@ -230,7 +230,7 @@ def test_no_tensor_data_is_read(tmp_path: Path) -> None:
     marker = torch.full((2, 64), 7.0).numpy().tobytes()
     assert data.count(marker) == 1
     source.write_bytes(data.replace(marker, b"\xff" * len(marker)))  # all NaN, and no checksum fits
-    assert [layer.g for layer in wncli.inspect(source).layers] == ["weight_g"]
+    assert [layer.g_name for layer in wncli.inspect(source).layers] == ["weight_g"]
 
 
 def test_a_file_without_weight_norm_is_listed_all_the_same(wn: Wn) -> None:

@@ -53,7 +53,7 @@ def test_applying_reports_18_to_21_parameters(tmp_path: Path) -> None:
     assert (found.before, found.after, found.change) == (18, 21, 3)
     (layer,) = report.layers
     assert (layer.parameter, layer.dim, layer.shape) == ("weight", 0, (3, 5))
-    assert (layer.g, layer.v, layer.naming) == ("weight_g", "weight_v", "hook")
+    assert (layer.g_name, layer.v_name, layer.naming) == ("weight_g", "weight_v", "hook")
 
 
 def test_removing_reports_21_to_18_parameters_and_gives_the_weight_back(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
     notes: Sequence[Note],
     progress: Callable[[int], None],
     jobs: int | None,
-) -> None:
+) -> int:
     """Hold the effective weights in `written` against those of the input, from the disk.
 
     Args:
@@ -56,6 +56,9 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         notes: what the data showed: a weight with NaN or Inf has no g and v that give it back.
         progress: called with the bytes that have just been compared.
         jobs: threads at most.
+
+    Returns:
+        How many weights were compared.
 
     Raises:
         FileError: something is missing in what was written, or differs.
@@ -96,6 +99,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
             where = f"{sources[0].name}: {match.name}"
             if not same[_view(match)] and where not in excused:
                 raise _failed(shown, f"{match.name} is not what it was made from")
+        return sum(same[_view(match)] for match in matches)
 
 
 def _view(match: _Match) -> object:

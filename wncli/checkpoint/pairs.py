@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from wncli.checkpoint.dims import magnitude_shape
-from wncli.checkpoint.naming import Naming, pair_names
-from wncli.checkpoint.tensors import DType, TensorSpec, product_dtype
+from wncli.checkpoint.naming import Naming, pair_names, split
+from wncli.checkpoint.tensors import NORMALIZABLE, DType, TensorSpec, product_dtype
 
 
 class Pair(NamedTuple):
@@ -59,3 +59,8 @@ class Halves(NamedTuple):
         """Those that PyTorch makes for a weight of this full name and shape."""
         g, v = pair_names(weight, naming)
         return cls(weight, g, v, naming, magnitude_shape(shape, dim))
+
+
+def is_plain_weight(spec: TensorSpec) -> bool:
+    """Whether `apply` takes it by itself: floating, of two or more dimensions, and a `weight`."""
+    return spec.dtype in NORMALIZABLE and len(spec.shape) > 1 and split(spec.name)[1] == "weight"

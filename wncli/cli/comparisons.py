@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wncli.arithmetic.ulps import DEFAULT_ULPS
 from wncli.checkpoint.naming import join
-from wncli.cli.page import Page, Table
+from wncli.cli.page import Column, Page, Table
 from wncli.cli.terminal import many, show, show_refusal
 from wncli.errors import printable
 from wncli.hints import in_shell
@@ -45,7 +45,15 @@ def show_comparison(found: Comparison) -> None:
 
 
 def _add_tensors(page: Page, tensors: list[TensorDifference]) -> None:
-    header = ("tensor", "max abs", "max rel", "ulps", "", "shape", "dtype")
+    columns = (
+        Column("tensor", is_name=True),
+        Column("max abs", is_right=True),
+        Column("max rel", is_right=True, goes=2),
+        Column("ulps", is_right=True, goes=1),
+        Column(""),
+        Column("shape", goes=4),
+        Column("dtype", goes=3),
+    )
     rows = [
         (
             printable(join(tensor.root, tensor.name)),
@@ -60,8 +68,7 @@ def _add_tensors(page: Page, tensors: list[TensorDifference]) -> None:
         )
         for tensor in tensors[:_SHOWN]
     ]
-    right = frozenset({"max abs", "max rel", "ulps"})
-    page.table(Table(header, rows, right, narrow=5))
+    page.table(Table(columns, rows))
     if len(tensors) > _SHOWN:
         page.line(f"  and {len(tensors) - _SHOWN:,} more, closer to each other (--json lists all)")
 

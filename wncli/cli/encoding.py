@@ -5,7 +5,12 @@ from __future__ import annotations
 import codecs
 
 #: What looks alike in ASCII; all else is escaped, as `\u6a21`.
-_ALIKE = {"─": "-", "━": "-", "→": "->", "…": "..."}
+_ALIKE = {
+    "─": "-", "━": "-", "→": "->", "…": "...", "×": "x", "·": ".", "‖": "||", "Δ": "d",
+    "°": " deg", "✓": "+", "✗": "!",
+    "▁": ".", "▂": ":", "▃": "-", "▄": "=", "▅": "+", "▆": "*", "▇": "%", "█": "#",
+    "▏": "|", "▎": "|", "▍": "|", "▌": "|", "▋": "#", "▊": "#", "▉": "#",
+}  # fmt: skip
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

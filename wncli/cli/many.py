@@ -8,7 +8,7 @@ from typing import Any
 
 from wncli.cli.options import FORMATS, Writing, one_of
 from wncli.cli.progress import progress_bar
-from wncli.cli.reports import show_line
+from wncli.cli.reports import show_report as show_line
 from wncli.cli.results import DONE, NEGATIVE, print_json, print_report
 from wncli.cli.terminal import show_refusal
 from wncli.errors import FileError, UsageError, WnError

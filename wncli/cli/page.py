@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 from typing import NamedTuple
 
 from wncli.cli.encoding import shown
@@ -11,64 +11,121 @@ from wncli.cli.encoding import shown
 #: Text, or text and its style as Rich names it.
 Part = str | tuple[str, str]
 Line = tuple[Part, ...]
-#: The style of a row, and its cells.
-Row = tuple[str, tuple[str, ...]]
 
-#: On a terminal with fewer columns, tables keep to what tells the rows apart.
-_NARROW = 80
+#: Blanks between two columns.
+_GAP = 2
+#: Columns go before names are shortened to fewer characters than these.
+_SHORTEST = 26
 #: Characters of a column; what goes beyond is not aligned, as every row would be as long.
 _WIDEST = 200
 
 
-class Table(NamedTuple):
-    """Rows of as many cells, under the names of their columns if they have any.
+class Column(NamedTuple):
+    """A column of a table.
 
-    `right` are the columns that are set flush right; the first `narrow` are left on a narrow
-    terminal. The `dim` rows stand below the others, and matter less.
+    On a terminal that is too narrow those with the largest `goes` are left out first; 0 always
+    stays. `is_name` is shortened in the middle where nothing else can go.
     """
 
-    header: tuple[str, ...]
+    header: str
+    is_right: bool = False
+    goes: int = 0
+    is_name: bool = False
+    style: str = ""
+
+
+class Table(NamedTuple):
+    """Rows of as many cells as there are columns; `dim` rows stand below, and matter less."""
+
+    columns: tuple[Column, ...]
     rows: Sequence[tuple[str, ...]]
-    right: frozenset[str] = frozenset()
-    narrow: int | None = None
     dim: Sequence[tuple[str, ...]] = ()
 
-    def lines(self, width: int | None, encoding: str) -> list[Line]:
-        """Draw it: with a header between blank lines and over a rule."""
-        kept = self.narrow if width is not None and width < _NARROW else None
-        head = [("dim", self.header[:kept])] if self.header else []
-        rows = [("", row[:kept]) for row in self.rows] + [("dim", row[:kept]) for row in self.dim]
-        rows = [(style, tuple(shown(cell, encoding) for cell in row)) for style, row in rows]
-        cells = zip(*(row for _, row in head + rows), strict=True)
-        widths = [max(map(_cells, column)) for column in cells]
-        gaps = 3 * (len(widths) - 1)
-        if width is not None and 1 + sum(widths) + gaps >= width:  # one is left free, as by Rich
-            widths = _fitted(widths, width - 2 - gaps)
-            head, rows = list(_folded(head, widths)), list(_folded(rows, widths))
-        names = self.header[: len(widths)] or [""] * len(widths)
-        columns = [
-            (min(_WIDEST, size), name in self.right)
-            for size, name in zip(widths, names, strict=True)
+    def lines(self, width: int | None, encoding: str) -> Iterator[Line]:
+        """Draw it: with a header over a rule between blank lines, if its columns have names."""
+        has_header = any(column.header for column in self.columns)
+        header = [tuple(column.header for column in self.columns)] if has_header else []
+        rows = [
+            tuple(shown(cell, encoding) for cell in row) for row in (*header, *self.rows, *self.dim)
         ]
-        lines: list[Line] = [((_aligned(row, columns), style),) for style, row in head + rows]
-        if not head:
-            return lines
-        rule = " " + "─" * (sum(size for size, _ in columns) + gaps)
-        return [(), *lines[: len(head)], (rule,), *lines[len(head) :], ()]
+        if not rows:
+            return
+        widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+        kept = list(range(len(widths)))
+        if width is not None:
+            kept, widths = self._fitted(widths, width - 1)  # one is left free, as by Rich
+        lines = [self._line(row, kept, widths, encoding) for row in rows]
+        last = len(header) + len(self.rows)
+        if header:
+            yield ()
+            yield _dimmed(lines[0])
+            yield ((" " + "─" * (sum(widths[at] for at in kept) + _GAP * (len(kept) - 1)), "dim"),)
+        yield from lines[len(header) : last]
+        yield from map(_dimmed, lines[last:])
+        if header:
+            yield ()
+
+    def _fitted(self, widths: list[int], room: int) -> tuple[list[int], list[int]]:
+        """Choose the columns that stay, and make those of names as narrow as they have to be."""
+        least = [
+            min(size, _SHORTEST) if column.is_name else size
+            for size, column in zip(widths, self.columns, strict=True)
+        ]
+        kept = list(range(len(widths)))
+
+        def too_much(sizes: list[int]) -> int:
+            return 1 + sum(sizes[at] for at in kept) + _GAP * (len(kept) - 1) - room
+
+        while too_much(least) > 0 and self._goes(going := max(kept, key=self._goes)):
+            kept.remove(going)
+        widths = list(widths)
+        names = [at for at in kept if self.columns[at].is_name]
+        while names and too_much(widths) > 0:
+            longest = max(names, key=lambda at: widths[at])
+            if widths[longest] <= 1:
+                break
+            widths[longest] -= 1
+        return kept, widths
+
+    def _goes(self, at: int) -> int:
+        return self.columns[at].goes
+
+    def _line(
+        self, row: tuple[str, ...], kept: Sequence[int], widths: list[int], encoding: str
+    ) -> Line:
+        parts: list[Part] = [" "]
+        for at in kept:
+            column, size = self.columns[at], min(_WIDEST, widths[at])
+            cell = row[at]
+            if column.is_name and widths[at] < cells(cell):
+                cell = shortened(cell, size, shown("…", encoding))
+            blanks = " " * (size - cells(cell))
+            cell = blanks + cell if column.is_right else cell + blanks
+            if at == kept[-1]:
+                cell = cell.rstrip()
+            parts += [(cell, column.style) if column.style else cell, " " * _GAP]
+        parts.pop()
+        if all(isinstance(part, str) for part in parts):
+            return ("".join(map(str, parts)).rstrip(),)
+        return tuple(parts)
 
 
 class Page:
     """What is to be shown, from top to bottom."""
 
     def __init__(self) -> None:
-        self.items: list[Table | Line] = []
+        self.items: list[Table | tuple[Line, int | None]] = []
 
-    def line(self, *parts: Part) -> None:
-        """Add a line, which a terminal may wrap."""
-        self.items.append(parts)
+    def line(self, *parts: Part, hang: int | None = None) -> None:
+        """Add a line, whose further lines on a terminal begin `hang` blanks in.
+
+        Without `hang` it is left to the terminal where it is cut, as a command has to be that
+        somebody is to copy.
+        """
+        self.items.append((parts, hang))
 
     def table(self, table: Table) -> None:
-        """Add a table, whose cells are folded where it is wider than a terminal."""
+        """Add a table."""
         self.items.append(table)
 
     def lines(self, width: int | None, encoding: str) -> Iterator[Line]:
@@ -76,42 +133,62 @@ class Page:
         for item in self.items:
             if isinstance(item, Table):
                 yield from item.lines(width, encoding)
+            elif width is None or item[1] is None:
+                yield item[0]
             else:
-                yield item
+                yield from _wrapped(item[0], width, item[1], encoding)
 
 
-def _fitted(widths: list[int], room: int) -> list[int]:
-    """Make the widest columns as narrow as each other, until all fit if they can."""
-    most = max(widths)
-    while most > 1 and sum(min(size, most) for size in widths) > room:
-        most -= 1
-    return [min(size, most) for size in widths]
+def shortened(text: str, size: int, mark: str) -> str:
+    """Take out the middle, so that `size` places are enough."""
+    room = max(1, size - len(mark))
+    front, back = text[: room // 2], text[len(text) - (room - room // 2) :]
+    while cells(front) > room // 2:
+        front = front[:-1]
+    while cells(back) > room - room // 2:
+        back = back[1:]
+    return f"{front}{mark}{back}"
 
 
-def _folded(rows: list[Row], widths: list[int]) -> Iterator[Row]:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
-    for style, row in rows:
-        cells = zip(row, widths, strict=True)
-        pieces = (map(str, Text(cell).wrap(console, size)) for cell, size in cells)
-        yield from ((style, part) for part in zip_longest(*pieces, fillvalue=""))
-
-
-def _aligned(row: tuple[str, ...], columns: list[tuple[int, bool]]) -> str:
-    """Make a line of cells, filled up to the widths of columns that may be flush right."""
-    filled = []
-    for cell, (size, is_right) in zip(row, columns, strict=True):
-        blanks = " " * (size - _cells(cell))
-        filled.append(blanks + cell if is_right else cell + blanks)
-    return f" {'   '.join(filled)}".rstrip()
-
-
-def _cells(text: str) -> int:
+def cells(text: str) -> int:
     """Count the places that it takes in a line: some characters take two, or none."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def _wrapped(line: Line, width: int, hang: int, encoding: str) -> Iterator[Line]:
+    """Cut a line at blanks; a word that is longer than a line is left whole."""
+    styled = [(part, "") if isinstance(part, str) else part for part in line]
+    parts = [(shown(text, encoding), style) for text, style in styled]
+    text = "".join(part for part, _ in parts)
+    start = used = 0
+    end = 0
+    for word in re.finditer(r"\s*\S+|\s+$", text):
+        size = cells(word[0])
+        if end > start and used + size > width and word[0][0].isspace():
+            yield _cut(parts, start, end, hang if start else 0)
+            start = word.end() - len(word[0].lstrip())
+            used = hang + cells(text[start : word.end()])
+        else:
+            used += size
+        end = word.end()
+    yield _cut(parts, start, len(text), hang if start else 0)
+
+
+def _cut(parts: list[tuple[str, str]], start: int, end: int, indent: int) -> Line:
+    """Give what stands from `start` to `end` of parts that are read as one text."""
+    found: list[Part] = [" " * indent] if indent else []
+    place = 0
+    for text, style in parts:
+        piece = text[max(0, start - place) : max(0, end - place)]
+        if piece:
+            found.append((piece, style) if style else piece)
+        place += len(text)
+    return tuple(found)
+
+
+def _dimmed(line: Line) -> Line:
+    return (("".join(part if isinstance(part, str) else part[0] for part in line), "dim"),)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wncli.errors import printable
 from wncli.hints import in_shell
 
 if TYPE_CHECKING:
@@ -25,13 +24,10 @@ def print_report(report: Report, *, json: bool, quiet: bool) -> int:
     if json:
         print_json(report.to_json())
         return code
-    from wncli.cli.reports import names_of, show_report
-
     if not quiet:
+        from wncli.cli.reports import show_report
+
         show_report(report)
-    elif report.command == "inspect":
-        for name in names_of(report):
-            print(printable(name))
     return code
 
 

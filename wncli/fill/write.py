@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.errors import WnError
 from wncli.formats.huggingface.names import WHOLE_FILES, index_format
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from wncli.plan.destination import Target
     from wncli.storage.replace_folder import NewFiles
     from wncli.storage.source import Sources
+
+
+class Written(NamedTuple):
+    """What writing showed: notes of the data, and how many weights were verified, if any."""
+
+    notes: tuple[Note, ...]
+    verified: int | None
 
 
 def make_parent(target: Target) -> None:
@@ -43,16 +50,13 @@ def write(  # noqa: PLR0913 - what, and how
     jobs: int | None,
     force: bool,
     verify_against: Output | None = None,
-) -> tuple[Note, ...]:
+) -> Written:
     """Write everything, close the sources, then put it in its place.
 
     What is there already is replaced only with `force`.
 
     On `jobs` threads at most. With `verify_against`, what the files are laid out for, all is read
     back before it is put there.
-
-    Returns:
-        What the data showed.
 
     Raises:
         WnError: refused; nothing has been written.
@@ -70,20 +74,23 @@ def write(  # noqa: PLR0913 - what, and how
 
     target = outputs.target
 
-    def finish(written: Path, notes: tuple[Note, ...]) -> None:
+    def finish(written: Path, notes: tuple[Note, ...]) -> Written:
+        verified = None
         if verify_against:
             from wncli.analysis.verify import verify
 
-            verify(verify_against, sources, written, str(target.path), notes, report, jobs)
+            verified = verify(
+                verify_against, sources, written, str(target.path), notes, report, jobs
+            )
         _close(sources)
+        return Written(notes, verified)
 
     if not target.is_folder:
         ((_, layout),) = outputs.files
         with unfinished, replacing(target.path, layout.nbytes, force=force) as temporary:
             written, sink = temporary
             notes = fill(layout, sources, sink, report, jobs)
-            finish(written, notes)
-            return notes
+            return finish(written, notes)
     notes = ()
     index = (outputs.index,) if outputs.index else ()
     companions = [path for path in outputs.companions if not _is_in(path, target.path)]
@@ -105,8 +112,7 @@ def write(  # noqa: PLR0913 - what, and how
             _copy_companion(path, new_files)
         for name, content in index:
             new_files.write(name, content)
-        finish(new_files.path, notes)
-    return notes
+        return finish(new_files.path, notes)
 
 
 def _close(sources: Sources) -> None:

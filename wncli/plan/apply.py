@@ -7,8 +7,8 @@ from typing import Literal
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.dims import resolve_dim
-from wncli.checkpoint.naming import Naming, split
-from wncli.checkpoint.pairs import Halves
+from wncli.checkpoint.naming import Naming
+from wncli.checkpoint.pairs import Halves, is_plain_weight
 from wncli.checkpoint.tensors import NORMALIZABLE, TensorSpec
 from wncli.errors import WeightNormError, WnError
 from wncli.hints import parameter, phrase, setting
@@ -77,9 +77,7 @@ def plan_apply(
 
 
 def _candidate(root: str, spec: TensorSpec) -> Candidate:
-    rank = len(spec.shape)
-    default = spec.dtype in NORMALIZABLE and rank > 1 and split(spec.name)[1] == "weight"
-    return Candidate(root, spec.name, rank, by_default=default)
+    return Candidate(root, spec.name, len(spec.shape), by_default=is_plain_weight(spec))
 
 
 def _decompose(

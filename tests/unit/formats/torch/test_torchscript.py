@@ -125,8 +125,8 @@ def test_pairs_of_traced_layers_are_found(
     state = loaded(path)
     assert opened(path)[1] == {"": expected(state)}
     (found,) = wncli.inspect(path).layers
-    assert {found.g, found.v} <= state.keys()
-    assert (found.g or "").endswith(pair_of(parameter, spelling)[0])
+    assert {found.g_name, found.v_name} <= state.keys()
+    assert found.g_name.endswith(pair_of(parameter, spelling)[0])
 
 
 def test_pairs_of_scripted_layers_are_found(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_pairs_of_scripted_layers_are_found(tmp_path: Path) -> None:
     path = saved(made("script", model, torch.ones(1, 3, 2)), tmp_path / "a.pt")
     assert opened(path)[1] == {"": expected(loaded(path))}
     (layer,) = wncli.inspect(path).layers
-    assert (layer.g, layer.v) == ("0.weight_g", "0.weight_v")
+    assert (layer.g_name, layer.v_name) == ("0.weight_g", "0.weight_v")
 
 
 def test_many_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
