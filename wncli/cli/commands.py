@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 import wncli
 from wncli.cli import options as o
 from wncli.cli.progress import progress_bar
-from wncli.cli.results import print_comparison, print_report
+from wncli.cli.results import Shown, print_comparison
 
 if TYPE_CHECKING:
     from wncli.report import Report
@@ -114,24 +114,36 @@ def wn(context: typer.Context, *, version: o.Version = False, verbose: o.Verbose
 
 @app.command(cls=Command)
 def inspect(  # noqa: PLR0913 - one parameter per option
-    checkpoint: o.Checkpoint,
+    checkpoints: o.Checkpoints,
     *,
     layers: o.Layers = [],  # noqa: B006 - nothing changes it
     exclude: o.Exclude = [],  # noqa: B006
     only: o.Only = None,
     tensors: o.Tensors = False,
+    stats: o.Stats = False,
+    norms: o.Norms = False,
+    p: o.Order = None,
+    dim: o.NormDim = None,
     check: o.Check = False,
+    show_all: o.All = False,
+    sort: o.Sort = None,
     jobs: o.Jobs = None,
     json: o.Json = False,
-    quiet: o.QuietNames = False,
+    quiet: o.QuietInspect = False,
 ) -> int:
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
-    with progress_bar("checking", quiet=quiet or json or not check) as progress:
-        report = wncli.inspect(
-            checkpoint, layers=layers, exclude=exclude, only=only, tensors=tensors, check=check,
-            jobs=o.count("--jobs", jobs), progress=progress,
-        )  # fmt: skip
-    return print_report(report, json=json, quiet=quiet)
+    from wncli.cli.many import inspect_all
+    from wncli.plan.rules import parse_dim
+
+    if not norms and (p or dim) is not None:
+        o.refuse_without("--norms", "--p" if p is not None else "--dim")
+    run = functools.partial(
+        wncli.inspect, layers=layers, exclude=exclude, only=only, tensors=tensors, check=check,
+        statistics=stats, norms=norms, p=o.number("--p", p) or 2,
+        dim=0 if dim is None else parse_dim(dim, "--dim"), jobs=o.count("--jobs", jobs),
+    )  # fmt: skip
+    shown = Shown(json, quiet, shows_all=show_all, sort=o.one_of("--sort", sort, o.SORTS))
+    return inspect_all(run, checkpoints, shown)
 
 
 @app.command(cls=Command)
@@ -205,7 +217,7 @@ def compare(  # noqa: PLR0913
     quiet: o.QuietCompare = False,
 ) -> int:
     """Hold the effective weights of two checkpoints against each other."""
-    with progress_bar("comparing", quiet=quiet or json) as progress:
+    with progress_bar(("comparing",), quiet=quiet or json) as progress:
         found = wncli.compare(
             a, b, rtol=o.number("--rtol", rtol), atol=o.number("--atol", atol), layers=layers,
             exclude=exclude, only=only, jobs=o.count("--jobs", jobs), progress=progress,

@@ -377,7 +377,7 @@ def add_next(page: Page, report: Report, view: View) -> None:
     elif report.normalizable:
         typed.append(("apply it", f"wn apply {checkpoint} {_new(source, 'normalized')}"))
     if report.tensors is None and report.norms is None:
-        if view.most is not None and len(report.layers) > view.most:
+        if view.most and not view.sort and len(report.layers) > view.most:
             typed.append(("all layers", f"wn inspect {checkpoint} --all"))
         if report.layers and not any(one.ratio for one in report.statistics or ()):
             typed.append(("g over ‖v‖", f"wn inspect {checkpoint} --stats"))

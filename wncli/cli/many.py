@@ -1,17 +1,29 @@
-"""Runs the commands that write: over one checkpoint, or over several into a folder."""
+"""Runs commands over one checkpoint, or over several with a row each."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wncli.cli.options import FORMATS, Writing, one_of
 from wncli.cli.progress import progress_bar
-from wncli.cli.reports import show_report as show_line
-from wncli.cli.results import DONE, NEGATIVE, print_json, print_report
+from wncli.cli.results import DONE, NEGATIVE, Shown, exit_code, print_json, print_report
+from wncli.cli.rows import (
+    INSPECTED,
+    WRITTEN,
+    Rows,
+    inspected_row,
+    show_total,
+    warnings_of,
+    written_row,
+)
 from wncli.cli.terminal import show_refusal
 from wncli.errors import FileError, UsageError, WnError
+from wncli.formats.huggingface.folder import checkpoints_at
+from wncli.parallel import Progress
 from wncli.plan.destination import beside
 from wncli.report import SCHEMA, NothingToDo, Report
 from wncli.storage.signals import REFUSED
@@ -23,33 +35,110 @@ def write_all(run: partial[Report], typed: Writing) -> int:
     Raises:
         WnError: refused; of several checkpoints only where none can be begun.
     """
-    command, keywords, is_silent = run.func.__name__, typed.keywords(), typed.quiet or typed.json
+    command, keywords = run.func.__name__, typed.keywords()
+    shown = Shown(typed.json, typed.quiet, verbose=typed.verbose)
+    phases = (_PHASES[command], *("verifying",) * typed.verify)
     if typed.output_dir is None:
         output = _one_output(command, typed.output or [])
-        with progress_bar("writing", quiet=is_silent) as progress:
+        with progress_bar(phases, quiet=shown.is_silent) as progress:
             report = run(typed.checkpoint, output, **keywords, progress=progress)
-        return print_report(report, json=typed.json, quiet=typed.quiet)
-    outcomes: list[dict[str, Any]] = []
-    code = DONE
-    for checkpoint, output in _outputs(typed, Path(typed.output_dir)).items():
-        try:
-            with progress_bar("writing", quiet=is_silent) as progress:
-                report = run(checkpoint, output, **keywords, progress=progress)
-        except NothingToDo as outcome:
-            code = max(code, NEGATIVE)
-            outcomes.append(outcome.report.to_json() | {"error": outcome.in_shell})
-            show_refusal("nothing to do", outcome.in_shell)
-        except WnError as refusal:
-            code = REFUSED
-            outcomes.append({"checkpoint": checkpoint, "error": refusal.in_shell})
-            show_refusal("error", refusal.in_shell)
-        else:
-            outcomes.append(report.to_json())
-            if not is_silent:
-                show_line(report)
+        return print_report(report, shown)
+    outputs = _outputs(typed, Path(typed.output_dir))
+
+    def written(checkpoint: str, progress: Progress) -> Report:
+        return run(checkpoint, outputs[checkpoint], **keywords, progress=progress)
+
+    found = _each(written, list(outputs), phases, shown, (written_row, WRITTEN))
     if typed.json:
-        print_json({"schema": SCHEMA, "command": command, "files": outcomes})
-    return code
+        print_json({"schema": SCHEMA, "command": command, "files": found.outcomes})
+    elif not typed.quiet:
+        show_total(found.counts, f"{'would be ' * typed.dry_run}written to {typed.output_dir}/")
+    found.show_refusals()
+    return found.code
+
+
+def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> int:
+    """Inspect one checkpoint, or several with a row each.
+
+    Raises:
+        WnError: the only one is refused.
+    """
+    paths = [str(path) for given in checkpoints for path in checkpoints_at(Path(given))]
+    phases = ("reading",)
+    if paths == checkpoints[:1]:
+        with progress_bar(phases, quiet=shown.is_silent) as progress:
+            return print_report(run(checkpoints[0], progress=progress), shown)
+
+    def inspected(checkpoint: str, progress: Progress) -> Report:
+        return run(checkpoint, progress=progress)
+
+    found = _each(inspected, paths, phases, shown, (inspected_row, INSPECTED))
+    if shown.json:
+        print_json({"schema": SCHEMA, "command": "inspect", "files": found.outcomes})
+    elif not shown.quiet:
+        show_total(found.counts, "with weight norm", found.reports)
+    found.show_refusals()
+    return found.code
+
+
+_PHASES = {"apply": "normalizing", "remove": "folding", "convert": "writing"}
+
+
+_NOT_WRITTEN: tuple[str, ...] = ("no weight norm, not written",)
+
+
+class _Found:
+    """What came of several checkpoints."""
+
+    def __init__(self) -> None:
+        self.code = DONE
+        self.counts: Counter[str] = Counter()
+        self.outcomes: list[dict[str, Any]] = []
+        self.reports: list[Report] = []
+        self.refusals: list[tuple[str, str]] = []
+
+    def show_refusals(self) -> None:
+        """Print the errors and warnings, which would have torn the rows apart."""
+        for kind, message in self.refusals:
+            show_refusal(kind, message)
+
+
+def _each(
+    run: Callable[[str, Progress], Report],
+    checkpoints: list[str],
+    phases: tuple[str, ...],
+    shown: Shown,
+    drawn: tuple[Callable[[Report], tuple[str, ...]], Sequence[int]],
+) -> _Found:
+    """Run a command for each checkpoint, and print a row of each once it is done."""
+    found = _Found()
+    row, widths = drawn
+    rows = Rows(checkpoints, widths)
+    for number, checkpoint in enumerate(checkpoints, 1):
+        place = f"{Path(checkpoint).name}, {number} of {len(checkpoints)}"
+        try:
+            with progress_bar(phases, quiet=shown.is_silent, place=place) as progress:
+                report = run(checkpoint, progress)
+        except NothingToDo as outcome:
+            kind, cells = "nothing", _NOT_WRITTEN
+            found.code = max(found.code, NEGATIVE)
+            found.outcomes.append(outcome.report.to_json() | {"error": outcome.in_shell})
+        except WnError as refusal:
+            kind, cells = "failed", (refusal.problem,)
+            found.code = REFUSED
+            found.outcomes.append({"checkpoint": checkpoint, "error": refusal.in_shell})
+            found.refusals.append(("error", refusal.in_shell))
+        else:
+            kind = "nothing" if report.command == "inspect" and not report.layers else "done"
+            cells = row(report)
+            found.code = max(found.code, exit_code(report, quiet=shown.quiet))
+            found.outcomes.append(report.to_json())
+            found.reports.append(report)
+            found.refusals += warnings_of(report)
+        found.counts[kind] += 1
+        if not shown.is_silent:
+            rows.show(kind, checkpoint, cells)
+    return found
 
 
 def _one_output(command: str, words: list[str]) -> str:

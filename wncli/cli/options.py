@@ -9,7 +9,7 @@ the same of a wrong one whatever version typer has.
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -19,6 +19,7 @@ from wncli.formats import registry
 
 FORMATS = tuple(reversed(registry.FORMATS))
 NAMINGS = tuple(SPELLINGS)
+SORTS = ("name", "min", "median", "max", "spread", "dead", "size")
 NAMINGS_TO_WRITE = ("auto", *NAMINGS)
 
 
@@ -39,6 +40,14 @@ Checkpoint = Annotated[
     typer.Argument(
         metavar="CHECKPOINT",
         help="A safetensors, torch or npz file, whose content says which; or a folder of shards.",
+    ),
+]
+Checkpoints = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CHECKPOINT...",
+        help="Safetensors, torch or npz files, whose content says which; folders of shards, or of "
+        "checkpoints. Several have a row each.",
     ),
 ]
 A = Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")]
@@ -198,7 +207,12 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing OUTPUT
 Verify = Annotated[
     bool, typer.Option("--verify", help="Read OUTPUT back and compare before it takes its place.")
 ]
-Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor, plain ones too.")]
+Tensors = Annotated[
+    bool,
+    typer.Option(
+        "--tensors", help="List every tensor, plain ones too: its shape, size, what it is tied to."
+    ),
+]
 Check = Annotated[
     bool,
     typer.Option("--check", help="Read everything; report what is damaged or does not compute."),
@@ -215,7 +229,37 @@ Jobs = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
 Quiet = Annotated[bool, _quiet(help="Print errors only.")]
 QuietCompare = Annotated[bool, _quiet(help="Print errors only: the exit code tells.")]
-QuietNames = Annotated[bool, _quiet(help="Print names only.")]
+QuietInspect = Annotated[
+    bool, _quiet(help="Print errors only: exit code 0 where there is weight norm, else 1.")
+]
+All = Annotated[bool, typer.Option("--all", help="A row for each, also where many are alike.")]
+Stats = Annotated[
+    bool,
+    typer.Option(
+        "--stats", help="Show g / ||v|| of each layer: 1 where it was only just applied. Reads v."
+    ),
+]
+Sort = Annotated[
+    str | None,
+    typer.Option(
+        "--sort", metavar=_one_of(SORTS), help="Sort the rows: names and min ascending, others not."
+    ),
+]
+Norms = Annotated[
+    bool,
+    typer.Option("--norms", help="Show the norms of every floating tensor; -l and -x take them."),
+]
+Order = Annotated[
+    str | None,
+    typer.Option("--p", metavar="P", help="With --norms, their order: 2, 1, 0.5, inf."),
+]
+NormDim = Annotated[
+    str | None,
+    typer.Option("--dim", metavar="N|none", help="With --norms, the dim of the slices; 0."),
+]
+VerboseTable = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Show the table of layers as well.")
+]
 Version = Annotated[bool, typer.Option("--version", help="Show the version.")]
 Verbose = Annotated[
     bool,
@@ -238,6 +282,7 @@ class Writing(NamedTuple):
     force: Force = False
     dry_run: DryRun = False
     verify: Verify = False
+    verbose: VerboseTable = False
     jobs: Jobs = None
     json: Json = False
     quiet: Quiet = False
@@ -297,3 +342,12 @@ def number(option: str, word: str | None) -> float | None:
         return None if word is None else float(word)
     except ValueError:
         raise UsageError(option, "no number", found=str(word)) from None
+
+
+def refuse_without(needed: str, option: str) -> NoReturn:
+    """Refuse an option that says something about another.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(option, f"it goes with {needed} alone", hint=f"add {needed}, or leave it out")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from wncli.cli.inspections import View, add_inspection, add_layers, add_next, note_text
 from wncli.cli.page import Page
-from wncli.cli.terminal import many, show, show_refusal
+from wncli.cli.terminal import height_of_screen, many, show, show_refusal
 from wncli.cli.units import seconds, sizes
 from wncli.errors import printable
 
@@ -31,7 +29,7 @@ def show_report(
 ) -> None:
     """Print a report for people; its warnings go to stderr."""
     page = Page()
-    view = View(_height(), shows_all, sort)
+    view = View(height_of_screen(), shows_all, sort)
     is_inspection = report.command == "inspect"
     if is_inspection:
         add_inspection(page, report, view)
@@ -49,11 +47,6 @@ def show_report(
     show(page)
     if report.findings is None:
         show_warnings(report)
-
-
-def _height() -> int | None:
-    """Return the lines of the terminal; None where stdout is none."""
-    return shutil.get_terminal_size().lines if sys.stdout.isatty() else None
 
 
 def show_warnings(report: Report) -> None:

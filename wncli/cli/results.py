@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wncli.hints import in_shell
 
@@ -15,20 +15,36 @@ DONE = 0
 NEGATIVE = 1
 
 
-def print_report(report: Report, *, json: bool, quiet: bool) -> int:
-    """Print a report; under `quiet`, `inspect` prints the layers' names.
+class Shown(NamedTuple):
+    """How a report is to be shown: as JSON, not at all, or to people, and how much of it."""
 
-    The exit code tells whether a check has found something.
-    """
-    code = NEGATIVE if report.findings else DONE
-    if json:
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    shows_all: bool = False
+    sort: str | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing is said while it runs."""
+        return self.json or self.quiet
+
+
+def exit_code(report: Report, *, quiet: bool) -> int:
+    """Say whether a check has found something, or under `quiet` that there is no weight norm."""
+    is_without = quiet and report.command == "inspect" and not report.layers
+    return NEGATIVE if report.findings or is_without else DONE
+
+
+def print_report(report: Report, shown: Shown) -> int:
+    """Print a report, and return the exit code."""
+    if shown.json:
         print_json(report.to_json())
-        return code
-    if not quiet:
+    elif not shown.quiet:
         from wncli.cli.reports import show_report
 
-        show_report(report)
-    return code
+        show_report(report, verbose=shown.verbose, shows_all=shown.shows_all, sort=shown.sort)
+    return exit_code(report, quiet=shown.quiet)
 
 
 def print_comparison(found: Comparison, *, json: bool, quiet: bool) -> int:

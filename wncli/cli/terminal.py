@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,12 @@ _LOOKS = {
     "warning": "bold yellow",
     "nothing to do": "bold",
 }
+
+
+#: Where the further lines of a message begin.
+_HANG = 12
+#: What somebody is to copy is left to the terminal to cut, which puts nothing into it.
+_COMMAND = re.compile(r"(wn|hf|pip|tar|mv|cat|python3?|gunzip|gzip|unzip) ")
 
 
 class _Stream(io.RawIOBase):
@@ -109,10 +117,11 @@ def show_refusal(kind: str, message: str) -> None:
     """Print an error, a warning or the like on stderr, its further lines indented."""
     page = Page()
     first, *rest = message.split("\n")
-    page.line((f"{kind}: ", _LOOKS[kind]), printable(first))
+    page.line((f"{kind}: ", _LOOKS[kind]), printable(first), hang=_HANG)
     for line in rest:
         label, colon, text = line.partition(":")
-        page.line((label + colon, "dim"), printable(text))
+        is_command = bool(_COMMAND.match(text.lstrip()))
+        page.line((label + colon, "dim"), printable(text), hang=None if is_command else _HANG)
     _print(page, sys.stderr)
 
 
@@ -129,6 +138,16 @@ def _print(page: Page, stream: TextIO) -> None:
                 stream.write(text)
         stream.write("\n")
     stream.flush()
+
+
+def width_of_screen() -> int | None:
+    """Return the columns of the terminal that stdout is; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def height_of_screen() -> int | None:
+    """Return its lines."""
+    return shutil.get_terminal_size().lines if sys.stdout.isatty() else None
 
 
 def console(stream: TextIO) -> Console:

@@ -38,6 +38,10 @@ _TRAINER = re.compile(
 _MOST_ENTRIES = 1000
 
 
+class NotOneCheckpoint(FileError):  # noqa: N818 - the folder may hold several
+    """A folder is no checkpoint by itself, but may hold some."""
+
+
 def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
     """Find the checkpoint's file or index in this folder, and note what was passed over for it.
 
@@ -61,7 +65,7 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
         chosen += [name for name, rank in ranks.items() if rank == _OTHER != best]
     if len(chosen) > 1:
         what = "indexes" if best in _INDEX_RANKS.values() else "checkpoints"
-        raise FileError(
+        raise NotOneCheckpoint(
             str(folder),
             f"several {what} stand in this directory",
             expected="one that can be meant",
@@ -124,7 +128,7 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
             hint=phrase("{} is one of them; all need their index", path_text(folder / shards[0])),
         )
     near = places_of_checkpoints(folder)
-    return FileError(
+    return NotOneCheckpoint(
         str(folder),
         "no checkpoint stands in this directory",
         expected="a checkpoint file, or the index of a sharded one,"
@@ -137,6 +141,18 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
 def inspect_commands(places: Sequence[Path]) -> str:
     """Return what to type for one of these places."""
     return either(map(inspecting, places[:3]))
+
+
+def checkpoints_at(path: Path) -> list[Path]:
+    """Return the checkpoints in a folder that is none itself, else the path alone."""
+    try:
+        if path.is_dir():
+            find_in_folder(path)
+    except NotOneCheckpoint:
+        return places_of_checkpoints(path) or [path]
+    except FileError:  # which whoever opens it will say
+        pass
+    return [path]
 
 
 def places_of_checkpoints(folder: Path) -> list[Path]:
