@@ -125,7 +125,7 @@ def inspect(  # noqa: PLR0913 - the command's options
         >>> [entry.path for entry in report.entries]
         ['optimizer', 'scheduler', 'args', 'epoch', 'steps']
         >>> round(report.statistics[0].g.max, 4), report.layers["last_layer"].g.shape
-        (0.7, (4, 1))
+        (1.095, (64, 1))
     """
     from wncli.analysis.magnitudes import layer_statistics
     from wncli.analysis.values import read_values

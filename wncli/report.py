@@ -291,7 +291,7 @@ class Report:
     output_files: tuple[str, ...]
     output_bytes: int | None
     dry_run: bool
-    seconds: float
+    seconds: float = field(compare=False)
     verified: int | None
     parameters: Parameters
     layers: Layers

@@ -354,7 +354,7 @@ def test_a_dry_run_writes_nothing_and_says_the_same(wn_here: RunHere, tmp_path: 
     path = save(small_model("hook").state_dict(), tmp_path / "in.pt")
     ran = wn_here("convert", path, tmp_path / "o.pt", "--naming", "parametrized", "--dry-run")
     assert ran.code == 0
-    assert "2 layers respelled" in ran.stdout
+    assert "would respell 2 layers" in ran.stdout
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.pt"]
 
 

@@ -38,7 +38,7 @@ OUTCOMES = {
     "version": Expected(("--version",), 0),
     "listed": Expected(("inspect", TRAINING), 0),
     "listed as json": Expected(("inspect", TRAINING, "--json"), 0),
-    "names": Expected(("inspect", TRAINING, "-q"), 0),
+    "names": Expected(("inspect", TRAINING, "--tensors"), 0),
     "written with a warning": Expected(("remove", TRAINING, "out.pt"), 0, ("out.pt",)),
     "written, as json": Expected(("remove", TRAINING, "out.pt", "--json"), 0, ("out.pt",)),
     "written, nothing printed": Expected(

@@ -60,6 +60,9 @@ ADVICE = (
     "have the hard limit of open files raised to 5,000",
     "unpack it, and give the checkpoint in it",
     "give the file itself",
+    "inspect it again",
+    "inspect the output, whose layers have",
+    "add --norms, or leave it out",
     "write a file, and upload that",
     "choose another OUTPUT, or move the folder",
     "run them one after the other, each with an --output-dir of its own",
@@ -269,8 +272,12 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
         return None
     outputs = list(given.pop("output") or ()) if "output" in given else []
     paths = [given.pop(one) for one in ("checkpoint", "a", "b") if one in given]
-    for option in ("json", "quiet", "output_dir"):
+    paths += given.pop("checkpoints", ())
+    for option in ("json", "quiet", "output_dir", "verbose", "show_all", "sort"):
         given.pop(option, None)
+    if name == "inspect":
+        given["statistics"] = given.pop("stats")
+        given = {option: value for option, value in given.items() if value is not None}
     if isinstance(given.get("dim"), str):
         given["dim"] = parse_dim(given["dim"], "--dim")
     is_whole = len(outputs) == (name not in {"inspect", "compare"})

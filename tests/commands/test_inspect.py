@@ -130,6 +130,7 @@ def test_layers_are_listed_as_pytorch_names_them(spelling: Spelling, tmp_path: P
     for module, (parameter, dim, shape) in expected.items():
         g, v = pair_of(parameter, spelling)
         assert by_module[module] == {
+            "name": f"{module}.{parameter}",
             "root": "model",
             "module": module,
             "parameter": parameter,

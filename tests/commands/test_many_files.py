@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,10 +63,13 @@ def test_each_checkpoint_is_written_under_its_name_with_one_line(
     ran = wn_here(command, *paths, "--output-dir", out, *options)
     assert (ran.code, ran.stderr) == (0, "")
     assert names(out) == ["a.pt", "b.pt", "c.pt"]
-    lines = ran.stdout.splitlines()
+    *lines, rule, total = ran.stdout.splitlines()
     assert len(lines) == 3
+    assert set(rule) == {" ", "─"}
+    assert total == f" 3 written to {out}/"
     for line, path in zip(lines, paths, strict=True):
-        assert line.startswith(f"{path} → {out / path.name}")
+        assert line.startswith(f" ✓ {path} ")
+        assert re.search(r"1 layer .*\d → \d", line)
     assert set(read(out / "a.pt")) == expected
     written = load(out / "b.pt")
     assert (set(written["model"]), written["epoch"]) == (expected, 1)
@@ -95,10 +99,13 @@ def test_it_goes_on_after_a_failure_and_leaves_with_the_worst_code(
     ran = wn_here("remove", *paths, "--output-dir", tmp_path / "out")
     assert ran.code == code
     good = [f"{name}.pt" for name, state in states.items() if state is NORMALIZED]
-    assert len(ran.stdout.splitlines()) == len(good)
+    *rows, _, total = ran.stdout.splitlines()
+    marks = {id(NORMALIZED): "✓", id(PLAIN): "-", id(BROKEN): "✗"}
+    assert [row.split()[0] for row in rows] == [marks[id(state)] for state in states.values()]
+    assert total.startswith(f" {len(good)} written to ")
     assert (names(tmp_path / "out") if good else []) == good
     for name, state in states.items():
-        assert (f"{name}.pt" in ran.stderr) is (state is not NORMALIZED)
+        assert (f"{name}.pt" in ran.stderr) is (state is BROKEN)
 
 
 def test_what_cannot_be_opened_does_not_stop_the_others(wn_here: RunHere, tmp_path: Path) -> None:
@@ -159,7 +166,8 @@ def test_a_dry_run_makes_no_folder(wn_here: RunHere, tmp_path: Path) -> None:
     paths = save(tmp_path, a=NORMALIZED, b=PLAIN)
     ran = wn_here("remove", *paths, "--output-dir", tmp_path / "out", "--dry-run")
     assert ran.code == 1
-    assert "1 layer folded (dry run)" in ran.stdout
+    assert "would fold 1 layer" in ran.stdout
+    assert f"1 would be written to {tmp_path / 'out'}/" in ran.stdout
     assert names(tmp_path) == ["a.pt", "b.pt"]
 
 

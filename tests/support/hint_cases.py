@@ -500,7 +500,7 @@ INPUTS = {
         interrupted, f"wn remove {FOLDER} {FREE}", "{mv */* */}", again=True, changes=STEM
     ),
     "a folder above": Case(
-        below_folder, "wn inspect top", "{wn inspect *} or {wn inspect *}"
+        below_folder, "wn remove top new.pt", "{wn inspect *} or {wn inspect *}"
     ),
     "a config beside it": Case(
         beside_text, f"wn inspect {typed(f'{STEM}.json')}", "{wn inspect *}"

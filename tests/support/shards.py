@@ -75,7 +75,7 @@ def opened(path: Path) -> Checkpoint:
 def refused(path: Path, error: type[WnError] = FormatError) -> str:
     with pytest.raises(error) as found:
         opened(path)
-    assert type(found.value) is error
+    assert isinstance(found.value, FormatError) is (error is FormatError)
     return str(found.value)
 
 

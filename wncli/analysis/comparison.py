@@ -7,7 +7,7 @@ from typing import Any
 
 from wncli.arithmetic.ulps import numbers_for_json
 from wncli.notes import Note
-from wncli.report import SCHEMA, Parameters, plain
+from wncli.report import SCHEMA, Parameters, fields_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as plain values for `json.dumps`, with the keys of every report."""
-        found = {"schema": SCHEMA, "command": "compare", **plain(self)}
+        found = {"schema": SCHEMA, "command": "compare", **fields_of(self)}
         found |= {"output": None, "layers": [], "equal": self.equal}
         found["parameters"] = self.parameters.to_json()
         for tensor in found["tensors"]:

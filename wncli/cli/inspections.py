@@ -120,7 +120,14 @@ def add_layers(page: Page, report: Report, view: View) -> None:
         own += [str(one.non_finite) if one else "-"] if has_bad else []
         numbers = (one.ratio if has_ratio else one.g) if one else None
         rows.append(
-            _Row(layer.root, _shown_name(layer), tuple(own), alike, numbers, one.dead if one else 0)
+            _Row(
+                layer.root,
+                _shown_name(layer, view),
+                tuple(own),
+                alike,
+                numbers,
+                one.dead if one else 0,
+            )
         )
     if report.format == "safetensors":  # which has the order of bytes, not of the model
         rows.sort(key=lambda row: (natural(row.root), natural(row.name)))
@@ -129,9 +136,9 @@ def add_layers(page: Page, report: Report, view: View) -> None:
         _add_verdict(page, [one for one in known if one])
 
 
-def _shown_name(layer: Layer) -> str:
-    """Give the path of the module, unless that leaves open which parameter it is."""
-    is_weight = layer.parameter == "weight" and layer.module
+def _shown_name(layer: Layer, view: View) -> str:
+    """Give the path of the module on a screen, unless that leaves open which parameter it is."""
+    is_weight = view.height is not None and layer.parameter == "weight" and layer.module
     return printable(layer.module if is_weight else layer.name)
 
 

@@ -63,7 +63,10 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
     Raises:
         WnError: the only one is refused.
     """
-    paths = [str(path) for given in checkpoints for path in checkpoints_at(Path(given))]
+    paths = []
+    for given in checkpoints:  # an address is to stay as it was typed
+        found = checkpoints_at(Path(given)) if Path(given).is_dir() else []
+        paths += map(str, found) if found else [given]
     phases = ("reading",)
     if paths == checkpoints[:1]:
         with progress_bar(phases, quiet=shown.is_silent) as progress:
@@ -84,7 +87,11 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
 _PHASES = {"apply": "normalizing", "remove": "folding", "convert": "writing"}
 
 
-_NOT_WRITTEN: tuple[str, ...] = ("no weight norm, not written",)
+_NOTHING: dict[str, tuple[str, ...]] = {
+    "apply": ("nothing to normalize, not written",),
+    "remove": ("no weight norm, not written",),
+    "convert": ("no weight norm, not written",),
+}
 
 
 class _Found:
@@ -120,7 +127,7 @@ def _each(
             with progress_bar(phases, quiet=shown.is_silent, place=place) as progress:
                 report = run(checkpoint, progress)
         except NothingToDo as outcome:
-            kind, cells = "nothing", _NOT_WRITTEN
+            kind, cells = "nothing", _NOTHING[outcome.report.command]
             found.code = max(found.code, NEGATIVE)
             found.outcomes.append(outcome.report.to_json() | {"error": outcome.in_shell})
         except WnError as refusal:

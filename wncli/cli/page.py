@@ -20,6 +20,10 @@ _SHORTEST = 26
 _WIDEST = 200
 
 
+#: What is drawn here beside ASCII takes one place each; Rich need not be imported to know.
+_SINGLE = frozenset("×·…─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉→‖Δ°✓✗")
+
+
 class Column(NamedTuple):
     """A column of a table.
 
@@ -152,7 +156,7 @@ def shortened(text: str, size: int, mark: str) -> str:
 
 def cells(text: str) -> int:
     """Count the places that it takes in a line: some characters take two, or none."""
-    if text.isascii():
+    if text.isascii() or all(char.isascii() or char in _SINGLE for char in text):
         return len(text)
     from rich.cells import cell_len
 

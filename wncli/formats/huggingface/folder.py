@@ -143,16 +143,15 @@ def inspect_commands(places: Sequence[Path]) -> str:
     return either(map(inspecting, places[:3]))
 
 
-def checkpoints_at(path: Path) -> list[Path]:
-    """Return the checkpoints in a folder that is none itself, else the path alone."""
+def checkpoints_at(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder that is none itself; none where it is, or has a fault."""
     try:
-        if path.is_dir():
-            find_in_folder(path)
+        find_in_folder(folder)
     except NotOneCheckpoint:
-        return places_of_checkpoints(path) or [path]
+        return places_of_checkpoints(folder)
     except FileError:  # which whoever opens it will say
         pass
-    return [path]
+    return []
 
 
 def places_of_checkpoints(folder: Path) -> list[Path]:

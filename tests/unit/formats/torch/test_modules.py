@@ -93,7 +93,8 @@ def test_every_kind_of_normalized_layer_is_read_whole(
     path = save(layer, tmp_path / "a.pt", layout)
     assert opened(path)[1] == {"": expected(layer.state_dict())}
     (found,) = wncli.inspect(path).layers
-    assert (found.parameter, found.g_name, found.v_name) == (parameter, f"{parameter}_g", f"{parameter}_v")
+    names = (found.parameter, found.g_name, found.v_name)
+    assert names == (parameter, f"{parameter}_g", f"{parameter}_v")
 
 
 @legacy_or_not
