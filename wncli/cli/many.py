@@ -25,7 +25,7 @@ def write_all(run: partial[Report], typed: Writing) -> int:
     """
     command, keywords, is_silent = run.func.__name__, typed.keywords(), typed.quiet or typed.json
     if typed.output_dir is None:
-        output = _one_output(command, typed.output or [])
+        output = _one_output(command, typed)
         with progress_bar("writing", quiet=is_silent) as progress:
             report = run(typed.checkpoint, output, **keywords, progress=progress)
         return print_report(report, json=typed.json, quiet=typed.quiet)
@@ -52,7 +52,10 @@ def write_all(run: partial[Report], typed: Writing) -> int:
     return code
 
 
-def _one_output(command: str, words: list[str]) -> str:
+def _one_output(command: str, typed: Writing) -> str:
+    words = list(typed.output or [])
+    if typed.output_option is not None:
+        words.append(typed.output_option)
     if len(words) == 1:
         return words[0]
     if not words:
@@ -67,6 +70,10 @@ def _one_output(command: str, words: list[str]) -> str:
 
 def _outputs(typed: Writing, folder: Path) -> dict[str, str]:
     """Name the output of each checkpoint in `folder`: two under one name are refused."""
+    if typed.output_option is not None:
+        raise UsageError(
+            f"-o {typed.output_option}", "--output-dir names the outputs", hint="leave one out"
+        )
     if folder.exists() and not folder.is_dir():
         raise FileError(str(folder), "--output-dir is a file", expected="a folder's name")
     found: dict[str, str] = {}

@@ -26,13 +26,22 @@ def _one_of(words: Sequence[str]) -> str:
     return f"<{'|'.join(words)}>"
 
 
+# The groups of the help.
+_select = partial(typer.Option, rich_help_panel="Select")
+_change = partial(typer.Option, rich_help_panel="Change")
+_tolerance = partial(typer.Option, rich_help_panel="Tolerance")
+_output = partial(typer.Option, rich_help_panel="Output")
+_safety = partial(typer.Option, rich_help_panel="Safety")
+_report = partial(typer.Option, rich_help_panel="Report")
+
+
 def _layers(takes: str, otherwise: str, metavar: str = "GLOB") -> Any:  # noqa: ANN401 - as typer.Option
     names = "a full name or module path, `*` crosses dots. Repeatable"
     help_text = f"{takes}: {names}. Without: {otherwise}."
-    return typer.Option("-l", "--layers", metavar=metavar, help=help_text)
+    return _select("-l", "--layers", metavar=metavar, help=help_text)
 
 
-_quiet = partial(typer.Option, "-q", "--quiet")
+_quiet = partial(_report, "-q", "--quiet")
 
 Checkpoint = Annotated[
     str,
@@ -41,8 +50,13 @@ Checkpoint = Annotated[
         help="A safetensors, torch or npz file, whose content says which; or a folder of shards.",
     ),
 ]
-A = Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")]
-B = Annotated[str, typer.Argument(metavar="B", help="Another.")]
+A = Annotated[str, typer.Argument(metavar="A", help="The checkpoint to compare.")]
+B = Annotated[
+    str,
+    typer.Argument(
+        metavar="B", help="What to compare it with; differences are shares of B's numbers."
+    ),
+]
 Output = Annotated[
     list[str] | None,
     typer.Argument(
@@ -52,9 +66,13 @@ Output = Annotated[
         show_default=False,
     ),
 ]
+OutputOption = Annotated[
+    str | None,
+    _output("-o", "--output", metavar="OUTPUT", help="Another way to give OUTPUT."),
+]
 OutputDir = Annotated[
     str | None,
-    typer.Option(
+    _output(
         "--output-dir",
         metavar="DIR",
         help="Write each of several checkpoints under its own name in DIR.",
@@ -84,11 +102,11 @@ LayersWithDim = Annotated[
 ]
 Exclude = Annotated[
     list[str],
-    typer.Option("-x", "--exclude", metavar="GLOB", help="Leave these layers out. Repeatable."),
+    _select("-x", "--exclude", metavar="GLOB", help="Leave these layers out. Repeatable."),
 ]
 Only = Annotated[
     str | None,
-    typer.Option(
+    _select(
         "--only",
         metavar="ROOT",
         help="Take one state dict alone, as `generator`, or names below a dotted prefix, as "
@@ -97,7 +115,7 @@ Only = Annotated[
 ]
 Drop = Annotated[
     list[str],
-    typer.Option(
+    _select(
         "--drop",
         metavar="ENTRY",
         help="Leave an entry, or what is below a prefix of names, out. Repeatable.",
@@ -105,7 +123,7 @@ Drop = Annotated[
 ]
 Rename = Annotated[
     list[str],
-    typer.Option(
+    _change(
         "--rename",
         metavar="OLD=NEW",
         help="Rename tensors: globs, each `*` of NEW is what that of OLD took. Repeatable, the "
@@ -114,11 +132,11 @@ Rename = Annotated[
 ]
 Dim = Annotated[
     str,
-    typer.Option("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
+    _change("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
 ]
 VectorDim = Annotated[
     str | None,
-    typer.Option(
+    _change(
         "--dim",
         metavar="N",
         help="The dim of layers whose g is a vector that fits several axes of v.",
@@ -126,7 +144,7 @@ VectorDim = Annotated[
 ]
 NamingToWrite = Annotated[
     str,
-    typer.Option(
+    _change(
         "--naming",
         metavar=_one_of(NAMINGS_TO_WRITE),
         help="weight_g/weight_v, or parametrizations.weight.original0/1.",
@@ -134,7 +152,7 @@ NamingToWrite = Annotated[
 ]
 Naming = Annotated[
     str | None,
-    typer.Option(
+    _change(
         "--naming",
         metavar=_one_of(NAMINGS),
         help="Spell the layers weight_g/weight_v, or parametrizations.weight.original0/1.",
@@ -142,25 +160,23 @@ Naming = Annotated[
 ]
 Like = Annotated[
     str | None,
-    typer.Option(
+    _change(
         "--like",
         metavar="REFERENCE",
         help="Take the structure of REFERENCE, a checkpoint that the target code loads: what is "
         "normalized, along which dim, in which spelling, under which names and roots.",
     ),
 ]
-Partial = Annotated[
-    bool, typer.Option("--partial", help="With --like, leave out what does not fit.")
-]
+Partial = Annotated[bool, _change("--partial", help="With --like, leave out what does not fit.")]
 Fill = Annotated[
     bool,
-    typer.Option(
+    _change(
         "--fill", help="With --like, take what CHECKPOINT lacks from REFERENCE; --partial besides."
     ),
 ]
 Flatten = Annotated[
     bool,
-    typer.Option(
+    _change(
         "--flatten",
         help="Write all state dicts as one, the root before each name, without `module.` and the "
         "other wrappers.",
@@ -168,7 +184,7 @@ Flatten = Annotated[
 ]
 MaxShardSize = Annotated[
     str | None,
-    typer.Option(
+    _output(
         "--max-shard-size",
         metavar="SIZE",
         help="Write a folder of shards of at most SIZE, as 5GB, and their index.",
@@ -176,47 +192,46 @@ MaxShardSize = Annotated[
 ]
 Rtol = Annotated[
     str | None,
-    typer.Option(
+    _tolerance(
         "--rtol",
         metavar="X",
         help="Allowed difference as a share of B's number. Without --rtol and --atol: 2 units of "
         "the last place of the coarser dtype.",
     ),
 ]
-Atol = Annotated[
-    str | None, typer.Option("--atol", metavar="X", help="Allowed absolute difference.")
-]
+Atol = Annotated[str | None, _tolerance("--atol", metavar="X", help="Allowed absolute difference.")]
 Format = Annotated[
     str | None,
-    typer.Option(
+    _output(
         "--format",
         metavar=_one_of(FORMATS),
         help="Of the output; otherwise OUTPUT's suffix says.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing OUTPUT.")]
+Force = Annotated[bool, _safety("-f", "--force", help="Replace an existing OUTPUT.")]
 Verify = Annotated[
-    bool, typer.Option("--verify", help="Read OUTPUT back and compare before it takes its place.")
+    bool, _safety("--verify", help="Read OUTPUT back and compare before it takes its place.")
 ]
-Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor, plain ones too.")]
+Tensors = Annotated[bool, _report("--tensors", help="List every tensor, plain ones too.")]
 Check = Annotated[
     bool,
-    typer.Option("--check", help="Read everything; report what is damaged or does not compute."),
+    _report("--check", help="Read everything; report what is damaged or does not compute."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")]
+DryRun = Annotated[bool, _safety("-n", "--dry-run", help="Say what would be done, write nothing.")]
 Jobs = Annotated[
     str | None,
-    typer.Option(
+    _report(
         "--jobs",
         metavar="N",
         help="Work on N threads. Without: as many as there are processors.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
+Json = Annotated[bool, _report("--json", help="Print the report as one JSON object.")]
 Quiet = Annotated[bool, _quiet(help="Print errors only.")]
 QuietCompare = Annotated[bool, _quiet(help="Print errors only: the exit code tells.")]
 QuietNames = Annotated[bool, _quiet(help="Print names only.")]
-Version = Annotated[bool, typer.Option("--version", help="Show the version.")]
+Version = Annotated[bool, typer.Option("-V", "--version", help="Show the version.")]
+VerboseReport = Annotated[bool, _report("-v", "--verbose", help="List the layers, too.")]
 Verbose = Annotated[
     bool,
     typer.Option(
@@ -230,6 +245,7 @@ class Writing(NamedTuple):
 
     checkpoint: Checkpoint
     output: Output = None
+    output_option: OutputOption = None
     output_dir: OutputDir = None
     only: Only = None
     drop: Drop = []  # noqa: RUF012 - nothing changes it
@@ -240,6 +256,7 @@ class Writing(NamedTuple):
     verify: Verify = False
     jobs: Jobs = None
     json: Json = False
+    verbose: VerboseReport = False
     quiet: Quiet = False
 
     def keywords(self) -> dict[str, Any]:
