@@ -40,11 +40,14 @@ def _as_typed(parameter: Any, context: Any, value: Any) -> Any:  # noqa: ANN401 
 
 
 class Command(TyperCommand):
-    """A command that takes its words as they are."""
+    """A command that takes its words as they are, and has our help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401, D102
         _take_as_typed(self.get_params(ctx))
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002, D102
+        _show_help(self, ctx)
 
 
 class Group(TyperGroup):
@@ -53,6 +56,16 @@ class Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401, D102
         _take_as_typed(self.get_params(ctx))
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002, D102
+        _show_help(self, ctx)
+
+
+def _show_help(command: TyperCommand | TyperGroup, context: Any) -> None:  # noqa: ANN401
+    from wncli.cli.help import describe, show_help
+
+    show_help(describe(command, context))
+    raise typer.Exit  # typer would print a line of its own
 
 
 app = typer.Typer(
@@ -109,7 +122,7 @@ def wn(context: typer.Context, *, version: o.Version = False, verbose: o.Verbose
 
         raise UsageError("-v", "goes with --version alone", hint="wn --version -v")
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        context.get_help()
 
 
 @app.command(cls=Command)
@@ -125,7 +138,10 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     json: o.Json = False,
     quiet: o.QuietNames = False,
 ) -> int:
-    """List the g/v parameters, their dims and spelling, and what else is in the file."""
+    """List the g/v parameters, their dims and spelling, and what else is in the file.
+
+    Counts of parameters include buffers, which a state dict does not tell apart.
+    """
     with progress_bar("checking", quiet=quiet or json or not check) as progress:
         report = wncli.inspect(
             checkpoint, layers=layers, exclude=exclude, only=only, tensors=tensors, check=check,
@@ -199,7 +215,7 @@ def compare(  # noqa: PLR0913
     atol: o.Atol = None,
     layers: o.LayersToCompare = [],  # noqa: B006
     exclude: o.Exclude = [],  # noqa: B006
-    only: o.Only = None,
+    only: o.OnlyOfTwo = None,
     jobs: o.Jobs = None,
     json: o.Json = False,
     quiet: o.QuietCompare = False,

@@ -86,6 +86,8 @@ def _exit_code() -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     from typer import TyperException
 
     from wncli.cli.commands import app_for

@@ -110,7 +110,16 @@ Only = Annotated[
         "--only",
         metavar="ROOT",
         help="Take one state dict alone, as `generator`, or names below a dotted prefix, as "
-        "`model.teacher`; with two files also `ROOT=OTHER`.",
+        "`model.teacher`.",
+    ),
+]
+OnlyOfTwo = Annotated[
+    str | None,
+    _select(
+        "--only",
+        metavar="ROOT[=OTHER]",
+        help="Take one state dict alone, as `generator`, or names below a dotted prefix; OTHER is "
+        "its place in B, where that is another.",
     ),
 ]
 Drop = Annotated[
@@ -147,7 +156,8 @@ NamingToWrite = Annotated[
     _change(
         "--naming",
         metavar=_one_of(NAMINGS_TO_WRITE),
-        help="weight_g/weight_v, or parametrizations.weight.original0/1.",
+        help="hook is weight_g, weight_v; parametrized is the new API's "
+        "parametrizations.weight.original0, original1; auto is what the file has, else hook.",
     ),
 ]
 Naming = Annotated[
@@ -155,7 +165,8 @@ Naming = Annotated[
     _change(
         "--naming",
         metavar=_one_of(NAMINGS),
-        help="Spell the layers weight_g/weight_v, or parametrizations.weight.original0/1.",
+        help="Spell the layers weight_g, weight_v (hook), or as the new API does: "
+        "parametrizations.weight.original0, original1.",
     ),
 ]
 Like = Annotated[
@@ -164,7 +175,8 @@ Like = Annotated[
         "--like",
         metavar="REFERENCE",
         help="Take the structure of REFERENCE, a checkpoint that the target code loads: what is "
-        "normalized, along which dim, in which spelling, under which names and roots.",
+        "normalized, along which dim, in which spelling, under which names and roots. "
+        "`--only ROOT=OTHER` takes the state dict at ROOT for the one at OTHER there.",
     ),
 ]
 Partial = Annotated[bool, _change("--partial", help="With --like, leave out what does not fit.")]
