@@ -265,11 +265,11 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
     group = typer.main.get_group(app_for(name))
     try:
         given = group.commands[name].make_context(name, words).params
-    except (KeyError, typer.TyperException):
+    except (KeyError, typer.TyperException, wncli.WnError):
         return None
     outputs = list(given.pop("output") or ()) if "output" in given else []
     paths = [given.pop(one) for one in ("checkpoint", "a", "b") if one in given]
-    for option in ("json", "quiet", "output_dir"):
+    for option in ("json", "quiet", "verbose", "output_dir", "output_option"):
         given.pop(option, None)
     if isinstance(given.get("dim"), str):
         given["dim"] = parse_dim(given["dim"], "--dim")

@@ -433,7 +433,17 @@ OUTPUTS = {
     ),
     "no OUTPUT": Case(file(SOUND), f"wn remove {IN}", "{wn remove --help}"),
     "no such option": Case(file(SOUND), f"wn compare {IN} {IN} --loud", "{wn compare --help}"),
-    "no such command": Case(file(SOUND), "wn fold", "{wn --help}"),
+    "no such command": Case(file(SOUND), "wn fold", "{wn help remove}"),
+    "nothing like a command": Case(file(SOUND), f"wn nonsense {IN}", "{wn help}"),
+    "another name of a command": Case(file(SOUND), f"wn fold {IN} {OUT}", "{wn remove *}"),
+    "a mistyped command": Case(file(SOUND), f"wn insepct {IN}", "{wn inspect *}"),
+    "version": Case(file(SOUND), "wn version", "{wn --version}"),
+    "help on another name": Case(file(SOUND), "wn help diff", "{wn help compare}"),
+    "the version of a command": Case(file(SOUND), "wn inspect --version", "{wn --version}"),
+    "no such file without a command": Case(
+        file(SOUND), f"wn {typed(f'{STEM}x.pt')}", "{*}", instead_of=typed(f"{STEM}x.pt")
+    ),
+    "no B": Case(file(SOUND), f"wn compare {IN}", "{wn compare --help}"),
     "three files": Case(
         file(SOUND, ref=SOUND, out=SOUND), f"wn remove {IN} {REF} {OUT}",
         "{--output-dir DIR} takes several checkpoints",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _take_as_typed(parameters: Iterable[Any]) -> None:
-    """Have words stay words; flags, `--help` among them, and what is missing are left to typer.
+    """Have words stay words; flags, `--help` among them, are left to typer.
 
     From 0.29 on it has pydantic make a string of each string, and of each that is not there. To
     import that takes as long as all of `wn inspect`.
@@ -34,8 +34,19 @@ def _take_as_typed(parameters: Iterable[Any]) -> None:
 
 
 def _as_typed(parameter: Any, context: Any, value: Any) -> Any:  # noqa: ANN401 - typer hides types
-    if isinstance(value, bool) or (value is None and parameter.required):
+    if isinstance(value, bool):
         return type(parameter).process_value(parameter, context, value)
+    if value is None and parameter.required:
+        from wncli.errors import UsageError
+
+        arguments = [one.metavar for one in context.command.params if not hasattr(one, "is_flag")]
+        hint = f"{context.command_path} --help"
+        raise UsageError(
+            parameter.metavar,
+            "missing",
+            expected=" ".join((context.command_path, *arguments)),
+            hint=hint,
+        )
     return value
 
 

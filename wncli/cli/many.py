@@ -60,7 +60,7 @@ def _one_output(command: str, typed: Writing) -> str:
         return words[0]
     if not words:
         hint = f"wn {command} --help"
-        raise UsageError("OUTPUT", "missing", expected="CHECKPOINT OUTPUT", hint=hint)
+        raise UsageError("OUTPUT", "missing", expected=f"wn {command} CHECKPOINT OUTPUT", hint=hint)
     raise UsageError(
         " ".join(words[1:]),
         "one checkpoint and one OUTPUT are taken at a time",
