@@ -121,12 +121,25 @@ def app_for(command: str) -> typer.Typer:
 
 
 @app.callback(invoke_without_command=True)
-def wn(context: typer.Context, *, version: o.Version = False, verbose: o.Verbose = False) -> None:
+def wn(
+    context: typer.Context,
+    *,
+    version: o.Version = False,
+    verbose: o.Verbose = False,
+    install_completion: o.InstallCompletion = None,
+    show_completion: o.ShowCompletion = None,
+) -> None:
     """Apply, remove, list and convert weight normalization in saved checkpoints."""
     if version:
         from wncli.cli.version import print_version
 
         print_version(verbose=verbose)
+        raise typer.Exit
+    if install_completion is not None or show_completion is not None:
+        from wncli.cli.shells import install, script
+
+        shell = install_completion
+        print(script(show_completion or "") if shell is None else install(shell))
         raise typer.Exit
     if verbose:
         from wncli.errors import UsageError

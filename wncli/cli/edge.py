@@ -85,6 +85,11 @@ def _exit_code() -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["--complete"]:
+        from wncli.cli.shells import answer
+
+        answer(arguments[1:])
+        return DONE
     from typer import TyperException
 
     from wncli.cli.commands import app_for

@@ -33,6 +33,8 @@ def meant(arguments: list[str]) -> list[str]:
     first, *rest = arguments or [""]
     if first == "help":
         return [*_topic(rest), "--help"]
+    if first in {"--install-completion", "--show-completion"} and not rest:
+        return [first, Path(os.environ.get("SHELL", "")).name]
     is_option = first.startswith("-") and first != "-"
     if not first or is_option or first in COMMANDS:
         return arguments

@@ -217,7 +217,7 @@ Format = Annotated[
     _output(
         "--format",
         metavar=_one_of(FORMATS),
-        help="Of the output; otherwise OUTPUT's suffix says.",
+        help="The format to write; otherwise OUTPUT's suffix says.",
     ),
 ]
 Force = Annotated[bool, _safety("-f", "--force", help="Replace an existing OUTPUT.")]
@@ -249,6 +249,14 @@ Verbose = Annotated[
     typer.Option(
         "-v", "--verbose", help="With --version: Python, NumPy, and which loops and checksums run."
     ),
+]
+_completion = partial(typer.Option, rich_help_panel="Completion", metavar="[SHELL]")
+InstallCompletion = Annotated[
+    str | None,
+    _completion("--install-completion", help="Have Tab complete: in bash, zsh or fish."),
+]
+ShowCompletion = Annotated[
+    str | None, _completion("--show-completion", help="Print what a shell has to run for that.")
 ]
 
 
