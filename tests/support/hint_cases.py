@@ -437,6 +437,9 @@ OUTPUTS = {
     "nothing like a command": Case(file(SOUND), f"wn nonsense {IN}", "{wn help}"),
     "another name of a command": Case(file(SOUND), f"wn fold {IN} {OUT}", "{wn remove *}"),
     "a mistyped command": Case(file(SOUND), f"wn insepct {IN}", "{wn inspect *}"),
+    "no such shell": Case(
+        file(SOUND), "wn --show-completion tcsh", "{wn --show-completion bash}"
+    ),
     "version": Case(file(SOUND), "wn version", "{wn --version}"),
     "help on another name": Case(file(SOUND), "wn help diff", "{wn help compare}"),
     "the version of a command": Case(file(SOUND), "wn inspect --version", "{wn --version}"),

@@ -86,7 +86,7 @@ def _exit_code() -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["--complete"]:
-        from wncli.cli.shells import answer
+        from wncli.cli.tab import answer
 
         answer(arguments[1:])
         return DONE
