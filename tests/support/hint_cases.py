@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -360,8 +361,14 @@ OUTPUTS = {
     "nothing to apply to": Case(
         file(SOUND), f"wn apply {IN} {OUT} --json", "{wn inspect * --tensors}", first=1
     ),
-    "a directory": Case(
-        directory(f"{STEM} out.pt"), f"wn remove {IN} {OUT}", "{*/} writes into it", instead_of=OUT
+    "a directory under the name in a folder": Case(
+        directory(f"{STEM}/{STEM}.pt"), f"wn remove {IN} {typed(STEM)}", "{*/} writes into it",
+        instead_of=typed(STEM),
+    ),
+    "another checkpoint in a folder": Case(
+        both(file(SOUND), lambda: (Path(STEM).mkdir(), shutil.copy(f"{STEM}.pt", STEM))),
+        f"wn remove {IN} {typed(STEM)}", "{--force} replaces it, and what it holds is lost",
+        changes=f"{STEM}/",
     ),
     "a directory for one of many": Case(
         directory(f"{STEM}/{STEM}.pt"), f"wn remove {IN} --output-dir {typed(STEM)}", ""
@@ -380,12 +387,14 @@ OUTPUTS = {
     ),
     "another folder's checkpoint": Case(
         both(shards, lambda: shards("made too")), f"wn remove {FOLDER} 'made too'",
-        "{--output-dir DIR} takes this file as a checkpoint too, {--force} replaces it",
+        "{--output-dir DIR} writes both under their own names; {--force} replaces it, "
+        "and what it holds is lost",
         changes="made too",
     ),
     "another checkpoint": Case(
         file(SOUND, out=SOUND), f"wn remove {IN} {OUT}",
-        "{--output-dir DIR} takes this file as a checkpoint too, {--force} replaces it",
+        "{--output-dir DIR} writes both under their own names; {--force} replaces it, "
+        "and what it holds is lost",
         changes=f"{STEM} out",
     ),
     "CHECKPOINT": Case(

@@ -61,8 +61,8 @@ Output = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="OUTPUT",
-        help="The file to write: .safetensors, .pt, .pth, .npz or the like; for shards a folder. "
-        "With --output-dir, further checkpoints.",
+        help="The file to write: .safetensors, .pt, .pth, .npz or the like; an existing folder "
+        "gets a file of the same name; shards are a folder. With --output-dir: more checkpoints.",
         show_default=False,
     ),
 ]
