@@ -181,7 +181,7 @@ def apply(  # noqa: PLR0913 - the command's options
 
     Args:
         checkpoint: the input.
-        output: the file to write; may be the input, with `force`.
+        output: the file to write, or an existing folder for it; may be the input, with `force`.
         layers: `GLOB` or `GLOB=DIM` rules, the first match wins; without any, every floating
             `weight` of two or more dimensions that is not normalized already.
         exclude: globs of layers to leave alone.
@@ -234,7 +234,7 @@ def remove(  # noqa: PLR0913 - the command's options
 
     Args:
         checkpoint: the input.
-        output: the file to write; may be the input, with `force`.
+        output: the file to write, or an existing folder for it; may be the input, with `force`.
         layers: globs over full names and module paths; all normalized layers where there is none.
         exclude: globs of layers to leave alone.
         dim: of layers whose g is a vector that fits several axes of v, where no `GLOB=DIM` rule
@@ -289,7 +289,7 @@ def convert(  # noqa: PLR0913 - the command's options
 
     Args:
         checkpoint: the input.
-        output: what to write; may be the input, with `force`.
+        output: what to write, or an existing folder for it; may be the input, with `force`.
         naming: the spelling that normalized layers are to have; g and v keep their bits.
         like: a checkpoint whose structure to take: what is normalized there is decomposed here,
             with its dim and spelling, what is plain there composed; names get its prefixes.
@@ -461,11 +461,17 @@ def _write(
         from_folder = path.is_dir() or bool(opened.shards)
         folder = path if path.is_dir() else path.parent
         target = decide_target(
-            os.fspath(output), opened, options.format, limit, from_folder=from_folder
+            os.fspath(output),
+            opened,
+            options.format,
+            limit,
+            from_folder=from_folder,
+            is_named=options.make_folder,
         )
         guards.refuse_destination(
             target,
             path,
+            Path(output),
             force=options.force,
             make_folder=options.make_folder,
             from_folder=from_folder,

@@ -675,8 +675,11 @@ CELLS = st.text(st.sampled_from("ab.模é"), min_size=1, max_size=40)
 def test_columns_stand_under_one_another_and_go_where_there_is_no_room(
     rows: list[tuple[str, ...]], width: int
 ) -> None:
-    columns = (page.Column("name", is_name=True), page.Column("b", is_right=True, goes=2))
-    columns += (page.Column("c", goes=1),)
+    columns = (
+        page.Column("name", is_name=True),
+        page.Column("b", is_right=True, goes=2),
+        page.Column("c", goes=1),
+    )
     rows = [(name, "b" * cell_len(b), "c" * min(9, cell_len(c))) for name, b, c in rows]
     head, rule, *lines = texts(page.Table(columns, rows), width)[1:-1]
     assert all(cell_len(line) < width for line in (head, rule, *lines))

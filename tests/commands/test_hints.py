@@ -268,12 +268,12 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
     group = typer.main.get_group(app_for(name))
     try:
         given = group.commands[name].make_context(name, words).params
-    except (KeyError, typer.TyperException):
+    except (KeyError, typer.TyperException, wncli.WnError):
         return None
     outputs = list(given.pop("output") or ()) if "output" in given else []
     paths = [given.pop(one) for one in ("checkpoint", "a", "b") if one in given]
     paths += given.pop("checkpoints", ())
-    for option in ("json", "quiet", "output_dir", "verbose", "show_all", "sort"):
+    for option in ("json", "quiet", "output_dir", "output_option", "verbose", "show_all", "sort"):
         given.pop(option, None)
     if name == "inspect":
         given["statistics"] = given.pop("stats")

@@ -361,8 +361,8 @@ CASES: dict[str, Case] = {
     "an OUTPUT that is the input": Case(
         PLAIN, "apply", ("CHECKPOINT itself", "model-2.pt"), output="model.pt", force=False
     ),
-    "an OUTPUT that is a directory": Case(
-        PLAIN, "apply", ("folder", "directory", "a file's name"), output="folder"
+    "an OUTPUT that is a directory, in a folder": Case(
+        PLAIN, "apply", ("model.pt", "directory", "a file's name"), output="folder"
     ),
     "an OUTPUT in no directory": Case(
         PLAIN, "apply", ("directory does not exist", "mkdir -p"), output="none/such/out.pt"
@@ -391,7 +391,7 @@ def test_is_refused_and_nothing_written(name: str, wn_here: RunHere, tmp_path: P
     (tmp_path / "model.pt").write_bytes(saved(case.state))
     (tmp_path / "out.pt").write_bytes(b"precious")
     (tmp_path / "out.safetensors").write_bytes(b"precious, too")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model.pt").mkdir(parents=True)
     before = snapshot(tmp_path)
     force = ["--force"] if case.force else []
     target = tmp_path / case.output
@@ -437,7 +437,7 @@ def test_missing_arguments_and_commands_are_refused(
         ran = wn_here("inspect")
         hold_refused(ran, "CHECKPOINT", "wn inspect --help")
         return
-    hold_refused(wn_here(*arguments), "--help")
+    hold_refused(wn_here(*arguments), "help")
 
 
 def test_a_full_disk_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

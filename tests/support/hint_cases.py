@@ -5,7 +5,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -360,8 +362,14 @@ OUTPUTS = {
     "nothing to apply to": Case(
         file(SOUND), f"wn apply {IN} {OUT} --json", "{wn inspect * --tensors}", first=1
     ),
-    "a directory": Case(
-        directory(f"{STEM} out.pt"), f"wn remove {IN} {OUT}", "{*/} writes into it", instead_of=OUT
+    "a directory under the name in a folder": Case(
+        directory(f"{STEM}/{STEM}.pt"), f"wn remove {IN} {typed(STEM)}", "{*/} writes into it",
+        instead_of=typed(STEM),
+    ),
+    "another checkpoint in a folder": Case(
+        both(file(SOUND), lambda: (os.makedirs(STEM), shutil.copy(f"{STEM}.pt", STEM))),
+        f"wn remove {IN} {typed(STEM)}", "{--force} replaces it, and what it holds is lost",
+        changes=f"{STEM}/",
     ),
     "a directory for one of many": Case(
         directory(f"{STEM}/{STEM}.pt"), f"wn remove {IN} --output-dir {typed(STEM)}", ""
@@ -380,12 +388,14 @@ OUTPUTS = {
     ),
     "another folder's checkpoint": Case(
         both(shards, lambda: shards("made too")), f"wn remove {FOLDER} 'made too'",
-        "{--output-dir DIR} takes this file as a checkpoint too, {--force} replaces it",
+        "{--output-dir DIR} writes both under their own names; {--force} replaces it, "
+        "and what it holds is lost",
         changes="made too",
     ),
     "another checkpoint": Case(
         file(SOUND, out=SOUND), f"wn remove {IN} {OUT}",
-        "{--output-dir DIR} takes this file as a checkpoint too, {--force} replaces it",
+        "{--output-dir DIR} writes both under their own names; {--force} replaces it, "
+        "and what it holds is lost",
         changes=f"{STEM} out",
     ),
     "CHECKPOINT": Case(
@@ -433,7 +443,20 @@ OUTPUTS = {
     ),
     "no OUTPUT": Case(file(SOUND), f"wn remove {IN}", "{wn remove --help}"),
     "no such option": Case(file(SOUND), f"wn compare {IN} {IN} --loud", "{wn compare --help}"),
-    "no such command": Case(file(SOUND), "wn fold", "{wn --help}"),
+    "no such command": Case(file(SOUND), "wn fold", "{wn help remove}"),
+    "nothing like a command": Case(file(SOUND), f"wn nonsense {IN}", "{wn help}"),
+    "another name of a command": Case(file(SOUND), f"wn fold {IN} {OUT}", "{wn remove *}"),
+    "a mistyped command": Case(file(SOUND), f"wn insepct {IN}", "{wn inspect *}"),
+    "no such shell": Case(
+        file(SOUND), "wn --show-completion tcsh", "{wn --show-completion bash}"
+    ),
+    "version": Case(file(SOUND), "wn version", "{wn --version}"),
+    "help on another name": Case(file(SOUND), "wn help diff", "{wn help compare}"),
+    "the version of a command": Case(file(SOUND), "wn inspect --version", "{wn --version}"),
+    "no such file without a command": Case(
+        file(SOUND), f"wn {typed(f'{STEM}x.pt')}", "{*}", instead_of=typed(f"{STEM}x.pt")
+    ),
+    "no B": Case(file(SOUND), f"wn compare {IN}", "{wn compare --help}"),
     "three files": Case(
         file(SOUND, ref=SOUND, out=SOUND), f"wn remove {IN} {REF} {OUT}",
         "{--output-dir DIR} takes several checkpoints",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _take_as_typed(parameters: Iterable[Any]) -> None:
-    """Have words stay words; flags, `--help` among them, and what is missing are left to typer.
+    """Have words stay words; flags, `--help` among them, are left to typer.
 
     From 0.29 on it has pydantic make a string of each string, and of each that is not there. To
     import that takes as long as all of `wn inspect`.
@@ -34,17 +34,31 @@ def _take_as_typed(parameters: Iterable[Any]) -> None:
 
 
 def _as_typed(parameter: Any, context: Any, value: Any) -> Any:  # noqa: ANN401 - typer hides types
-    if isinstance(value, bool) or (value is None and parameter.required):
+    if isinstance(value, bool):
         return type(parameter).process_value(parameter, context, value)
+    if value is None and parameter.required:
+        from wncli.errors import UsageError
+
+        arguments = [one.metavar for one in context.command.params if not hasattr(one, "is_flag")]
+        hint = f"{context.command_path} --help"
+        raise UsageError(
+            parameter.metavar,
+            "missing",
+            expected=" ".join((context.command_path, *arguments)),
+            hint=hint,
+        )
     return value
 
 
 class Command(TyperCommand):
-    """A command that takes its words as they are."""
+    """A command that takes its words as they are, and has our help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401, D102
         _take_as_typed(self.get_params(ctx))
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002, D102
+        _show_help(self, ctx)
 
 
 class Group(TyperGroup):
@@ -53,6 +67,16 @@ class Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401, D102
         _take_as_typed(self.get_params(ctx))
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002, D102
+        _show_help(self, ctx)
+
+
+def _show_help(command: TyperCommand | TyperGroup, context: Any) -> None:  # noqa: ANN401
+    from wncli.cli.help import describe, show_help
+
+    show_help(describe(command, context))
+    raise typer.Exit  # typer would print a line of its own
 
 
 app = typer.Typer(
@@ -97,19 +121,32 @@ def app_for(command: str) -> typer.Typer:
 
 
 @app.callback(invoke_without_command=True)
-def wn(context: typer.Context, *, version: o.Version = False, verbose: o.Verbose = False) -> None:
+def wn(
+    context: typer.Context,
+    *,
+    version: o.Version = False,
+    verbose: o.Verbose = False,
+    install_completion: o.InstallCompletion = None,
+    show_completion: o.ShowCompletion = None,
+) -> None:
     """Apply, remove, list and convert weight normalization in saved checkpoints."""
     if version:
         from wncli.cli.version import print_version
 
         print_version(verbose=verbose)
         raise typer.Exit
+    if install_completion is not None or show_completion is not None:
+        from wncli.cli.shells import install, script
+
+        shell = install_completion
+        print(script(show_completion or "") if shell is None else install(shell))
+        raise typer.Exit
     if verbose:
         from wncli.errors import UsageError
 
         raise UsageError("-v", "goes with --version alone", hint="wn --version -v")
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        context.get_help()
 
 
 @app.command(cls=Command)
@@ -131,7 +168,10 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     json: o.Json = False,
     quiet: o.QuietInspect = False,
 ) -> int:
-    """List the g/v parameters, their dims and spelling, and what else is in the file."""
+    """List the g/v parameters, their dims and spelling, and what else is in the file.
+
+    Counts of parameters include buffers, which a state dict does not tell apart.
+    """
     from wncli.cli.many import inspect_all
     from wncli.plan.rules import parse_dim
 
@@ -211,7 +251,7 @@ def compare(  # noqa: PLR0913
     atol: o.Atol = None,
     layers: o.LayersToCompare = [],  # noqa: B006
     exclude: o.Exclude = [],  # noqa: B006
-    only: o.Only = None,
+    only: o.OnlyOfTwo = None,
     jobs: o.Jobs = None,
     json: o.Json = False,
     quiet: o.QuietCompare = False,

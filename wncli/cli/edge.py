@@ -12,6 +12,7 @@ import os
 import sys
 from typing import NoReturn
 
+from wncli.cli.guesses import COMMANDS, meant
 from wncli.cli.results import DONE, NEGATIVE
 from wncli.cli.terminal import forgiving_streams, show_refusal
 from wncli.storage.signals import (
@@ -27,8 +28,6 @@ from wncli.storage.signals import (
 #: Bytes that NumPy and its OpenBLAS take of a process's address space when they are imported: 77
 #: million of NumPy 2.4's 2.0 to 2.4 on x86-64, with one thread.
 _NUMPY = 80 << 20
-
-_COMMANDS = ("inspect", "apply", "remove", "convert", "compare")
 
 
 class _RoomForNumPy:
@@ -86,6 +85,11 @@ def _exit_code() -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["--complete"]:
+        from wncli.cli.tab import answer
+
+        answer(arguments[1:])
+        return DONE
     from typer import TyperException
 
     from wncli.cli.commands import app_for
@@ -93,6 +97,7 @@ def _run(arguments: list[str]) -> int:
     from wncli.errors import WnError
 
     try:
+        arguments = meant(arguments)
         app = app_for(arguments[0] if arguments else "")
         result = app(arguments, prog_name="wn", standalone_mode=False)
     except WnError as outcome:
@@ -122,5 +127,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _help(arguments: list[str]) -> str:
-    known = [word for word in arguments[:1] if word in _COMMANDS]
+    if {"--version", "-V"} & {*arguments}:  # which goes without a command
+        return "wn --version"
+    known = [word for word in arguments[:1] if word in COMMANDS]
     return " ".join(["wn", *known, "--help"])

@@ -39,7 +39,7 @@ def write_all(run: partial[Report], typed: Writing) -> int:
     shown = Shown(typed.json, typed.quiet, verbose=typed.verbose)
     phases = (_PHASES[command], *("verifying",) * typed.verify)
     if typed.output_dir is None:
-        output = _one_output(command, typed.output or [])
+        output = _one_output(command, typed)
         with progress_bar(phases, quiet=shown.is_silent) as progress:
             report = run(typed.checkpoint, output, **keywords, progress=progress)
         return print_report(report, shown)
@@ -63,10 +63,10 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
     Raises:
         WnError: the only one is refused.
     """
-    paths = []
+    paths: list[str] = []
     for given in checkpoints:  # an address is to stay as it was typed
-        found = checkpoints_at(Path(given)) if Path(given).is_dir() else []
-        paths += map(str, found) if found else [given]
+        inside = checkpoints_at(Path(given)) if Path(given).is_dir() else []
+        paths += map(str, inside) if inside else [given]
     phases = ("reading",)
     if paths == checkpoints[:1]:
         with progress_bar(phases, quiet=shown.is_silent) as progress:
@@ -148,12 +148,15 @@ def _each(
     return found
 
 
-def _one_output(command: str, words: list[str]) -> str:
+def _one_output(command: str, typed: Writing) -> str:
+    words = list(typed.output or [])
+    if typed.output_option is not None:
+        words.append(typed.output_option)
     if len(words) == 1:
         return words[0]
     if not words:
         hint = f"wn {command} --help"
-        raise UsageError("OUTPUT", "missing", expected="CHECKPOINT OUTPUT", hint=hint)
+        raise UsageError("OUTPUT", "missing", expected=f"wn {command} CHECKPOINT OUTPUT", hint=hint)
     raise UsageError(
         " ".join(words[1:]),
         "one checkpoint and one OUTPUT are taken at a time",
@@ -163,6 +166,10 @@ def _one_output(command: str, words: list[str]) -> str:
 
 def _outputs(typed: Writing, folder: Path) -> dict[str, str]:
     """Name the output of each checkpoint in `folder`: two under one name are refused."""
+    if typed.output_option is not None:
+        raise UsageError(
+            f"-o {typed.output_option}", "--output-dir names the outputs", hint="leave one out"
+        )
     if folder.exists() and not folder.is_dir():
         raise FileError(str(folder), "--output-dir is a file", expected="a folder's name")
     found: dict[str, str] = {}

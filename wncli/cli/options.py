@@ -27,13 +27,22 @@ def _one_of(words: Sequence[str]) -> str:
     return f"<{'|'.join(words)}>"
 
 
+# The groups of the help.
+_select = partial(typer.Option, rich_help_panel="Select")
+_change = partial(typer.Option, rich_help_panel="Change")
+_tolerance = partial(typer.Option, rich_help_panel="Tolerance")
+_output = partial(typer.Option, rich_help_panel="Output")
+_safety = partial(typer.Option, rich_help_panel="Safety")
+_report = partial(typer.Option, rich_help_panel="Report")
+
+
 def _layers(takes: str, otherwise: str, metavar: str = "GLOB") -> Any:  # noqa: ANN401 - as typer.Option
     names = "a full name or module path, `*` crosses dots. Repeatable"
     help_text = f"{takes}: {names}. Without: {otherwise}."
-    return typer.Option("-l", "--layers", metavar=metavar, help=help_text)
+    return _select("-l", "--layers", metavar=metavar, help=help_text)
 
 
-_quiet = partial(typer.Option, "-q", "--quiet")
+_quiet = partial(_report, "-q", "--quiet")
 
 Checkpoint = Annotated[
     str,
@@ -45,25 +54,34 @@ Checkpoint = Annotated[
 Checkpoints = Annotated[
     list[str],
     typer.Argument(
-        metavar="CHECKPOINT...",
+        metavar="CHECKPOINT",
         help="Safetensors, torch or npz files, whose content says which; folders of shards, or of "
         "checkpoints. Several have a row each.",
     ),
 ]
-A = Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")]
-B = Annotated[str, typer.Argument(metavar="B", help="Another.")]
+A = Annotated[str, typer.Argument(metavar="A", help="The checkpoint to compare.")]
+B = Annotated[
+    str,
+    typer.Argument(
+        metavar="B", help="What to compare it with; differences are shares of B's numbers."
+    ),
+]
 Output = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="OUTPUT",
-        help="The file to write: .safetensors, .pt, .pth, .npz or the like; for shards a folder. "
-        "With --output-dir, further checkpoints.",
+        help="The file to write: .safetensors, .pt, .pth, .npz or the like; an existing folder "
+        "gets a file of the same name; shards are a folder. With --output-dir: more checkpoints.",
         show_default=False,
     ),
 ]
+OutputOption = Annotated[
+    str | None,
+    _output("-o", "--output", metavar="OUTPUT", help="Another way to give OUTPUT."),
+]
 OutputDir = Annotated[
     str | None,
-    typer.Option(
+    _output(
         "--output-dir",
         metavar="DIR",
         help="Write each of several checkpoints under its own name in DIR.",
@@ -93,20 +111,29 @@ LayersWithDim = Annotated[
 ]
 Exclude = Annotated[
     list[str],
-    typer.Option("-x", "--exclude", metavar="GLOB", help="Leave these layers out. Repeatable."),
+    _select("-x", "--exclude", metavar="GLOB", help="Leave these layers out. Repeatable."),
 ]
 Only = Annotated[
     str | None,
-    typer.Option(
+    _select(
         "--only",
         metavar="ROOT",
         help="Take one state dict alone, as `generator`, or names below a dotted prefix, as "
-        "`model.teacher`; with two files also `ROOT=OTHER`.",
+        "`model.teacher`.",
+    ),
+]
+OnlyOfTwo = Annotated[
+    str | None,
+    _select(
+        "--only",
+        metavar="ROOT[=OTHER]",
+        help="Take one state dict alone, as `generator`, or names below a dotted prefix; OTHER is "
+        "its place in B, where that is another.",
     ),
 ]
 Drop = Annotated[
     list[str],
-    typer.Option(
+    _select(
         "--drop",
         metavar="ENTRY",
         help="Leave an entry, or what is below a prefix of names, out. Repeatable.",
@@ -114,7 +141,7 @@ Drop = Annotated[
 ]
 Rename = Annotated[
     list[str],
-    typer.Option(
+    _change(
         "--rename",
         metavar="OLD=NEW",
         help="Rename tensors: globs, each `*` of NEW is what that of OLD took. Repeatable, the "
@@ -123,11 +150,11 @@ Rename = Annotated[
 ]
 Dim = Annotated[
     str,
-    typer.Option("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
+    _change("--dim", metavar="N|none", help="The dim that keeps its size in g; none: whole."),
 ]
 VectorDim = Annotated[
     str | None,
-    typer.Option(
+    _change(
         "--dim",
         metavar="N",
         help="The dim of layers whose g is a vector that fits several axes of v.",
@@ -135,41 +162,42 @@ VectorDim = Annotated[
 ]
 NamingToWrite = Annotated[
     str,
-    typer.Option(
+    _change(
         "--naming",
         metavar=_one_of(NAMINGS_TO_WRITE),
-        help="weight_g/weight_v, or parametrizations.weight.original0/1.",
+        help="hook is weight_g, weight_v; parametrized is the new API's "
+        "parametrizations.weight.original0, original1; auto is what the file has, else hook.",
     ),
 ]
 Naming = Annotated[
     str | None,
-    typer.Option(
+    _change(
         "--naming",
         metavar=_one_of(NAMINGS),
-        help="Spell the layers weight_g/weight_v, or parametrizations.weight.original0/1.",
+        help="Spell the layers weight_g, weight_v (hook), or as the new API does: "
+        "parametrizations.weight.original0, original1.",
     ),
 ]
 Like = Annotated[
     str | None,
-    typer.Option(
+    _change(
         "--like",
         metavar="REFERENCE",
         help="Take the structure of REFERENCE, a checkpoint that the target code loads: what is "
-        "normalized, along which dim, in which spelling, under which names and roots.",
+        "normalized, along which dim, in which spelling, under which names and roots. "
+        "`--only ROOT=OTHER` takes the state dict at ROOT for the one at OTHER there.",
     ),
 ]
-Partial = Annotated[
-    bool, typer.Option("--partial", help="With --like, leave out what does not fit.")
-]
+Partial = Annotated[bool, _change("--partial", help="With --like, leave out what does not fit.")]
 Fill = Annotated[
     bool,
-    typer.Option(
+    _change(
         "--fill", help="With --like, take what CHECKPOINT lacks from REFERENCE; --partial besides."
     ),
 ]
 Flatten = Annotated[
     bool,
-    typer.Option(
+    _change(
         "--flatten",
         help="Write all state dicts as one, the root before each name, without `module.` and the "
         "other wrappers.",
@@ -177,7 +205,7 @@ Flatten = Annotated[
 ]
 MaxShardSize = Annotated[
     str | None,
-    typer.Option(
+    _output(
         "--max-shard-size",
         metavar="SIZE",
         help="Write a folder of shards of at most SIZE, as 5GB, and their index.",
@@ -185,87 +213,95 @@ MaxShardSize = Annotated[
 ]
 Rtol = Annotated[
     str | None,
-    typer.Option(
+    _tolerance(
         "--rtol",
         metavar="X",
         help="Allowed difference as a share of B's number. Without --rtol and --atol: 2 units of "
         "the last place of the coarser dtype.",
     ),
 ]
-Atol = Annotated[
-    str | None, typer.Option("--atol", metavar="X", help="Allowed absolute difference.")
-]
+Atol = Annotated[str | None, _tolerance("--atol", metavar="X", help="Allowed absolute difference.")]
 Format = Annotated[
     str | None,
-    typer.Option(
+    _output(
         "--format",
         metavar=_one_of(FORMATS),
-        help="Of the output; otherwise OUTPUT's suffix says.",
+        help="The format to write; otherwise OUTPUT's suffix says.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing OUTPUT.")]
+Force = Annotated[bool, _safety("-f", "--force", help="Replace an existing OUTPUT.")]
 Verify = Annotated[
-    bool, typer.Option("--verify", help="Read OUTPUT back and compare before it takes its place.")
+    bool, _safety("--verify", help="Read OUTPUT back and compare before it takes its place.")
 ]
 Tensors = Annotated[
     bool,
-    typer.Option(
+    _report(
         "--tensors", help="List every tensor, plain ones too: its shape, size, what it is tied to."
     ),
 ]
 Check = Annotated[
     bool,
-    typer.Option("--check", help="Read everything; report what is damaged or does not compute."),
+    _report("--check", help="Read everything; report what is damaged or does not compute."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")]
+DryRun = Annotated[bool, _safety("-n", "--dry-run", help="Say what would be done, write nothing.")]
 Jobs = Annotated[
     str | None,
-    typer.Option(
+    _report(
         "--jobs",
         metavar="N",
         help="Work on N threads. Without: as many as there are processors.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
+Json = Annotated[bool, _report("--json", help="Print the report as one JSON object.")]
 Quiet = Annotated[bool, _quiet(help="Print errors only.")]
 QuietCompare = Annotated[bool, _quiet(help="Print errors only: the exit code tells.")]
 QuietInspect = Annotated[
     bool, _quiet(help="Print errors only: exit code 0 where there is weight norm, else 1.")
 ]
-All = Annotated[bool, typer.Option("--all", help="A row for each, also where many are alike.")]
+All = Annotated[bool, _report("--all", help="A row for each, also where many are alike.")]
 Stats = Annotated[
     bool,
-    typer.Option(
+    _report(
         "--stats", help="Show g / ||v|| of each layer: 1 where it was only just applied. Reads v."
     ),
 ]
 Sort = Annotated[
     str | None,
-    typer.Option(
-        "--sort", metavar=_one_of(SORTS), help="Sort the rows: names and min ascending, others not."
+    _report(
+        "--sort", metavar="KEY", help=f"Sort the rows by {', '.join(SORTS[:-1])} or {SORTS[-1]}."
     ),
 ]
 Norms = Annotated[
     bool,
-    typer.Option("--norms", help="Show the norms of every floating tensor; -l and -x take them."),
+    _report("--norms", help="Show the norms of every floating tensor; -l and -x take them."),
 ]
 Order = Annotated[
     str | None,
-    typer.Option("--p", metavar="P", help="With --norms, their order: 2, 1, 0.5, inf."),
+    _report("--p", metavar="P", help="With --norms, their order: 2, 1, 0.5, inf."),
 ]
 NormDim = Annotated[
     str | None,
-    typer.Option("--dim", metavar="N|none", help="With --norms, the dim of the slices; 0."),
+    _report(
+        "--dim",
+        metavar="N|none",
+        help="With --norms, the dim of the slices: 0 without it; none: whole.",
+    ),
 ]
-VerboseTable = Annotated[
-    bool, typer.Option("-v", "--verbose", help="Show the table of layers as well.")
-]
-Version = Annotated[bool, typer.Option("--version", help="Show the version.")]
+VerboseTable = Annotated[bool, _report("-v", "--verbose", help="Show the table of layers as well.")]
+Version = Annotated[bool, typer.Option("-V", "--version", help="Show the version.")]
 Verbose = Annotated[
     bool,
     typer.Option(
         "-v", "--verbose", help="With --version: Python, NumPy, and which loops and checksums run."
     ),
+]
+_completion = partial(typer.Option, rich_help_panel="Completion", metavar="[SHELL]")
+InstallCompletion = Annotated[
+    str | None,
+    _completion("--install-completion", help="Have Tab complete: in bash, zsh or fish."),
+]
+ShowCompletion = Annotated[
+    str | None, _completion("--show-completion", help="Print what a shell has to run for that.")
 ]
 
 
@@ -274,6 +310,7 @@ class Writing(NamedTuple):
 
     checkpoint: Checkpoint
     output: Output = None
+    output_option: OutputOption = None
     output_dir: OutputDir = None
     only: Only = None
     drop: Drop = []  # noqa: RUF012 - nothing changes it

@@ -31,18 +31,20 @@ class Target(NamedTuple):
     max_shard: int | None = None
 
 
-def decide_target(
+def decide_target(  # noqa: PLR0913 - what it depends on
     output: str,
     checkpoint: Checkpoint,
     chosen: FormatName | None,
     max_shard: int | None,
     *,
     from_folder: bool,
+    is_named: bool = False,
 ) -> Target:
     """Read OUTPUT as it was typed.
 
     A folder is meant where a size for shards is given or OUTPUT ends with a slash, and, without a
-    suffix, where the input was one (`from_folder`). A single file goes into an existing folder.
+    suffix, where the input was one (`from_folder`). A single file goes into an existing folder, as
+    `cp` does it, unless OUTPUT has the name that it is to have (`is_named`).
 
     Raises:
         UsageError: the suffix says no format.
@@ -50,11 +52,11 @@ def decide_target(
     path = Path(output)
     suffix = path.suffix.lower()
     slash = output.endswith(("/", os.sep))
+    kept = written_format(checkpoint)
+    if max_shard is None and not from_folder and not is_named and path.is_dir():
+        return Target(beside(path, Path(checkpoint.name), chosen), chosen or kept)
     if max_shard is None and not slash and (suffix in SUFFIXES or not from_folder):
         return Target(path, chosen or format_of(path, checkpoint))
-    kept = written_format(checkpoint)
-    if max_shard is None and not from_folder and path.is_dir():  # as cp does
-        return Target(beside(path, Path(checkpoint.name), chosen), chosen or kept)
     if suffix in SUFFIXES:
         raise UsageError(
             output,

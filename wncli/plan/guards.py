@@ -43,14 +43,21 @@ _EXPANSION = 64 << 20
 _MOST_HINTS = 8
 
 
-def refuse_destination(
-    target: Target, checkpoint: Path, *, force: bool, make_folder: bool, from_folder: bool
+def refuse_destination(  # noqa: PLR0913 - what it depends on
+    target: Target,
+    checkpoint: Path,
+    output: Path,
+    *,
+    force: bool,
+    make_folder: bool,
+    from_folder: bool,
 ) -> None:
     """Refuse a target that cannot be written, before any work is done.
 
     Args:
         target: what is to be written.
         checkpoint: what is to be read.
+        output: what the user has named, which may be the folder that the target is to be in.
         force: it may be there.
         make_folder: it stands in the directory for several, which may still have to be made.
         from_folder: the checkpoint is one of several files.
@@ -64,7 +71,12 @@ def refuse_destination(
     if make_folder and not target.path.parent.exists():
         return
     if not force:
-        _refuse_checkpoint(target.path, checkpoint, is_one_of_several=make_folder)
+        _refuse_checkpoint(
+            target.path,
+            checkpoint,
+            is_one_of_several=make_folder,
+            is_named=output == target.path,
+        )
     if target.is_folder:
         check_folder(target.path, force=force)
     else:
@@ -72,7 +84,9 @@ def refuse_destination(
         check_output(target.path, force=force, takes_files=takes_files)
 
 
-def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: bool) -> None:
+def _refuse_checkpoint(
+    output: Path, checkpoint: Path, *, is_one_of_several: bool, is_named: bool
+) -> None:
     """Name an OUTPUT that is a checkpoint, as a shell's `*.pt` makes one of an input.
 
     Raises:
@@ -109,8 +123,8 @@ def _refuse_checkpoint(output: Path, checkpoint: Path, *, is_one_of_several: boo
         phrase("{} exists already, and is a checkpoint", parameter("output")),
         expected="a name for what is to be written",
         hint=phrase(
-            "{}{} replaces it",
-            Text("", "--output-dir DIR takes this file as a checkpoint too, "),
+            "{}{} replaces it, and what it holds is lost",
+            Text("", "--output-dir DIR writes both under their own names; " if is_named else ""),
             setting(force=True),
         ),
     )
