@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import os
 import shlex
 import shutil
 import subprocess
@@ -367,7 +366,7 @@ OUTPUTS = {
         instead_of=typed(STEM),
     ),
     "another checkpoint in a folder": Case(
-        both(file(SOUND), lambda: (os.makedirs(STEM), shutil.copy(f"{STEM}.pt", STEM))),
+        both(both(file(SOUND), directory(STEM)), lambda: shutil.copy(f"{STEM}.pt", STEM)),
         f"wn remove {IN} {typed(STEM)}", "{--force} replaces it, and what it holds is lost",
         changes=f"{STEM}/",
     ),
