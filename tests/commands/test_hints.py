@@ -269,7 +269,7 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
         return None
     outputs = list(given.pop("output") or ()) if "output" in given else []
     paths = [given.pop(one) for one in ("checkpoint", "a", "b") if one in given]
-    for option in ("json", "quiet", "output_dir"):
+    for option in ("json", "quiet", "output_dir", "show_all", "csv"):
         given.pop(option, None)
     if isinstance(given.get("dim"), str):
         given["dim"] = parse_dim(given["dim"], "--dim")
@@ -280,7 +280,7 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
 CALLS = {
     name: call
     for name, case in CASES.items()
-    if case.first and "--json" not in case.says and (call := call_of(case.typed))
+    if case.first and not re.search("--json|--csv", case.says) and (call := call_of(case.typed))
 }
 
 

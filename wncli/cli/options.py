@@ -245,6 +245,12 @@ Sort = Annotated[
         "--sort", metavar=_one_of(SORTS), help="Sort the rows: names and min ascending, others not."
     ),
 ]
+Csv = Annotated[
+    str | None,
+    typer.Option(
+        "--csv", metavar="FILE|-", help="Write the table as CSV, a row for each; `-` prints it."
+    ),
+]
 Norms = Annotated[
     bool,
     typer.Option("--norms", help="Show the norms of every floating tensor; -l and -x take them."),
