@@ -248,6 +248,18 @@ def test_the_tolerances_that_are_needed_are_enough_and_no_smaller_one_is(
             assert np.allclose(ours, theirs, rtol=both["rtol"], atol=both["atol"])
 
 
+def test_what_is_needed_is_enough_as_floats_are_rounded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    a = {str(n): torch.randn(2, dtype=torch.float64) for n in range(400)}
+    b = {str(n): torch.randn(2, dtype=torch.float64) for n in range(400)}
+    for found in compare(a, b, tmp_path).tensors:
+        ours, theirs = a[found.name].numpy(), b[found.name].numpy()
+        needed = found.needed_rtol
+        assert needed is not None
+        assert np.allclose(ours, theirs, rtol=needed, atol=0)
+        assert not np.allclose(ours, theirs, rtol=needed * (1 - 1e-15), atol=0)
+
+
 def test_where_no_rtol_does_it_an_atol_may(tmp_path: Path) -> None:
     a, b = torch.tensor([1.0, 0.25]), torch.tensor([1.0, 0.0])
     found = one(a, b, tmp_path)

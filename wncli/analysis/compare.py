@@ -98,7 +98,8 @@ def _compare(
     found = Difference(item.a.dtype, item.b.dtype, tolerance)
     movement = Movement(item.a.shape, _dim(item))
     dtypes = item.a.dtype, item.b.dtype
-    has_numbers = all(map(_is_number, dtypes))
+    has_numbers = are_comparable(*dtypes) and all(map(_is_number, dtypes))
+    is_floating = has_numbers and all(dtype.precision for dtype in dtypes)
     notes: list[Note] = []
     if not are_comparable(item.a.dtype, item.b.dtype):
         found.be_incomparable()
@@ -106,14 +107,18 @@ def _compare(
         try:
             for one, other in aligned_runs(((a, item.a), (b, item.b)), notes):
                 differ = found.add(one, other)
-                if has_numbers and differ:
+                if is_floating and differ:
                     movement.add(one, other, dtypes)
-                elif has_numbers:
+                elif is_floating:
                     movement.add_same(one, item.a.dtype)
                 advance(one.nbytes)
         except WeightNormError as error:  # of B, maybe: the rules speak of A's names
             error.hint = phrase("{} leaves this layer out", setting(exclude=[glob_of(item.name)]))
             raise
+    if found.ulps and has_numbers and not is_floating:
+        # Their norms are no part of the total, and so not needed where nothing differs.
+        for one, other in aligned_runs(((a, item.a), (b, item.b)), []):
+            movement.add(one, other, dtypes)
     moved = movement.result()
     if found.ulps and not has_numbers:
         moved = moved._replace(change=math.nan)
