@@ -385,7 +385,7 @@ def test_the_table_shows_what_differs_and_who_has_what(wn_here: RunHere, tmp_pat
     lines = wn_here("compare", tmp_path / "a.pt", tmp_path / "b.pt").stdout.splitlines()
     assert lines[0].startswith("different  1 of 2 tensors · 1 without a counterpart · ")
     (row,) = (line.split() for line in lines if line.startswith(" x "))
-    assert row[1:] == ["100.0", "%", "█" * 10, "1.00", "0.50", "4194304"]
+    assert row[1:] == ["100.0", "%", "█" * 10, "1.00", "0.50", "4,194,304"]
     assert any(line.startswith(" identical  1 tensor") for line in lines)
     assert any(line.startswith(" only in A  1 tensor") and line.endswith("mine") for line in lines)
 
