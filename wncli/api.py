@@ -382,7 +382,7 @@ def compare(  # noqa: PLR0913 - the command's options
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Hold the effective weights of two checkpoints against each other, tensor by tensor.
+    """Compare the effective weights of two checkpoints, tensor by tensor.
 
     Normalized weights are composed on the way, so that both spellings, folded weights, formats,
     dtypes, roots and prefixes meet.
@@ -400,7 +400,7 @@ def compare(  # noqa: PLR0913 - the command's options
         progress: called while comparing.
 
     Returns:
-        A comparison: whether all is `equal`, the `tensors` from the worst to the best, and the
+        A comparison: whether all is `equal`, the `tensors` sorted by what has changed most, and the
         names `only_in_a` and `only_in_b`.
 
     Raises:
@@ -413,7 +413,7 @@ def compare(  # noqa: PLR0913 - the command's options
         >>> found = wncli.compare("sample_models/training.pt", "sample_models/training.pt",
         ...                       only="model=ema")
         >>> found.equal, found.only_in_a, found.tensors[0].name
-        (False, (), 'mlp.0.weight')
+        (False, (), 'last_layer.weight')
     """
     from wncli.analysis.compare import compare_weights
     from wncli.arithmetic.ulps import Tolerance

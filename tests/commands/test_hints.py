@@ -273,7 +273,8 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
     outputs = list(given.pop("output") or ()) if "output" in given else []
     paths = [given.pop(one) for one in ("checkpoint", "a", "b") if one in given]
     paths += given.pop("checkpoints", ())
-    for option in ("json", "quiet", "output_dir", "output_option", "verbose", "show_all", "sort"):
+    shown = ("json", "quiet", "verbose", "show_all", "sort", "csv")
+    for option in (*shown, "output_dir", "output_option"):
         given.pop(option, None)
     if name == "inspect":
         given["statistics"] = given.pop("stats")
@@ -287,7 +288,7 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
 CALLS = {
     name: call
     for name, case in CASES.items()
-    if case.first and "--json" not in case.says and (call := call_of(case.typed))
+    if case.first and not re.search("--json|--csv", case.says) and (call := call_of(case.typed))
 }
 
 

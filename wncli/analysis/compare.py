@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.analysis.comparison import Comparison, TensorDifference
+from wncli.arithmetic.movement import Moved, Movement, norm_of, share
 from wncli.arithmetic.ulps import Difference, Tolerance
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Pair
-from wncli.checkpoint.tensors import TensorSpec
+from wncli.checkpoint.tensors import DType, TensorSpec
 from wncli.errors import WeightNormError
 from wncli.hints import phrase, setting
 from wncli.parallel import Advance, run_tasks
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from wncli.plan.compare import ComparePlan, Counterparts
     from wncli.storage.source import Sources
 
-#: The largest absolute and relative difference and that in ulps, and whether all is within.
-_Found = tuple[float, float, float, bool]
-
 
 def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
     plan: ComparePlan,
@@ -34,7 +33,7 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
     progress: Callable[[int, int], None] | None,
     jobs: int | None,
 ) -> Comparison:
-    """Hold all counterparts against each other.
+    """Compare all counterparts.
 
     Args:
         plan: what is compared with what.
@@ -53,45 +52,77 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
     different = [items[0] for items in tied.values()]
     total = sum(item.a.numel * item.a.dtype.bits // 8 for item in different)
 
-    def difference(item: Counterparts, advance: Advance) -> tuple[_Found, list[Note]]:
-        found = Difference(item.a.dtype, item.b.dtype, tolerance)
-        notes: list[Note] = []
-        if not are_comparable(item.a.dtype, item.b.dtype):
-            found.be_incomparable()
-        else:
-            try:
-                for one, other in aligned_runs(((a, item.a), (b, item.b)), notes):
-                    found.add(one, other)
-                    advance(one.nbytes)
-            except WeightNormError as error:  # of B, maybe: the rules speak of A's names
-                error.hint = phrase(
-                    "{} leaves this layer out", setting(exclude=[glob_of(item.name)])
-                )
-                raise
-        return (found.absolute, found.relative, found.ulps, found.within), notes
+    def compared(item: Counterparts, advance: Advance) -> _Found:
+        return _compare(item, a, b, tolerance, advance)
 
     def report(count: int) -> None:
         if progress:
             progress(count, total)
 
-    results = run_tasks(difference, different, nbytes=total, jobs=jobs, progress=report)
+    results = run_tasks(compared, different, nbytes=total, jobs=jobs, progress=report)
     found = [
-        _result(item, numbers)
-        for items, (numbers, _) in zip(tied.values(), results, strict=True)
+        _result(item, one.difference, one.moved)
+        for items, one in zip(tied.values(), results, strict=True)
         for item in items
     ]
-    tensors = sorted(
-        found, key=lambda tensor: (tensor.within, -tensor.max_ulps, -tensor.max_absolute)
+    weights = [
+        one.moved
+        for item, one in zip(different, results, strict=True)
+        if item.a.dtype.precision and item.b.dtype.precision
+    ]
+    change = share(
+        norm_of(moved.change for moved in weights), norm_of(moved.before for moved in weights)
     )
-    notes = dict.fromkeys(note for _, noted in results for note in noted)
+    notes = dict.fromkeys(note for one in results for note in one.notes)
     return Comparison(
         plan.a.name, plan.b.name, tolerance.rtol, tolerance.atol,
-        Parameters(plan.stored_in_a, plan.stored_in_b), tuple(tensors),
+        Parameters(plan.stored_in_a, plan.stored_in_b), tuple(sorted(found, key=_most_first)),
         tuple(join(*place) for place in plan.only_in_a),
         tuple(join(*place) for place in plan.only_in_b),
         tuple(f"{join(*place)} {shapes}" for place, shapes in plan.misshapen),
-        (*plan.notes, *notes),
+        (*plan.notes, *notes), change,
     )  # fmt: skip
+
+
+class _Found(NamedTuple):
+    """What comparing two tensors found."""
+
+    difference: Difference
+    moved: Moved
+    notes: list[Note]
+
+
+def _compare(
+    item: Counterparts, a: Sources, b: Sources, tolerance: Tolerance, advance: Advance
+) -> _Found:
+    found = Difference(item.a.dtype, item.b.dtype, tolerance)
+    movement = Movement(item.a.shape, _dim(item))
+    dtypes = item.a.dtype, item.b.dtype
+    has_numbers = are_comparable(*dtypes) and all(map(_is_number, dtypes))
+    is_floating = has_numbers and all(dtype.precision for dtype in dtypes)
+    notes: list[Note] = []
+    if not are_comparable(item.a.dtype, item.b.dtype):
+        found.be_incomparable()
+    else:
+        try:
+            for one, other in aligned_runs(((a, item.a), (b, item.b)), notes):
+                differ = found.add(one, other)
+                if is_floating and differ:
+                    movement.add(one, other, dtypes)
+                elif is_floating:
+                    movement.add_same(one, item.a.dtype)
+                advance(one.nbytes)
+        except WeightNormError as error:  # of B, maybe: the rules speak of A's names
+            error.hint = phrase("{} leaves this layer out", setting(exclude=[glob_of(item.name)]))
+            raise
+    if found.ulps and has_numbers and not is_floating:
+        # Their norms are no part of the total, and so not needed where nothing differs.
+        for one, other in aligned_runs(((a, item.a), (b, item.b)), []):
+            movement.add(one, other, dtypes)
+    moved = movement.result()
+    if found.ulps and not has_numbers:
+        moved = moved._replace(change=math.nan)
+    return _Found(found, moved, notes)
 
 
 def _view(item: Pair | TensorSpec) -> object:
@@ -99,9 +130,31 @@ def _view(item: Pair | TensorSpec) -> object:
     return (item.g.view, item.v.view, item.dim) if isinstance(item, Pair) else item.view
 
 
-def _result(item: Counterparts, found: _Found) -> TensorDifference:
-    absolute, relative, ulps, within = found
+def _dim(item: Counterparts) -> int | None:
+    """Return the dim along which a weight is normalized, in A where it is there."""
+    return next((side.dim for side in (item.a, item.b) if isinstance(side, Pair)), None)
+
+
+def _is_number(dtype: DType) -> bool:
+    """Whether an element is a number, rather than bits or part of a byte."""
+    return bool(dtype.itemsize and dtype.numpy)
+
+
+def _result(item: Counterparts, found: Difference, moved: Moved) -> TensorDifference:
+    is_normalized = isinstance(item.a, Pair) or isinstance(item.b, Pair)
     return TensorDifference(
         item.root, item.name, item.a.shape, item.a.dtype.label, item.b.dtype.label,
-        absolute, relative, ulps, within,
+        found.absolute, found.relative, found.ulps, found.within, moved.share,
+        moved.g_moved if is_normalized else None, moved.v_turned if is_normalized else None,
+        found.needed_rtol, found.needed_atol,
+    )  # fmt: skip
+
+
+def _most_first(tensor: TensorDifference) -> tuple[bool, float, bool, bool, float]:
+    """Sort by what has changed most, NaN first; then by what is further off."""
+    change, ulps = tensor.change, tensor.max_ulps
+    unknown = math.isnan(change), math.isnan(ulps)
+    return (
+        not unknown[0], 0.0 if unknown[0] else -change, tensor.within,
+        not unknown[1], 0.0 if unknown[1] else -ulps,
     )  # fmt: skip

@@ -252,14 +252,20 @@ def compare(  # noqa: PLR0913
     layers: o.LayersToCompare = [],  # noqa: B006
     exclude: o.Exclude = [],  # noqa: B006
     only: o.OnlyOfTwo = None,
+    show_all: o.All = False,
+    csv: o.Csv = None,
     jobs: o.Jobs = None,
     json: o.Json = False,
     quiet: o.QuietCompare = False,
 ) -> int:
-    """Hold the effective weights of two checkpoints against each other."""
-    with progress_bar(("comparing",), quiet=quiet or json) as progress:
+    """Compare the effective weights of two checkpoints, sorted by what has changed most."""
+    if csv is not None:
+        from wncli.cli.csv_files import check_csv
+
+        check_csv(csv, json=json)
+    with progress_bar(("comparing",), quiet=quiet or json or csv == "-") as progress:
         found = wncli.compare(
             a, b, rtol=o.number("--rtol", rtol), atol=o.number("--atol", atol), layers=layers,
             exclude=exclude, only=only, jobs=o.count("--jobs", jobs), progress=progress,
         )  # fmt: skip
-    return print_comparison(found, json=json, quiet=quiet)
+    return print_comparison(found, json=json, quiet=quiet, shows_all=show_all, csv=csv)

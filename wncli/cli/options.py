@@ -271,6 +271,12 @@ Sort = Annotated[
         "--sort", metavar="KEY", help=f"Sort the rows by {', '.join(SORTS[:-1])} or {SORTS[-1]}."
     ),
 ]
+Csv = Annotated[
+    str | None,
+    typer.Option(
+        "--csv", metavar="FILE|-", help="Write the table as CSV, a row for each; `-` prints it."
+    ),
+]
 Norms = Annotated[
     bool,
     _report("--norms", help="Show the norms of every floating tensor; -l and -x take them."),

@@ -47,14 +47,20 @@ def print_report(report: Report, shown: Shown) -> int:
     return exit_code(report, quiet=shown.quiet)
 
 
-def print_comparison(found: Comparison, *, json: bool, quiet: bool) -> int:
-    """Print a comparison; the exit code tells whether both sides are equal."""
+def print_comparison(
+    found: Comparison, *, json: bool, quiet: bool, shows_all: bool, csv: str | None
+) -> int:
+    """Write and print a comparison; the exit code tells whether both sides are equal."""
+    if csv is not None:
+        from wncli.cli.csv_files import write_csv
+
+        write_csv(csv, found.to_rows())
     if json:
         print_json(found.to_json())
-    elif not quiet:
+    elif not quiet and csv != "-":
         from wncli.cli.comparisons import show_comparison
 
-        show_comparison(found)
+        show_comparison(found, shows_all=shows_all)
     return DONE if found.equal else NEGATIVE
 
 

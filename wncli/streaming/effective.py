@@ -9,6 +9,7 @@ import numpy as np
 
 from wncli.arithmetic.dtypes import numpy_dtype
 from wncli.arithmetic.norms import Array
+from wncli.arithmetic.tiles import memory
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import DType
 from wncli.streaming.blocks import TensorBlocks
@@ -26,6 +27,8 @@ def aligned_runs(
 ) -> Iterator[tuple[Array, Array]]:
     """Return the elements of two tensors of one shape, as runs of equally many.
 
+    A run is good until the next is asked for.
+
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
     """
@@ -33,14 +36,20 @@ def aligned_runs(
     a: Array = np.empty(0)
     b: Array = np.empty(0)
     while True:
-        # Copies: both sides read into the same memory of this thread.
-        a = a if a.size else next(a_runs, a).copy()
-        b = b if b.size else next(b_runs, b).copy()
+        a = a if a.size else _copied(next(a_runs, a), "run of a")
+        b = b if b.size else _copied(next(b_runs, b), "run of b")
         count = min(a.size, b.size)
         if not count:
             return
         yield a[:count], b[:count]
         a, b = a[count:], b[count:]
+
+
+def _copied(run: Array, use: str) -> Array:
+    """Copy a run: both sides read into the same memory of this thread."""
+    found: Array = np.frombuffer(memory(use, run.nbytes), run.dtype)
+    found[:] = run
+    return found
 
 
 def runs_of(sources: Sources, item: Pair | TensorSpec, notes: list[Note]) -> Iterator[Array]:
