@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_model
 from torch import nn
 
 import wncli
@@ -449,6 +450,44 @@ def test_fill_refuses_what_is_damaged_in_the_reference(wn_here: RunHere, tmp_pat
     assert "damaged" in ran.stderr
     assert not (tmp_path / "out.safetensors").exists()
     assert wn_here("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--fill").code == 2
+
+
+class Tied(nn.Module):
+    """A language model's head tied to its embedding, and two layers to each other."""
+
+    def __init__(self, spelled: As) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(5, 4)
+        self.one = normalized(nn.Linear(4, 4), spelled)
+        self.two = self.one
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.emb.weight
+
+
+@pytest.mark.parametrize("stored", ["torch", "safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("spelled", ["hook", "parametrized", None])
+def test_fill_ties_what_the_reference_ties_to_something_that_meets(
+    spelled: As, suffix: str, stored: str, tmp_path: Path
+) -> None:
+    """Loaded into one parameter, the reference's own would take the checkpoint's place."""
+    source = Tied("hook")
+    have = {n: t for n, t in source.state_dict().items() if not n.startswith(("head", "two"))}
+    save({"net": Tied(spelled).state_dict()}, tmp_path / "ref.pt")
+    report = wncli.convert(
+        save(have, tmp_path / "in.pt", stored), tmp_path / f"out{suffix}",
+        like=tmp_path / "ref.pt", fill=True, verify=True,
+    )  # fmt: skip
+    assert report.filled == ()
+    (note,) = [note.message for note in report.notes if note.code == "reference-ties"]
+    assert "net.two.weight" in note
+    assert "net.head.weight" in note
+    target = Tied(spelled)
+    if suffix == ".pth":
+        target.load_state_dict(load(tmp_path / "out.pth")["net"], strict=True)
+    else:
+        load_model(target, tmp_path / "out.safetensors")
+    check_same_weights(weights(target.state_dict()), weights(source.state_dict()))
 
 
 # -- names of another project ---------------------------------------------------------------------
