@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -349,6 +350,84 @@ def test_ties_across_roots_stay_ties_in_one_state_dict(tmp_path: Path) -> None:
     assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 1
     wncli.convert(tmp_path / "in.pt", tmp_path / "out.safetensors", flatten=True)
     assert bits(read(tmp_path / "out.safetensors")["a.w"]) == bits(shared)
+
+
+# -- the versions that modules are saved by --------------------------------------------------------
+
+
+class Versioned(nn.Module):
+    """A module that reads its version in what is loaded, as BatchNorm and spectral norm do."""
+
+    _version = 7
+
+    def __init__(self, *, is_empty: bool = False) -> None:
+        super().__init__()
+        self.seen: list[int | None] = []
+        if not is_empty:
+            self.scale = nn.Parameter(torch.ones(2))
+            self.act = Versioned(is_empty=True)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Tensors,
+        prefix: str,
+        local_metadata: dict[str, int],
+        *rest: Any,  # noqa: ANN401 - as PyTorch has it
+    ) -> None:
+        self.seen.append(local_metadata.get("version"))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def versioned(spelled: As) -> nn.Module:
+    return nn.ModuleDict({
+        "conv": normalized(nn.Conv1d(2, 2, 3), spelled),
+        "blocks": nn.ModuleList([Versioned(), Versioned()]),
+    })  # fmt: skip
+
+
+def both(spelled: As) -> nn.Module:
+    return nn.ModuleDict({"g": versioned(spelled), "d": versioned(spelled)})
+
+
+def check_versions(state: Any, target: nn.Module) -> None:  # noqa: ANN401 - any state dict
+    target.load_state_dict(state, strict=True)
+    for name, module in target.named_modules():
+        if isinstance(module, Versioned):
+            assert module.seen == [7], name
+
+
+def test_modules_find_their_versions_under_their_new_names(tmp_path: Path) -> None:
+    model, out = versioned("hook"), tmp_path / "out.pt"
+    save({"model": nn.DataParallel(model).state_dict()}, tmp_path / "ddp.pt")
+    save(versioned("parametrized").state_dict(), tmp_path / "flat.pt")
+    wncli.convert(tmp_path / "ddp.pt", out, like=tmp_path / "flat.pt", force=True)
+    check_versions(load(out), versioned("parametrized"))
+    wncli.convert(out, tmp_path / "back.pt", like=tmp_path / "ddp.pt")
+    check_versions(load(tmp_path / "back.pt")["model"], nn.DataParallel(versioned("hook")))
+    wncli.remove(tmp_path / "ddp.pt", out, only="model.module", force=True)
+    check_versions(load(out), versioned(None))
+    wncli.convert(tmp_path / "ddp.pt", out, rename=["module.*=net.*"], force=True)
+    check_versions(load(out)["model"], nn.ModuleDict({"net": versioned("hook")}))
+
+
+def test_modules_of_several_state_dicts_find_their_versions_in_one(tmp_path: Path) -> None:
+    out = tmp_path / "out.pt"
+    roots = {"g": versioned("hook").state_dict(), "d": versioned("hook").state_dict()}
+    save(roots, tmp_path / "roots.pt")
+    save(both("parametrized").state_dict(), tmp_path / "flat.pt")
+    wncli.convert(tmp_path / "roots.pt", out, flatten=True)
+    check_versions(load(out), both("hook"))
+    wncli.convert(tmp_path / "roots.pt", out, like=tmp_path / "flat.pt", force=True)
+    check_versions(load(out), both("parametrized"))
+    wncli.convert(out, tmp_path / "back.pt", like=tmp_path / "roots.pt")
+    for state in load(tmp_path / "back.pt").values():
+        check_versions(state, versioned("hook"))
+    one = roots["g"]
+    save({"a": one, "b": one}, tmp_path / "shared.pt")
+    save({root: under(root, dict(one)) for root in "ab"}, tmp_path / "ref.pt")
+    wncli.convert(tmp_path / "shared.pt", out, like=tmp_path / "ref.pt", force=True)
+    for root, state in load(out).items():
+        check_versions(state, nn.ModuleDict({root: versioned("hook")}))
 
 
 # -- what CHECKPOINT lacks ------------------------------------------------------------------------
