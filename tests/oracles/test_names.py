@@ -666,6 +666,44 @@ def test_renaming_takes_the_first_rule_and_refuses_what_cannot_be_meant(
     assert "two tensors would have this name" in ran.stderr
 
 
+RULE_FILES = {
+    "plain": b"a.*=x.*\nb.*=y.*\n",
+    "Windows": b"\xef\xbb\xbfa.*=x.*\r\n\r\n# names\r\nb.*=y.*\r\n",
+    "indented": b"  # names\n\ta.*=x.*\n  b.*=y.*  ",
+    "comments behind": b"a.*=x.*  # the first\nb.*=y.*\t#\n#",
+    "spaces": b"a.* = x.*\nb.*=  y.*\n",
+}
+
+
+@pytest.mark.parametrize("kind", RULE_FILES)
+def test_a_file_of_rules_is_read_as_editors_write_it(
+    kind: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    save({"a.w": torch.ones(1), "b.w": torch.zeros(1)}, tmp_path / "i.pt")
+    (tmp_path / "rules").write_bytes(RULE_FILES[kind])
+    command = ("convert", tmp_path / "i.pt", tmp_path / "o.pt")
+    ran = wn_here(*command, "--rename", f"@{tmp_path}/rules")
+    assert ran.code == 0, ran.stderr
+    assert list(load(tmp_path / "o.pt")) == ["x.w", "y.w"]
+
+
+def test_a_file_of_rules_says_odd_characters_in_brackets(wn_here: RunHere, tmp_path: Path) -> None:
+    names = ["a #1", "b=c", "d\u2028e", "#f"]
+    save({name: torch.ones(1) for name in names}, tmp_path / "i.pt")
+    (tmp_path / "rules").write_text(
+        "a[ ]#1=a[ ]#2\nb[=]c=b=d\nd\u2028e=\u2028\n[#]f=f\n", encoding="utf-8"
+    )
+    command = ("convert", tmp_path / "i.pt", tmp_path / "o.pt", "--rename", f"@{tmp_path}/rules")
+    ran = wn_here(*command)
+    assert ran.code == 0, ran.stderr
+    assert list(load(tmp_path / "o.pt")) == ["a #2", "b=d", "\u2028", "f"]
+    for empty in (b"", b"\n# a=b\n", b"\xff"):
+        (tmp_path / "rules").write_bytes(empty)
+        ran = wn_here(*command, "--force")
+        assert ran.code == 2
+        assert f"@{tmp_path}/rules" in ran.stderr
+
+
 @pytest.mark.parametrize("name", ["a" * 200_000, "a." * 100_000])
 def test_a_rule_of_many_stars_costs_no_more_than_the_names(name: str) -> None:
     (rule,) = parse_renames(["*a*a*a*a*a*a*a*b=*a*a*a*a*a*a*a*b"])
