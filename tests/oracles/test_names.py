@@ -111,6 +111,45 @@ def test_a_prefix_that_is_dropped_leaves_the_rest_in_place(tmp_path: Path) -> No
     assert set(read(tmp_path / "rest.safetensors")) == {f"teacher.dino_head.{n}" for n in left}
 
 
+@pytest.mark.parametrize(
+    ("glob", "gone"),
+    [
+        ("model.student.*", lambda name: name.startswith("student.")),
+        ("*.mlp.*", lambda name: ".mlp." in name),
+        ("*last_layer.weight_?", lambda name: "last_layer.weight_" in name),
+        ("model.[st]*.bias", lambda name: name.endswith(".bias")),
+        ("*model", lambda _: True),
+    ],
+)
+def test_a_glob_drops_the_tensors_and_entries_that_it_matches(
+    glob: str, gone: Callable[[str], bool], tmp_path: Path
+) -> None:
+    save_dinov2(tmp_path)
+    source = tmp_path / "model_final.rank_0.pth"
+    before = load(source)["model"]
+    wncli.convert(source, tmp_path / "out.pth", drop=[glob, "opt*"])
+    found = load(tmp_path / "out.pth")
+    assert "optimizer" not in found
+    assert list(found.get("model", {})) == [name for name in before if not gone(name)]
+    flat = save(before, tmp_path / "flat", "safetensors")
+    if glob != "*model":
+        wncli.convert(flat, tmp_path / "out.safetensors", drop=[glob.removeprefix("model.")])
+        assert set(read(tmp_path / "out.safetensors")) == set(found["model"])
+
+
+def test_a_name_comes_before_a_glob_and_a_glob_that_matches_nothing_is_refused(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    save({"a": {"x*": torch.ones(1), "xy": torch.ones(2)}, "a*": 1, "ab": 2}, tmp_path / "in.pt")
+    command = ("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--force", "--drop")
+    for glob, left in (("a.x*", ["xy"]), ("a.x?", []), ("a.[x]*", [])):
+        assert wn_here(*command, glob).code == 0
+        assert list(load(tmp_path / "out.pt")["a"]) == left
+    assert wn_here(*command, "a*").code == 0
+    assert list(load(tmp_path / "out.pt")) == ["a", "ab"]
+    assert wn_here(*command, "b*").code == 2
+
+
 @pytest.mark.parametrize("only", ["model.teacher", "model.teacher=", "model.teacher=net"])
 def test_a_prefix_chooses_what_a_reference_means(
     only: str, wn_here: RunHere, tmp_path: Path
@@ -168,6 +207,13 @@ def test_a_root_comes_before_a_prefix_and_what_is_neither_is_named(
     save({"model": state, "model.teacher": {"c": torch.ones(3)}}, tmp_path / "in.pt")
     wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", only="model.teacher")
     assert set(load(tmp_path / "out.pt")) == {"c"}
+    ran = wn_here("convert", tmp_path / "in.pt", tmp_path / "o.pt", "--only", "model.teacher.*")
+    assert ran.code == 2
+    assert "--only model.teacher\n" in ran.stderr
+    save({"net": {"g": state, "d": state}, "model": state}, tmp_path / "net.pt")
+    ran = wn_here("convert", tmp_path / "net.pt", tmp_path / "o.pt", "--only", "net")
+    assert ran.code == 2
+    assert "--only net.g or --only net.d" in ran.stderr
     for option in ("--only", "--drop"):
         ran = wn_here("convert", tmp_path / "in.pt", tmp_path / "o.pt", option, "teacher")
         assert ran.code == 2

@@ -100,7 +100,7 @@ Drop = Annotated[
     typer.Option(
         "--drop",
         metavar="ENTRY",
-        help="Leave an entry, or what is below a prefix of names, out. Repeatable.",
+        help="Leave an entry, or what is below a prefix of names, out; globs too. Repeatable.",
     ),
 ]
 Rename = Annotated[
