@@ -200,6 +200,70 @@ def test_of_two_prefixes_of_a_reference_one_is_chosen_and_its_names_are_kept_to(
     check_same_weights(weights(found), under("autoencoder_ema.ema_model", weights(plain)))
 
 
+def test_of_two_copies_one_of_which_has_wrappers_inside_none_is_taken_for_meant(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    """FSDP wraps the student's modules, and the teacher is left as it is."""
+    _, student, teacher = dinov2()
+    inside = {n.replace("backbone.", "backbone._fsdp_wrapped_module."): t
+              for n, t in student.items()}  # fmt: skip
+    save(under("student", inside) | under("teacher", teacher), tmp_path / "in.pt")
+    save(dino().state_dict(), tmp_path / "ref.pt")
+    command = ("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--force")
+    like = ("--like", tmp_path / "ref.pt", "--partial")
+    ran = wn_here(*command, *like)
+    assert ran.code == 2
+    assert "--only student or --only teacher" in ran.stderr
+    for name, expected in (("student", student), ("teacher", teacher)):
+        assert wn_here(*command, *like, "--only", name).code == 0
+        dino().load_state_dict(load(tmp_path / "out.pt"), strict=True)
+        check_same_weights(weights(load(tmp_path / "out.pt")), weights(expected))
+
+
+def wide(seed: int) -> nn.Module:
+    """The names of `dino`, and other shapes."""
+    made = dino("hook")
+    made.dino_head.last_layer = normalized(nn.Linear(4, 7, bias=False), "hook")  # type: ignore[union-attr]
+    randomize(made, seed)
+    return made
+
+
+def test_shapes_tell_copies_apart_whose_names_are_the_same(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    small, large = dino("hook", 1), wide(2)
+    copies = {"student": small.state_dict(), "teacher": large.state_dict()}
+    flat = {f"{root}.{name}": t for root, state in copies.items() for name, t in state.items()}
+    out = tmp_path / "out.pt"
+    for content in (copies, flat):
+        save(content, tmp_path / "in.pt")
+        for source in (small, large):
+            target = dino("hook", 9) if source is small else wide(9)
+            save(target.state_dict(), tmp_path / "ref.pt")
+            wncli.convert(
+                tmp_path / "in.pt", out, like=tmp_path / "ref.pt", partial=True, force=True
+            )
+            target.load_state_dict(load(out), strict=True)
+            check_same_weights(weights(target.state_dict()), weights(source.state_dict()))
+    save(copies, tmp_path / "in.pt")
+    save({"x": wide(9).state_dict(), "y": dino("hook", 9).state_dict()}, tmp_path / "ref.pt")
+    ran = wn_here("convert", tmp_path / "in.pt", out, "--like", tmp_path / "ref.pt", "--force")
+    assert ran.code == 0, ran.stderr
+    for root, source in (("x", large), ("y", small)):
+        check_same_weights(weights(load(out)[root]), weights(source.state_dict()))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LayerNorm(4)])
+def test_one_layer_is_no_model_of_which_others_are_copies(
+    layer: nn.Module, wn_here: RunHere, tmp_path: Path
+) -> None:
+    save(layer.state_dict(), tmp_path / "a.pt")
+    save(nn.Sequential(layer, nn.ReLU(), layer).state_dict(), tmp_path / "b.pt")
+    ran = wn_here("compare", tmp_path / "a.pt", tmp_path / "b.pt")
+    assert (ran.code, ran.stderr) == (1, "")
+    assert wn_here("compare", tmp_path / "a.pt", tmp_path / "b.pt", "--only", "=2").code == 0
+
+
 def test_a_root_comes_before_a_prefix_and_what_is_neither_is_named(
     wn_here: RunHere, tmp_path: Path
 ) -> None:
