@@ -271,6 +271,7 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
     paths = [given.pop(one) for one in ("checkpoint", "a", "b") if one in given]
     for option in ("json", "quiet", "output_dir"):
         given.pop(option, None)
+    given["only"] = next(iter(given["only"]), None)
     if isinstance(given.get("dim"), str):
         given["dim"] = parse_dim(given["dim"], "--dim")
     is_whole = len(outputs) == (name not in {"inspect", "compare"})

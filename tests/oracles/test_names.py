@@ -264,6 +264,19 @@ def test_one_layer_is_no_model_of_which_others_are_copies(
     assert wn_here("compare", tmp_path / "a.pt", tmp_path / "b.pt", "--only", "=2").code == 0
 
 
+@pytest.mark.parametrize("command", ["inspect", "remove", "apply", "convert", "compare"])
+def test_two_roots_are_not_taken_for_the_last_one(
+    command: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    save({"a": generator().state_dict(), "b": generator().state_dict()}, tmp_path / "in.pt")
+    other = {"inspect": [], "compare": [tmp_path / "in.pt"]}.get(command, [tmp_path / "out.pt"])
+    ran = wn_here(command, tmp_path / "in.pt", *other, "--only", "a", "--only", "b")
+    assert ran.code == 2
+    assert "'a', 'b'" in ran.stderr
+    assert not (tmp_path / "out.pt").exists()
+    assert wn_here(command, tmp_path / "in.pt", *other, "--only", "b").code == 0
+
+
 def test_a_root_comes_before_a_prefix_and_what_is_neither_is_named(
     wn_here: RunHere, tmp_path: Path
 ) -> None:

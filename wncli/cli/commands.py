@@ -118,7 +118,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     *,
     layers: o.Layers = [],  # noqa: B006 - nothing changes it
     exclude: o.Exclude = [],  # noqa: B006
-    only: o.Only = None,
+    only: o.Only = [],  # noqa: B006
     tensors: o.Tensors = False,
     check: o.Check = False,
     jobs: o.Jobs = None,
@@ -128,8 +128,8 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     """List the g/v parameters, their dims and spelling, and what else is in the file."""
     with progress_bar("checking", quiet=quiet or json or not check) as progress:
         report = wncli.inspect(
-            checkpoint, layers=layers, exclude=exclude, only=only, tensors=tensors, check=check,
-            jobs=o.count("--jobs", jobs), progress=progress,
+            checkpoint, layers=layers, exclude=exclude, only=o.single("--only", only),
+            tensors=tensors, check=check, jobs=o.count("--jobs", jobs), progress=progress,
         )  # fmt: skip
     return print_report(report, json=json, quiet=quiet)
 
@@ -199,7 +199,7 @@ def compare(  # noqa: PLR0913
     atol: o.Atol = None,
     layers: o.LayersToCompare = [],  # noqa: B006
     exclude: o.Exclude = [],  # noqa: B006
-    only: o.Only = None,
+    only: o.Only = [],  # noqa: B006
     jobs: o.Jobs = None,
     json: o.Json = False,
     quiet: o.QuietCompare = False,
@@ -208,6 +208,7 @@ def compare(  # noqa: PLR0913
     with progress_bar("comparing", quiet=quiet or json) as progress:
         found = wncli.compare(
             a, b, rtol=o.number("--rtol", rtol), atol=o.number("--atol", atol), layers=layers,
-            exclude=exclude, only=only, jobs=o.count("--jobs", jobs), progress=progress,
+            exclude=exclude, only=o.single("--only", only), jobs=o.count("--jobs", jobs),
+            progress=progress,
         )  # fmt: skip
     return print_comparison(found, json=json, quiet=quiet)
