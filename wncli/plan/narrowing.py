@@ -65,15 +65,14 @@ def dropped(checkpoint: Checkpoint, drop: frozenset[str]) -> frozenset[Keys]:
     """
     found: frozenset[Keys] = frozenset()
     tensors = {spec.name for sd in checkpoint.state_dicts for spec in sd.tensors if drop}
-    tree = checkpoint.tree
     for path in sorted(drop):
-        meant = tree.named(path) if tree else frozenset({(path,)} if path in tensors else ())
-        meant = meant or frozenset(_below_prefix(checkpoint, path))
-        meant = meant or _globbed(checkpoint, path)
+        is_tensor = not checkpoint.tree and path in tensors
+        meant = frozenset[Keys]({(path,)} if is_tensor else ())
+        meant = meant or _dropped_by(checkpoint, path) or _globbed(checkpoint, path)
         found |= meant
         if meant:
             continue
-        near = near_prefixes(checkpoint, path)
+        near = [one for one in near_prefixes(checkpoint, path) if _dropped_by(checkpoint, one)]
         known = [entry.path for entry in checkpoint.entries]
         known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
         raise UsageError(
@@ -168,6 +167,12 @@ def _without(state_dict: StateDict, drop: frozenset[Keys]) -> StateDict:
         return state_dict._replace(tensors=seen)
     left = tuple(spec for spec, is_kept in zip(stored.tensors, kept, strict=True) if is_kept)
     return state_dict._replace(tensors=seen, stored=stored._replace(tensors=left))
+
+
+def _dropped_by(checkpoint: Checkpoint, path: str) -> frozenset[Keys]:
+    """Find where the items stand that a path shows, or else a prefix of names."""
+    shown = checkpoint.tree.named(path) if checkpoint.tree else frozenset[Keys]()
+    return shown or frozenset(_below_prefix(checkpoint, path))
 
 
 def _below_prefix(checkpoint: Checkpoint, path: str) -> Iterator[Keys]:
