@@ -1044,11 +1044,27 @@ def test_inspect_says_what_the_names_can_become(tmp_path: Path) -> None:
     assert "model_g._orig_mod.conv_pre.weight is model_g.conv_pre.weight" in notes["wrappers"]
 
 
+def hifi_gan() -> nn.Module:
+    """HiFi-GAN's generator and discriminator with as many lists of layers as the real ones."""
+
+    def convs(count: int) -> nn.ModuleList:
+        return nn.ModuleList([normalized(nn.Conv1d(2, 2, 3), "hook") for _ in range(count)])
+
+    return nn.ModuleDict({
+        "conv_pre": normalized(nn.Conv1d(2, 2, 3), "hook"),
+        "ups": convs(4),
+        "resblocks": nn.ModuleList([
+            nn.ModuleDict({"convs1": convs(3), "convs2": convs(3)}) for _ in range(12)
+        ]),
+        "discriminators": nn.ModuleList([nn.ModuleDict({"convs": convs(5)}) for _ in range(5)]),
+    })  # fmt: skip
+
+
 def test_inspect_says_nothing_of_names_where_there_is_nothing_to_say(tmp_path: Path) -> None:
     layers = nn.ModuleList([nn.TransformerEncoderLayer(4, 2, 8) for _ in range(3)])
     state = generator("hook").state_dict()
     for content in (
-        state, layers.state_dict(), {"model": state, "ema": dict(state)},
+        state, layers.state_dict(), hifi_gan().state_dict(), {"model": state, "ema": dict(state)},
         {"layers": layers.state_dict()}, under("encoder", layers.state_dict()),
     ):  # fmt: skip
         save(content, tmp_path / "in.pt")
