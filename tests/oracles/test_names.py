@@ -467,6 +467,20 @@ def test_flatten_puts_the_roots_before_the_names_and_takes_wrappers_off(
         assert "--flatten" in refused.stderr
 
 
+def test_flatten_takes_a_root_off_that_is_a_wrapper_and_says_what_is_put_on(tmp_path: Path) -> None:
+    """DeepSpeed keeps the state dict under `module`."""
+    state = {"conv.weight": torch.ones(2, 2)}
+    save({"module": state, "ds_version": "0.9"}, tmp_path / "in.pt")
+    report = wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", flatten=True)
+    assert list(load(tmp_path / "out.pt")) == ["conv.weight"]
+    assert "flattened" not in [note.code for note in report.notes]
+    save({"net": {"module": state, "g": state}}, tmp_path / "in.pt")
+    report = wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", flatten=True, force=True)
+    assert list(load(tmp_path / "out.pt")) == ["net.conv.weight", "net.g.conv.weight"]
+    said = [note.message for note in report.notes if note.code == "flattened"]
+    assert [message.partition(" ")[0] for message in said] == ["'net.'", "'net.g.'"]
+
+
 def test_flatten_refuses_two_tensors_of_one_name(wn_here: RunHere, tmp_path: Path) -> None:
     save({"a": {"b.w": torch.ones(2)}, "a.b": {"w": torch.zeros(2)}}, tmp_path / "in.pt")
     ran = wn_here("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--flatten")
