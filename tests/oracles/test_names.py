@@ -208,17 +208,19 @@ def test_of_two_copies_one_of_which_has_wrappers_inside_none_is_taken_for_meant(
     _, student, teacher = dinov2()
     inside = {n.replace("backbone.", "backbone._fsdp_wrapped_module."): t
               for n, t in student.items()}  # fmt: skip
-    save(under("student", inside) | under("teacher", teacher), tmp_path / "in.pt")
     save(dino().state_dict(), tmp_path / "ref.pt")
     command = ("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--force")
     like = ("--like", tmp_path / "ref.pt", "--partial")
-    ran = wn_here(*command, *like)
-    assert ran.code == 2
-    assert "--only student or --only teacher" in ran.stderr
-    for name, expected in (("student", student), ("teacher", teacher)):
-        assert wn_here(*command, *like, "--only", name).code == 0
-        dino().load_state_dict(load(tmp_path / "out.pt"), strict=True)
-        check_same_weights(weights(load(tmp_path / "out.pt")), weights(expected))
+    for above in ("", "module."):
+        copies = under(f"{above}student", inside) | under(f"{above}teacher", teacher)
+        save(copies, tmp_path / "in.pt")
+        ran = wn_here(*command, *like)
+        assert ran.code == 2
+        assert f"--only {above}student or --only {above}teacher" in ran.stderr
+        for name, expected in (("student", student), ("teacher", teacher)):
+            assert wn_here(*command, *like, "--only", above + name).code == 0
+            dino().load_state_dict(load(tmp_path / "out.pt"), strict=True)
+            check_same_weights(weights(load(tmp_path / "out.pt")), weights(expected))
 
 
 def wide(seed: int) -> nn.Module:

@@ -158,6 +158,14 @@ class Names:
         end = f"{prefix[:-1]}/"  # which comes next to the dot
         return self.sorted[bisect_left(self.sorted, prefix) : bisect_left(self.sorted, end)]
 
+    def with_wrappers(self, prefix: str) -> str:
+        """Return what stands in the names for a prefix of those without wrappers."""
+        unwrapped = self.unwrapped
+        name = next(iter(unwrapped.starting_with(prefix)), "") if prefix else ""
+        stored = unwrapped.all.get(name, "")
+        ways = (stored[:start] for start in _starts(stored))
+        return next((way for way in ways if unwrap(f"{way}x") == f"{prefix}x"), prefix)
+
     def wrappers_below(self, top: str) -> list[str]:
         """Return the wrappers' prefix below a prefix of names, if any has both."""
         below = [name[len(top) :] for name in self.starting_with(top)] if top else []

@@ -311,9 +311,13 @@ class _Pairing(NamedTuple):
 
     def several_prefixes(self, our: str, their: str, fit: Fit) -> UsageError:
         """Make the refusal of names that several prefixes lead to the others equally well."""
+        rivals: Iterable[tuple[str, str]] = fit.rivals
+        if fit.is_unwrapped:
+            ours_of, theirs_of = self.ours[our].with_wrappers, self.theirs[their].with_wrappers
+            rivals = [(ours_of(strip), theirs_of(add)) for strip, add in rivals]
         ways = [
             (join(our, strip[:-1]) if strip else our, join(their, add[:-1]) if add else their)
-            for strip, add in fit.rivals
+            for strip, add in rivals
         ]
         ours, theirs = (dict.fromkeys(way[side] for way in ways) for side in (0, 1))
         is_ours = len(ours) > 1
