@@ -188,7 +188,7 @@ def apply(  # noqa: PLR0913 - the command's options
         dim: the dim of layers whose rule has none; None for the norm of the whole tensor.
         naming: the spelling to write; `auto` takes the one in the checkpoint, else hook.
         only: write the state dict at this root, or below this prefix of names, alone.
-        drop: entries of the checkpoint, or prefixes of names, to leave out.
+        drop: entries of the checkpoint, prefixes of names or globs, to leave out.
         options: how the output is written, see `WriteOptions`.
 
     Returns:
@@ -240,7 +240,7 @@ def remove(  # noqa: PLR0913 - the command's options
         dim: of layers whose g is a vector that fits several axes of v, where no `GLOB=DIM` rule
             says it.
         only: write the state dict at this root, or below this prefix of names, alone.
-        drop: entries of the checkpoint, or prefixes of names, to leave out.
+        drop: entries of the checkpoint, prefixes of names or globs, to leave out.
         options: how the output is written, see `WriteOptions`.
 
     Returns:
@@ -302,7 +302,7 @@ def convert(  # noqa: PLR0913 - the command's options
         dim: of layers whose g is a vector that fits several axes of v, where no `GLOB=DIM` rule
             says it; with `like`, also where REFERENCE does not show it.
         only: write the state dict at this root, or below this prefix of names, alone.
-        drop: entries of the checkpoint, or prefixes of names, to leave out.
+        drop: entries of the checkpoint, prefixes of names or globs, to leave out.
         rename: `OLD=NEW` rules for the tensors' names, globs whose `*` NEW takes over; the first
             that matches wins, and all else speaks of the new names.
         options: how the output is written, see `WriteOptions`.

@@ -276,6 +276,7 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
     shown = ("json", "quiet", "verbose", "show_all", "sort", "csv")
     for option in (*shown, "output_dir", "output_option"):
         given.pop(option, None)
+    given["only"] = next(iter(given["only"]), None)
     if name == "inspect":
         given["statistics"] = given.pop("stats")
         given = {option: value for option, value in given.items() if value is not None}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_model
 from torch import nn
 
 import wncli
@@ -109,6 +112,45 @@ def test_a_prefix_that_is_dropped_leaves_the_rest_in_place(tmp_path: Path) -> No
     assert set(read(tmp_path / "rest.safetensors")) == {f"teacher.dino_head.{n}" for n in left}
 
 
+@pytest.mark.parametrize(
+    ("glob", "gone"),
+    [
+        ("model.student.*", lambda name: name.startswith("student.")),
+        ("*.mlp.*", lambda name: ".mlp." in name),
+        ("*last_layer.weight_?", lambda name: "last_layer.weight_" in name),
+        ("model.[st]*.bias", lambda name: name.endswith(".bias")),
+        ("*model", lambda _: True),
+    ],
+)
+def test_a_glob_drops_the_tensors_and_entries_that_it_matches(
+    glob: str, gone: Callable[[str], bool], tmp_path: Path
+) -> None:
+    save_dinov2(tmp_path)
+    source = tmp_path / "model_final.rank_0.pth"
+    before = load(source)["model"]
+    wncli.convert(source, tmp_path / "out.pth", drop=[glob, "opt*"])
+    found = load(tmp_path / "out.pth")
+    assert "optimizer" not in found
+    assert list(found.get("model", {})) == [name for name in before if not gone(name)]
+    flat = save(before, tmp_path / "flat", "safetensors")
+    if glob != "*model":
+        wncli.convert(flat, tmp_path / "out.safetensors", drop=[glob.removeprefix("model.")])
+        assert set(read(tmp_path / "out.safetensors")) == set(found["model"])
+
+
+def test_a_name_comes_before_a_glob_and_a_glob_that_matches_nothing_is_refused(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    save({"a": {"x*": torch.ones(1), "xy": torch.ones(2)}, "a*": 1, "ab": 2}, tmp_path / "in.pt")
+    command = ("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--force", "--drop")
+    for glob, left in (("a.x*", ["xy"]), ("a.x?", []), ("a.[x]*", [])):
+        assert wn_here(*command, glob).code == 0
+        assert list(load(tmp_path / "out.pt")["a"]) == left
+    assert wn_here(*command, "a*").code == 0
+    assert list(load(tmp_path / "out.pt")) == ["a", "ab"]
+    assert wn_here(*command, "b*").code == 2
+
+
 @pytest.mark.parametrize("only", ["model.teacher", "model.teacher=", "model.teacher=net"])
 def test_a_prefix_chooses_what_a_reference_means(
     only: str, wn_here: RunHere, tmp_path: Path
@@ -159,6 +201,85 @@ def test_of_two_prefixes_of_a_reference_one_is_chosen_and_its_names_are_kept_to(
     check_same_weights(weights(found), under("autoencoder_ema.ema_model", weights(plain)))
 
 
+def test_of_two_copies_one_of_which_has_wrappers_inside_none_is_taken_for_meant(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    """FSDP wraps the student's modules, and the teacher is left as it is."""
+    _, student, teacher = dinov2()
+    inside = {n.replace("backbone.", "backbone._fsdp_wrapped_module."): t
+              for n, t in student.items()}  # fmt: skip
+    save(dino().state_dict(), tmp_path / "ref.pt")
+    command = ("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--force")
+    like = ("--like", tmp_path / "ref.pt", "--partial")
+    for above in ("", "module."):
+        copies = under(f"{above}student", inside) | under(f"{above}teacher", teacher)
+        save(copies, tmp_path / "in.pt")
+        ran = wn_here(*command, *like)
+        assert ran.code == 2
+        assert f"--only {above}student or --only {above}teacher" in ran.stderr
+        for name, expected in (("student", student), ("teacher", teacher)):
+            assert wn_here(*command, *like, "--only", above + name).code == 0
+            dino().load_state_dict(load(tmp_path / "out.pt"), strict=True)
+            check_same_weights(weights(load(tmp_path / "out.pt")), weights(expected))
+
+
+def wide(seed: int) -> nn.Module:
+    """The names of `dino`, and other shapes."""
+    made = dino("hook")
+    made.dino_head.last_layer = normalized(nn.Linear(4, 7, bias=False), "hook")  # type: ignore[union-attr]
+    randomize(made, seed)
+    return made
+
+
+def test_shapes_tell_copies_apart_whose_names_are_the_same(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    small, large = dino("hook", 1), wide(2)
+    copies = {"student": small.state_dict(), "teacher": large.state_dict()}
+    flat = {f"{root}.{name}": t for root, state in copies.items() for name, t in state.items()}
+    out = tmp_path / "out.pt"
+    for content in (copies, flat):
+        save(content, tmp_path / "in.pt")
+        for source in (small, large):
+            target = dino("hook", 9) if source is small else wide(9)
+            save(target.state_dict(), tmp_path / "ref.pt")
+            wncli.convert(
+                tmp_path / "in.pt", out, like=tmp_path / "ref.pt", partial=True, force=True
+            )
+            target.load_state_dict(load(out), strict=True)
+            check_same_weights(weights(target.state_dict()), weights(source.state_dict()))
+    save(copies, tmp_path / "in.pt")
+    save({"x": wide(9).state_dict(), "y": dino("hook", 9).state_dict()}, tmp_path / "ref.pt")
+    ran = wn_here("convert", tmp_path / "in.pt", out, "--like", tmp_path / "ref.pt", "--force")
+    assert ran.code == 0, ran.stderr
+    for root, source in (("x", large), ("y", small)):
+        check_same_weights(weights(load(out)[root]), weights(source.state_dict()))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LayerNorm(4)])
+def test_one_layer_is_no_model_of_which_others_are_copies(
+    layer: nn.Module, wn_here: RunHere, tmp_path: Path
+) -> None:
+    save(layer.state_dict(), tmp_path / "a.pt")
+    save(nn.Sequential(layer, nn.ReLU(), layer).state_dict(), tmp_path / "b.pt")
+    ran = wn_here("compare", tmp_path / "a.pt", tmp_path / "b.pt")
+    assert (ran.code, ran.stderr) == (1, "")
+    assert wn_here("compare", tmp_path / "a.pt", tmp_path / "b.pt", "--only", "=2").code == 0
+
+
+@pytest.mark.parametrize("command", ["inspect", "remove", "apply", "convert", "compare"])
+def test_two_roots_are_not_taken_for_the_last_one(
+    command: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    save({"a": generator().state_dict(), "b": generator().state_dict()}, tmp_path / "in.pt")
+    other = {"inspect": [], "compare": [tmp_path / "in.pt"]}.get(command, [tmp_path / "out.pt"])
+    ran = wn_here(command, tmp_path / "in.pt", *other, "--only", "a", "--only", "b")
+    assert ran.code == 2
+    assert "'a', 'b'" in ran.stderr
+    assert not (tmp_path / "out.pt").exists()
+    assert wn_here(command, tmp_path / "in.pt", *other, "--only", "b").code == 0
+
+
 def test_a_root_comes_before_a_prefix_and_what_is_neither_is_named(
     wn_here: RunHere, tmp_path: Path
 ) -> None:
@@ -166,6 +287,17 @@ def test_a_root_comes_before_a_prefix_and_what_is_neither_is_named(
     save({"model": state, "model.teacher": {"c": torch.ones(3)}}, tmp_path / "in.pt")
     wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", only="model.teacher")
     assert set(load(tmp_path / "out.pt")) == {"c"}
+    torch.save(dino(), tmp_path / "module.pt")  # of which nothing can be left out
+    ran = wn_here("convert", tmp_path / "module.pt", tmp_path / "o.pt", "--drop", "backbone.*")
+    assert ran.code == 2
+    assert "--drop backbone\n" not in ran.stderr
+    ran = wn_here("convert", tmp_path / "in.pt", tmp_path / "o.pt", "--only", "model.teacher.*")
+    assert ran.code == 2
+    assert "--only model.teacher\n" in ran.stderr
+    save({"net": {"g": state, "d": state}, "model": state}, tmp_path / "net.pt")
+    ran = wn_here("convert", tmp_path / "net.pt", tmp_path / "o.pt", "--only", "net")
+    assert ran.code == 2
+    assert "--only net.g or --only net.d" in ran.stderr
     for option in ("--only", "--drop"):
         ran = wn_here("convert", tmp_path / "in.pt", tmp_path / "o.pt", option, "teacher")
         assert ran.code == 2
@@ -201,6 +333,12 @@ def style_tts(spelled: As, seed: int) -> dict[str, nn.Module]:
     for number, module in enumerate(made.values()):
         randomize(module, seed + number)
     return made
+
+
+def arrays(path: Path) -> Tensors:
+    """The arrays of an .npz file as NumPy reads them."""
+    with np.load(path) as found:
+        return {name: torch.from_numpy(array) for name, array in found.items()}
 
 
 def states(modules: dict[str, nn.Module], prefix: str = "") -> dict[str, Tensors]:
@@ -296,7 +434,7 @@ def test_several_roots_become_one_flat_state_dict_and_roots_again(
 
 
 @pytest.mark.parametrize("options", [(), ("--naming", "parametrized")])
-@pytest.mark.parametrize("out", ["out.pth", "out.safetensors", "shards/"])
+@pytest.mark.parametrize("out", ["out.pth", "out.safetensors", "out.npz", "shards/"])
 def test_flatten_puts_the_roots_before_the_names_and_takes_wrappers_off(
     out: str, options: tuple[str, ...], wn_here: RunHere, tmp_path: Path
 ) -> None:
@@ -318,7 +456,10 @@ def test_flatten_puts_the_roots_before_the_names_and_takes_wrappers_off(
     assert "discriminator.discriminators" not in ran.stderr
     if out == "shards/":
         wncli.convert(tmp_path / out, tmp_path / "joined.safetensors")
-    found = read(tmp_path / ("joined.safetensors" if out == "shards/" else out))
+    if out == "out.npz":
+        found = arrays(tmp_path / out)
+    else:
+        found = read(tmp_path / ("joined.safetensors" if out == "shards/" else out))
     target = Vocoder("parametrized" if options else "hook", 4)
     target.load_state_dict(found, strict=True)
     check_same_weights(weights(found), weights(source.state_dict()))
@@ -326,6 +467,20 @@ def test_flatten_puts_the_roots_before_the_names_and_takes_wrappers_off(
         refused = wn_here(*command[:2], tmp_path / "x.safetensors")
         assert refused.code == 2
         assert "--flatten" in refused.stderr
+
+
+def test_flatten_takes_a_root_off_that_is_a_wrapper_and_says_what_is_put_on(tmp_path: Path) -> None:
+    """DeepSpeed keeps the state dict under `module`."""
+    state = {"conv.weight": torch.ones(2, 2)}
+    save({"module": state, "ds_version": "0.9"}, tmp_path / "in.pt")
+    report = wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", flatten=True)
+    assert list(load(tmp_path / "out.pt")) == ["conv.weight"]
+    assert "flattened" not in [note.code for note in report.notes]
+    save({"net": {"module": state, "g": state}}, tmp_path / "in.pt")
+    report = wncli.convert(tmp_path / "in.pt", tmp_path / "out.pt", flatten=True, force=True)
+    assert list(load(tmp_path / "out.pt")) == ["net.conv.weight", "net.g.conv.weight"]
+    said = [note.message for note in report.notes if note.code == "flattened"]
+    assert [message.partition(" ")[0] for message in said] == ["'net.'", "'net.g.'"]
 
 
 def test_flatten_refuses_two_tensors_of_one_name(wn_here: RunHere, tmp_path: Path) -> None:
@@ -350,10 +505,88 @@ def test_ties_across_roots_stay_ties_in_one_state_dict(tmp_path: Path) -> None:
     assert bits(read(tmp_path / "out.safetensors")["a.w"]) == bits(shared)
 
 
+# -- the versions that modules are saved by --------------------------------------------------------
+
+
+class Versioned(nn.Module):
+    """A module that reads its version in what is loaded, as BatchNorm and spectral norm do."""
+
+    _version = 7
+
+    def __init__(self, *, is_empty: bool = False) -> None:
+        super().__init__()
+        self.seen: list[int | None] = []
+        if not is_empty:
+            self.scale = nn.Parameter(torch.ones(2))
+            self.act = Versioned(is_empty=True)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Tensors,
+        prefix: str,
+        local_metadata: dict[str, int],
+        *rest: Any,  # noqa: ANN401 - as PyTorch has it
+    ) -> None:
+        self.seen.append(local_metadata.get("version"))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def versioned(spelled: As) -> nn.Module:
+    return nn.ModuleDict({
+        "conv": normalized(nn.Conv1d(2, 2, 3), spelled),
+        "blocks": nn.ModuleList([Versioned(), Versioned()]),
+    })  # fmt: skip
+
+
+def both(spelled: As) -> nn.Module:
+    return nn.ModuleDict({"g": versioned(spelled), "d": versioned(spelled)})
+
+
+def check_versions(state: Any, target: nn.Module) -> None:  # noqa: ANN401 - any state dict
+    target.load_state_dict(state, strict=True)
+    for name, module in target.named_modules():
+        if isinstance(module, Versioned):
+            assert module.seen == [7], name
+
+
+def test_modules_find_their_versions_under_their_new_names(tmp_path: Path) -> None:
+    model, out = versioned("hook"), tmp_path / "out.pt"
+    save({"model": nn.DataParallel(model).state_dict()}, tmp_path / "ddp.pt")
+    save(versioned("parametrized").state_dict(), tmp_path / "flat.pt")
+    wncli.convert(tmp_path / "ddp.pt", out, like=tmp_path / "flat.pt", force=True)
+    check_versions(load(out), versioned("parametrized"))
+    wncli.convert(out, tmp_path / "back.pt", like=tmp_path / "ddp.pt")
+    check_versions(load(tmp_path / "back.pt")["model"], nn.DataParallel(versioned("hook")))
+    wncli.remove(tmp_path / "ddp.pt", out, only="model.module", force=True)
+    check_versions(load(out), versioned(None))
+    wncli.convert(tmp_path / "ddp.pt", out, rename=["module.*=net.*"], force=True)
+    check_versions(load(out)["model"], nn.ModuleDict({"net": versioned("hook")}))
+
+
+def test_modules_of_several_state_dicts_find_their_versions_in_one(tmp_path: Path) -> None:
+    out = tmp_path / "out.pt"
+    roots = {"g": versioned("hook").state_dict(), "d": versioned("hook").state_dict()}
+    save(roots, tmp_path / "roots.pt")
+    save(both("parametrized").state_dict(), tmp_path / "flat.pt")
+    wncli.convert(tmp_path / "roots.pt", out, flatten=True)
+    check_versions(load(out), both("hook"))
+    wncli.convert(tmp_path / "roots.pt", out, like=tmp_path / "flat.pt", force=True)
+    check_versions(load(out), both("parametrized"))
+    wncli.convert(out, tmp_path / "back.pt", like=tmp_path / "roots.pt")
+    for state in load(tmp_path / "back.pt").values():
+        check_versions(state, versioned("hook"))
+    one = roots["g"]
+    save({"a": one, "b": one}, tmp_path / "shared.pt")
+    save({root: under(root, dict(one)) for root in "ab"}, tmp_path / "ref.pt")
+    wncli.convert(tmp_path / "shared.pt", out, like=tmp_path / "ref.pt", force=True)
+    for root, state in load(out).items():
+        check_versions(state, nn.ModuleDict({root: versioned("hook")}))
+
+
 # -- what CHECKPOINT lacks ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
 @pytest.mark.parametrize("stored", ["torch", "legacy", "safetensors"])
 def test_fill_takes_what_is_missing_or_misshapen_from_the_reference(
     stored: str, suffix: str, wn_here: RunHere, tmp_path: Path
@@ -381,7 +614,7 @@ def test_fill_takes_what_is_missing_or_misshapen_from_the_reference(
     }
     assert {note.code for note in report.notes} >= {"matched", "filled", "unexpected"}
     expected = weights(source.state_dict()) | {name: wanted[name] for name in filled}
-    found = read(out)
+    found = arrays(out) if suffix == ".npz" else read(out)
     generator("parametrized").load_state_dict(found, strict=True)
     check_same_weights(weights(found), expected)
     for name in report.filled:
@@ -449,6 +682,63 @@ def test_fill_refuses_what_is_damaged_in_the_reference(wn_here: RunHere, tmp_pat
     assert "damaged" in ran.stderr
     assert not (tmp_path / "out.safetensors").exists()
     assert wn_here("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--fill").code == 2
+
+
+class Tied(nn.Module):
+    """A language model's head tied to its embedding, and two layers to each other."""
+
+    def __init__(self, spelled: As) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(5, 4)
+        self.one = normalized(nn.Linear(4, 4), spelled)
+        self.two = self.one
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.emb.weight
+
+
+@pytest.mark.parametrize("stored", ["torch", "safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("spelled", ["hook", "parametrized", None])
+def test_fill_ties_what_the_reference_ties_to_something_that_meets(
+    spelled: As, suffix: str, stored: str, tmp_path: Path
+) -> None:
+    """Loaded into one parameter, the reference's own would take the checkpoint's place."""
+    source = Tied("hook")
+    have = {n: t for n, t in source.state_dict().items() if not n.startswith(("head", "two"))}
+    save({"net": Tied(spelled).state_dict()}, tmp_path / "ref.pt")
+    report = wncli.convert(
+        save(have, tmp_path / "in.pt", stored), tmp_path / f"out{suffix}",
+        like=tmp_path / "ref.pt", fill=True, verify=True,
+    )  # fmt: skip
+    assert report.filled == ()
+    (note,) = [note.message for note in report.notes if note.code == "reference-ties"]
+    assert "net.two.weight" in note
+    assert "net.head.weight" in note
+    target = Tied(spelled)
+    if suffix == ".pth":
+        target.load_state_dict(load(tmp_path / "out.pth")["net"], strict=True)
+    else:
+        load_model(target, tmp_path / "out.safetensors")
+    check_same_weights(weights(target.state_dict()), weights(source.state_dict()))
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_fill_ties_in_shards_too(kind: str, tmp_path: Path) -> None:
+    source = Tied("hook")
+    have = {n: t for n, t in source.state_dict().items() if not n.startswith(("head", "two"))}
+    save(have, tmp_path / "in.pt")
+    save(Tied(None).state_dict(), tmp_path / "ref.pt")
+    small = {"max_shard_size": "50B", "format": kind}
+    wncli.convert(tmp_path / "in.pt", tmp_path / "in/", **small)  # type: ignore[arg-type]
+    for options in ({}, small):
+        wncli.convert(
+            tmp_path / "in/", tmp_path / "out/", like=tmp_path / "ref.pt", fill=True, verify=True,
+            force=True, **options,  # type: ignore[arg-type]
+        )  # fmt: skip
+        wncli.convert(tmp_path / "out/", tmp_path / "one.pt", force=True)
+        target = Tied(None)
+        target.load_state_dict(load(tmp_path / "one.pt"), strict=True)
+        check_same_weights(weights(target.state_dict()), weights(source.state_dict()))
 
 
 # -- names of another project ---------------------------------------------------------------------
@@ -546,6 +836,44 @@ def test_renaming_takes_the_first_rule_and_refuses_what_cannot_be_meant(
     ran = wn_here(*command, "--force", "--rename", "a.x=odd=[*]")
     assert ran.code == 2
     assert "two tensors would have this name" in ran.stderr
+
+
+RULE_FILES = {
+    "plain": b"a.*=x.*\nb.*=y.*\n",
+    "Windows": b"\xef\xbb\xbfa.*=x.*\r\n\r\n# names\r\nb.*=y.*\r\n",
+    "indented": b"  # names\n\ta.*=x.*\n  b.*=y.*  ",
+    "comments behind": b"a.*=x.*  # the first\nb.*=y.*\t#\n#",
+    "spaces": b"a.* = x.*\nb.*=  y.*\n",
+}
+
+
+@pytest.mark.parametrize("kind", RULE_FILES)
+def test_a_file_of_rules_is_read_as_editors_write_it(
+    kind: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    save({"a.w": torch.ones(1), "b.w": torch.zeros(1)}, tmp_path / "i.pt")
+    (tmp_path / "rules").write_bytes(RULE_FILES[kind])
+    command = ("convert", tmp_path / "i.pt", tmp_path / "o.pt")
+    ran = wn_here(*command, "--rename", f"@{tmp_path}/rules")
+    assert ran.code == 0, ran.stderr
+    assert list(load(tmp_path / "o.pt")) == ["x.w", "y.w"]
+
+
+def test_a_file_of_rules_says_odd_characters_in_brackets(wn_here: RunHere, tmp_path: Path) -> None:
+    names = ["a #1", "b=c", "d\u2028e", "#f"]
+    save({name: torch.ones(1) for name in names}, tmp_path / "i.pt")
+    (tmp_path / "rules").write_text(
+        "a[ ]#1=a[ ]#2\nb[=]c=b=d\nd\u2028e=\u2028\n[#]f=f\n", encoding="utf-8"
+    )
+    command = ("convert", tmp_path / "i.pt", tmp_path / "o.pt", "--rename", f"@{tmp_path}/rules")
+    ran = wn_here(*command)
+    assert ran.code == 0, ran.stderr
+    assert list(load(tmp_path / "o.pt")) == ["a #2", "b=d", "\u2028", "f"]
+    for empty in (b"", b"\n# a=b\n", b"\xff"):
+        (tmp_path / "rules").write_bytes(empty)
+        ran = wn_here(*command, "--force")
+        assert ran.code == 2
+        assert f"@{tmp_path}/rules" in ran.stderr
 
 
 @pytest.mark.parametrize("name", ["a" * 200_000, "a." * 100_000])
@@ -732,11 +1060,27 @@ def test_inspect_says_what_the_names_can_become(tmp_path: Path) -> None:
     assert "model_g._orig_mod.conv_pre.weight is model_g.conv_pre.weight" in notes["wrappers"]
 
 
+def hifi_gan() -> nn.Module:
+    """HiFi-GAN's generator and discriminator with as many lists of layers as the real ones."""
+
+    def convs(count: int) -> nn.ModuleList:
+        return nn.ModuleList([normalized(nn.Conv1d(2, 2, 3), "hook") for _ in range(count)])
+
+    return nn.ModuleDict({
+        "conv_pre": normalized(nn.Conv1d(2, 2, 3), "hook"),
+        "ups": convs(4),
+        "resblocks": nn.ModuleList([
+            nn.ModuleDict({"convs1": convs(3), "convs2": convs(3)}) for _ in range(12)
+        ]),
+        "discriminators": nn.ModuleList([nn.ModuleDict({"convs": convs(5)}) for _ in range(5)]),
+    })  # fmt: skip
+
+
 def test_inspect_says_nothing_of_names_where_there_is_nothing_to_say(tmp_path: Path) -> None:
     layers = nn.ModuleList([nn.TransformerEncoderLayer(4, 2, 8) for _ in range(3)])
     state = generator("hook").state_dict()
     for content in (
-        state, layers.state_dict(), {"model": state, "ema": dict(state)},
+        state, layers.state_dict(), hifi_gan().state_dict(), {"model": state, "ema": dict(state)},
         {"layers": layers.state_dict()}, under("encoder", layers.state_dict()),
     ):  # fmt: skip
         save(content, tmp_path / "in.pt")

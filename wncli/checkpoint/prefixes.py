@@ -20,8 +20,8 @@ _PROBES = 16
 #: As many modules deep they are looked for, in names of so many characters and no more.
 _DEEPEST = 32
 _LONGEST = 500
-#: As many names can be one layer's own, `weight` and `bias`, and tell of no copies of a model.
-_LAYERS_OWN = 2
+#: What many layers have alike, and tells of no copies of a model.
+_LAYERS_OWN = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
 #: Endings of names that are looked up on the other side; of more names, some are taken.
 _MOST_ENDINGS = 1 << 17
 
@@ -158,6 +158,14 @@ class Names:
         end = f"{prefix[:-1]}/"  # which comes next to the dot
         return self.sorted[bisect_left(self.sorted, prefix) : bisect_left(self.sorted, end)]
 
+    def with_wrappers(self, prefix: str) -> str:
+        """Return what stands in the names for a prefix of those without wrappers."""
+        unwrapped = self.unwrapped
+        name = next(iter(unwrapped.starting_with(prefix)), "") if prefix else ""
+        stored = unwrapped.all.get(name, "")
+        ways = (stored[:start] for start in _starts(stored))
+        return next((way for way in ways if unwrap(f"{way}x") == f"{prefix}x"), prefix)
+
     def wrappers_below(self, top: str) -> list[str]:
         """Return the wrappers' prefix below a prefix of names, if any has both."""
         below = [name[len(top) :] for name in self.starting_with(top)] if top else []
@@ -178,10 +186,14 @@ def find_prefix_map(
 def best_fit(names: Names, others: Names) -> Fit:
     """Find how most of the names meet one of the others: by prefixes, or without all wrappers."""
     fit = _best_prefixes(names, others)
-    if fit.matched == len(others) or not (names.has_wrappers or others.has_wrappers):
+    is_plain = fit.matched == len(others) and fit.is_plain
+    if is_plain or not (names.has_wrappers or others.has_wrappers):
         return fit
     inner = _best_prefixes(names.unwrapped, others.unwrapped)
-    return inner._replace(is_unwrapped=True) if inner.matched > fit.matched else fit
+    # Of two copies of a model, one may have wrappers inside.
+    has_rivals = inner.rivals and not fit.rivals and not fit.is_plain
+    is_better = inner.matched > fit.matched or (has_rivals and inner.matched == fit.matched)
+    return inner._replace(is_unwrapped=True) if is_better else fit
 
 
 def _best_prefixes(names: Names, others: Names, *, in_full: bool = False) -> Fit:
@@ -212,17 +224,16 @@ def _best_prefixes(names: Names, others: Names, *, in_full: bool = False) -> Fit
         return Fit(fitting[0], top)
     # Of several, none is more likely meant than others; with all of them, much has to meet.
     is_much = 2 * top * len(fitting) > max(len(others), len(names))
-    is_model = top > _LAYERS_OWN or _reaches_into_modules(fitting[0], names, others)
-    if is_much and (is_full or not most) and is_model:
+    if is_much and (is_full or not most) and _is_model(fitting[0], names, others):
         return Fit(best, top, tuple(fitting))
     return Fit(best, most)
 
 
-def _reaches_into_modules(prefixes: PrefixMap, names: Names, others: Names) -> bool:
-    """Whether names of modules meet, not only a layer's own, as `weight`, which all layers have."""
+def _is_model(prefixes: PrefixMap, names: Names, others: Names) -> bool:
+    """Whether more meets than a layer's own names, as `weight`, which all layers have."""
     strip, add = prefixes
     below = (name[len(strip) :] for name in names.starting_with(strip))
-    return any("." in name and add + name in others.all for name in below)
+    return any(name not in _LAYERS_OWN and add + name in others.all for name in below)
 
 
 def _count(prefixes: PrefixMap, names: Names, others: Names) -> int:

@@ -155,7 +155,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     *,
     layers: o.Layers = [],  # noqa: B006 - nothing changes it
     exclude: o.Exclude = [],  # noqa: B006
-    only: o.Only = None,
+    only: o.Only = [],  # noqa: B006
     tensors: o.Tensors = False,
     stats: o.Stats = False,
     norms: o.Norms = False,
@@ -178,8 +178,8 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     if not norms and (p or dim) is not None:
         o.refuse_without("--norms", "--p" if p is not None else "--dim")
     run = functools.partial(
-        wncli.inspect, layers=layers, exclude=exclude, only=only, tensors=tensors, check=check,
-        statistics=stats, norms=norms, p=o.number("--p", p) or 2,
+        wncli.inspect, layers=layers, exclude=exclude, only=o.single("--only", only),
+        tensors=tensors, check=check, statistics=stats, norms=norms, p=o.number("--p", p) or 2,
         dim=0 if dim is None else parse_dim(dim, "--dim"), jobs=o.count("--jobs", jobs),
     )  # fmt: skip
     shown = Shown(json, quiet, shows_all=show_all, sort=o.one_of("--sort", sort, o.SORTS))
@@ -251,7 +251,7 @@ def compare(  # noqa: PLR0913
     atol: o.Atol = None,
     layers: o.LayersToCompare = [],  # noqa: B006
     exclude: o.Exclude = [],  # noqa: B006
-    only: o.OnlyOfTwo = None,
+    only: o.OnlyOfTwo = [],  # noqa: B006
     show_all: o.All = False,
     csv: o.Csv = None,
     jobs: o.Jobs = None,
@@ -266,6 +266,7 @@ def compare(  # noqa: PLR0913
     with progress_bar(("comparing",), quiet=quiet or json or csv == "-") as progress:
         found = wncli.compare(
             a, b, rtol=o.number("--rtol", rtol), atol=o.number("--atol", atol), layers=layers,
-            exclude=exclude, only=only, jobs=o.count("--jobs", jobs), progress=progress,
+            exclude=exclude, only=o.single("--only", only), jobs=o.count("--jobs", jobs),
+            progress=progress,
         )  # fmt: skip
     return print_comparison(found, json=json, quiet=quiet, shows_all=show_all, csv=csv)

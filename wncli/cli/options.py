@@ -114,7 +114,7 @@ Exclude = Annotated[
     _select("-x", "--exclude", metavar="GLOB", help="Leave these layers out. Repeatable."),
 ]
 Only = Annotated[
-    str | None,
+    list[str],
     _select(
         "--only",
         metavar="ROOT",
@@ -123,7 +123,7 @@ Only = Annotated[
     ),
 ]
 OnlyOfTwo = Annotated[
-    str | None,
+    list[str],
     _select(
         "--only",
         metavar="ROOT[=OTHER]",
@@ -136,7 +136,7 @@ Drop = Annotated[
     _select(
         "--drop",
         metavar="ENTRY",
-        help="Leave an entry, or what is below a prefix of names, out. Repeatable.",
+        help="Leave an entry, or what is below a prefix of names, out; globs too. Repeatable.",
     ),
 ]
 Rename = Annotated[
@@ -318,7 +318,7 @@ class Writing(NamedTuple):
     output: Output = None
     output_option: OutputOption = None
     output_dir: OutputDir = None
-    only: Only = None
+    only: Only = []  # noqa: RUF012 - nothing changes it
     drop: Drop = []  # noqa: RUF012 - nothing changes it
     format: Format = None
     max_shard_size: MaxShardSize = None
@@ -333,7 +333,7 @@ class Writing(NamedTuple):
     def keywords(self) -> dict[str, Any]:
         """Those that the functions of the library take as well."""
         return {
-            "only": self.only,
+            "only": single("--only", self.only),
             "drop": self.drop,
             "format": one_of("--format", self.format, FORMATS),
             "max_shard_size": self.max_shard_size,
@@ -343,6 +343,19 @@ class Writing(NamedTuple):
             "jobs": count("--jobs", self.jobs),
             "make_folder": self.output_dir is not None,
         }
+
+
+def single(option: str, words: Sequence[str]) -> str | None:
+    """Take the word of an option that means one thing, or None where there is none.
+
+    Raises:
+        UsageError: there are several, of which typer would take the last.
+    """
+    if len(words) > 1:
+        raise UsageError(
+            option, "is given once", expected="one root", found=", ".join(map(repr, words))
+        )
+    return words[0] if words else None
 
 
 def one_of(option: str, word: str | None, words: Sequence[str]) -> Any:  # noqa: ANN401 - a Literal

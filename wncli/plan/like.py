@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from wncli.checkpoint.checkpoint import Checkpoint
@@ -113,28 +113,76 @@ def plan_like(
     notes += [note for found in ours for note in narrowing_notes(checkpoint, found.state_dict)]
     notes += renaming_notes(checkpoint, request._replace(only=our_only))
     notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.name}", ""))
-    for code, names in (
-        ("missing", fit.missing),
-        ("unexpected", fit.unexpected),
-        ("shape-mismatch", fit.mismatched),
-    ):
-        if names:
-            is_filled = fill and code != "unexpected"
-            words = (_FILLED if is_filled else _WORDS)[code]
-            notes.append(
-                Note(
-                    "filled" if is_filled else code,
-                    phrase("{}: {}", words, few(names, _NAMED)),
-                    names[0],
-                    is_warning=True,
-                )
-            )
+    lacking = {*without, *fit.misshapen} if fill else set()
+    tied = _tied(checkpoint, meetings, theirs, lacking, fit.axes)
+    lacking -= tied.keys()
+    notes += _misfit_notes(fit, tied, fill=fill)
     alone = request.only is not None or not _same_places(checkpoint, ours, parts)
     drop = dropped(checkpoint, request.drop)
-    lacking = {*without, *fit.misshapen} if fill else set()
-    filled = parts_to_fill(checkpoint, reference, theirs, lacking)
+    filled = (*restored(tied.values()), *parts_to_fill(checkpoint, reference, theirs, lacking))
     alone = alone or not _fill_in_place(checkpoint, parts, filled)
     return Plan("convert", checkpoint, (*restored(parts), *filled), alone, drop, tuple(notes))
+
+
+def _tied(
+    checkpoint: Checkpoint,
+    meetings: Sequence[Meeting],
+    theirs: Sequence[Survey],
+    lacking: set[Place],
+    axes: Sequence[int],
+) -> dict[Place, Part]:
+    """Make of what meets also what REFERENCE ties to it, and is `lacking`: by root and plain name.
+
+    Loaded into one parameter, REFERENCE's own would take the place of the checkpoint's.
+    """
+    met: dict[tuple[object, ...], tuple[Meeting, Pair | TensorSpec]] = {}
+    for meeting in meetings if lacking else ():
+        held, others = plain_tensors(meeting.ours), plain_tensors(meeting.theirs)
+        for own, name in meeting.names.items():
+            if (meeting.theirs.state_dict.root, name) not in lacking:
+                met.setdefault(_views(others[name]), (meeting, held[own]))
+    parts: dict[Place, Part] = {}
+    for wanted in theirs if met else ():
+        for name, target in plain_tensors(wanted).items():
+            place = wanted.state_dict.root, name
+            if place not in lacking or not target.numel or _views(target) not in met:
+                continue
+            meeting, source = met[_views(target)]
+            state_dict = meeting.ours.state_dict
+            source = _settled(checkpoint, source, target, axes)
+            action = _action(checkpoint, state_dict.root, source, target, name)
+            if action:
+                keys = wanted.state_dict.keys
+                parts[place] = Part(state_dict, (action,), keys, keeps_others=False)
+    return parts
+
+
+def _views(item: Pair | TensorSpec) -> tuple[object, ...]:
+    """Return what is the same for weights that are tied."""
+    return (item.g.view, item.v.view) if isinstance(item, Pair) else item.view
+
+
+def _misfit_notes(fit: _Fit, tied: Collection[Place], *, fill: bool) -> list[Note]:
+    """Note what does not meet, and what becomes of it; `tied` is made of what does."""
+    notes = []
+    names = [join(*place) for place in tied]
+    if names:
+        message = phrase("made of what {} ties them to: {}", REFERENCE, few(names, _NAMED))
+        notes.append(Note("reference-ties", message, names[0]))
+    known = set(names)
+    missing = [name for name in fit.missing if name not in known]
+    mismatched = zip(fit.mismatched, fit.misshapen, strict=True)
+    for code, left in (
+        ("missing", missing),
+        ("unexpected", fit.unexpected),
+        ("shape-mismatch", [text for text, place in mismatched if place not in tied]),
+    ):
+        if left:
+            is_filled = fill and code != "unexpected"
+            words = (_FILLED if is_filled else _WORDS)[code]
+            message = phrase("{}: {}", words, few(left, _NAMED))
+            notes.append(Note("filled" if is_filled else code, message, left[0], is_warning=True))
+    return notes
 
 
 def _fill_in_place(checkpoint: Checkpoint, parts: Sequence[Part], filled: Sequence[Part]) -> bool:

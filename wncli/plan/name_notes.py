@@ -54,7 +54,10 @@ def _copies(found: Survey) -> list[Note]:
     groups: dict[frozenset[str], list[str]] = {}
     for prefix, rest in below.items():
         is_model = len(rest) >= _LEAST and any("." in name for name in rest)
-        if is_model and not any(map(str.isdigit, prefix.split("."))):  # layers have numbers
+        # Layers have numbers, and so has what is below a list of them.
+        is_layer = any(part.isdigit() for part in prefix.split("."))
+        is_list = all(name.partition(".")[0].isdigit() for name in rest)
+        if is_model and not is_layer and not is_list:
             groups.setdefault(frozenset(rest), []).append(prefix)
     for same, prefixes in sorted(groups.items(), key=lambda group: -len(group[0])):
         if len(prefixes) > 1 and 2 * len(same) * len(prefixes) > len(names):

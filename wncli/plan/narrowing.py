@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator
 
 from wncli.checkpoint.checkpoint import Checkpoint, StateDict
 from wncli.checkpoint.keys import Keys, is_within
@@ -10,6 +12,7 @@ from wncli.checkpoint.naming import join
 from wncli.errors import UsageError, few
 from wncli.hints import either, given, inspecting, parameter, phrase, setting
 from wncli.notes import Note
+from wncli.plan.rules import is_glob
 
 #: As many names are searched for a prefix that may have been meant, and as many are shown.
 _MOST_SEARCHED = 5000
@@ -55,19 +58,21 @@ def state_dicts_left(
 def dropped(checkpoint: Checkpoint, drop: frozenset[str]) -> frozenset[Keys]:
     """Find where that stands which `--drop` names: an entry, or all below a prefix of names.
 
+    What is neither is a glob over entries, roots and the full paths of tensors.
+
     Raises:
         UsageError: an entry that is not there.
     """
     found: frozenset[Keys] = frozenset()
     tensors = {spec.name for sd in checkpoint.state_dicts for spec in sd.tensors if drop}
-    tree = checkpoint.tree
     for path in sorted(drop):
-        meant = tree.named(path) if tree else frozenset({(path,)} if path in tensors else ())
-        meant = meant or frozenset(_below_prefix(checkpoint, path))
+        is_tensor = not checkpoint.tree and path in tensors
+        meant = frozenset[Keys]({(path,)} if is_tensor else ())
+        meant = meant or _dropped_by(checkpoint, path) or _globbed(checkpoint, path)
         found |= meant
         if meant:
             continue
-        near = near_prefixes(checkpoint, path)
+        near = [one for one in near_prefixes(checkpoint, path) if _dropped_by(checkpoint, one)]
         known = [entry.path for entry in checkpoint.entries]
         known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
         raise UsageError(
@@ -94,11 +99,13 @@ def no_such_root(only: str, checkpoints: tuple[Checkpoint, ...]) -> UsageError:
 
 
 def near_prefixes(checkpoint: Checkpoint, text: str) -> list[str]:
-    """Return roots with the prefixes that end as `text` does, or begin so behind the root."""
+    """Return roots that `text` is a part of, and prefixes of names that end so."""
     wanted = text.strip("*.")
     found: dict[str, None] = {}
+    if wanted and wanted != text and named(checkpoint, wanted):
+        found[wanted] = None
     for state_dict in checkpoint.state_dicts if wanted else ():
-        if state_dict.root.endswith(f".{wanted}"):
+        if f".{wanted}." in f".{state_dict.root}.":
             found[state_dict.root] = None
         for spec in state_dict.tensors[:_MOST_SEARCHED]:
             place = f".{spec.name}".find(f".{wanted}.")
@@ -162,14 +169,43 @@ def _without(state_dict: StateDict, drop: frozenset[Keys]) -> StateDict:
     return state_dict._replace(tensors=seen, stored=stored._replace(tensors=left))
 
 
+def _dropped_by(checkpoint: Checkpoint, path: str) -> frozenset[Keys]:
+    """Find where the items stand that a path shows, or else a prefix of names."""
+    shown = checkpoint.tree.named(path) if checkpoint.tree else frozenset[Keys]()
+    return shown or frozenset(_below_prefix(checkpoint, path))
+
+
 def _below_prefix(checkpoint: Checkpoint, path: str) -> Iterator[Keys]:
     """Give where names with a prefix stand, on all paths that lead to their mapping."""
-    mappings = checkpoint.tree.mappings if checkpoint.tree else {}
     for state_dict, prefix in _prefixed(checkpoint, path):
         names = [spec.name for spec in state_dict.tensors] + list(state_dict.others)
-        below = [name for name in names if name.startswith(prefix)]
-        node = mappings.get(state_dict.keys)
-        if checkpoint.tree and node is None:  # an object, of which nothing can be taken
-            continue
-        places = [keys for keys, other in mappings.items() if other is node] or [state_dict.keys]
-        yield from ((*keys, name) for name in below for keys in places)
+        yield from _places(checkpoint, state_dict, [n for n in names if n.startswith(prefix)])
+
+
+def _globbed(checkpoint: Checkpoint, glob: str) -> frozenset[Keys]:
+    """Find where that stands whose path a glob matches."""
+    if not is_glob(glob):
+        return frozenset()
+    matches = re.compile(fnmatch.translate(glob)).match
+    found: set[Keys] = set()
+    tree = checkpoint.tree
+    if tree:
+        listed = [entry.path for entry in checkpoint.entries]
+        listed += [state_dict.root for state_dict in checkpoint.state_dicts if state_dict.root]
+        found.update(*(tree.named(path) for path in filter(matches, listed)))
+    for state_dict in checkpoint.state_dicts:
+        if not is_within(state_dict.keys, found):
+            names = [spec.name for spec in state_dict.tensors] + list(state_dict.others)
+            matching = [name for name in names if matches(join(state_dict.root, name))]
+            found.update(_places(checkpoint, state_dict, matching))
+    return frozenset(found)
+
+
+def _places(checkpoint: Checkpoint, state_dict: StateDict, names: Iterable[str]) -> Iterator[Keys]:
+    """Give where items of a state dict stand, on all paths that lead to their mapping."""
+    mappings = checkpoint.tree.mappings if checkpoint.tree else {}
+    node = mappings.get(state_dict.keys)
+    if checkpoint.tree and node is None:  # an object, of which nothing can be taken
+        return
+    places = [keys for keys, other in mappings.items() if other is node] or [state_dict.keys]
+    yield from ((*keys, name) for name in names for keys in places)

@@ -29,6 +29,10 @@ _MOST_VISITS = 1 << 18
 _MOST_WAYS = 4
 
 
+#: What a state dict holds, by plain names.
+Tensors = Mapping[str, Pair | TensorSpec]
+
+
 def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
     """Give what a state dict holds by plain names, in its order; stale weights are passed over."""
     by_name: dict[str, Pair] = {}
@@ -109,11 +113,15 @@ def pair_up(
         UsageError: several would do equally well, and nothing says which is meant.
     """
     tops = Tops.of(found.state_dict.root for found in (*ours, *theirs))
+    held = {found.state_dict.root: plain_tensors(found) for found in ours}
+    others = {found.state_dict.root: plain_tensors(found) for found in theirs}
     pairing = _Pairing(
         our_checkpoint,
         their_checkpoint,
-        {found.state_dict.root: Names(plain_tensors(found), tops) for found in ours},
-        {found.state_dict.root: Names(plain_tensors(found), tops) for found in theirs},
+        {root: Names(tensors, tops) for root, tensors in held.items()},
+        {root: Names(tensors, tops) for root, tensors in others.items()},
+        held,
+        others,
     )
     found: list[Meeting] = []
     refusal: UsageError | None = None
@@ -163,12 +171,14 @@ def _across(ours: Sequence[Survey], theirs: Sequence[Survey]) -> tuple[Meeting, 
 
 
 class _Pairing(NamedTuple):
-    """Both sides' names by root."""
+    """Both sides' names by root, and what they are the plain names of."""
 
     our_checkpoint: Checkpoint
     their_checkpoint: Checkpoint
     ours: Mapping[str, Names]
     theirs: Mapping[str, Names]
+    our_tensors: Mapping[str, Tensors]
+    their_tensors: Mapping[str, Tensors]
 
     def by_root(
         self, ours: Sequence[Survey], theirs: Sequence[Survey]
@@ -193,8 +203,7 @@ class _Pairing(NamedTuple):
         same |= {root: root for root in alike if root not in taken}
         for their_root, our_root in same.items():
             fit = best_fit(self.ours[our_root], self.theirs[their_root])
-            if fit.rivals:
-                raise self.several_prefixes(our_root, their_root, fit)
+            fit = self.settled(our_root, their_root, fit)
             if fit.matched:
                 paired[their_root] = our_root, fit
         by_name = self.add_by_last_part(paired, ours, theirs)
@@ -262,6 +271,9 @@ class _Pairing(NamedTuple):
         while fits:
             most = max(fit.matched for fit in fits.values())
             best = [pair for pair, fit in fits.items() if fit.matched == most]
+            if len(best) > 1:
+                alike = {pair: self.alike(*pair, fits[pair]) for pair in best}
+                best = [pair for pair in best if alike[pair] == max(alike.values())]
             our, their = best[0]
             mine = [one for one, other in best if other == their]
             yours = [other for one, other in best if one == our]
@@ -269,21 +281,43 @@ class _Pairing(NamedTuple):
             ways = mine if is_plain else [f"{one}={their}" for one in mine]
             _refuse_rivals(self.our_checkpoint, mine, ways)
             _refuse_rivals(self.their_checkpoint, yours, [f"{our}={other}" for other in yours])
-            fit = fits[our, their]
-            if fit.rivals:
-                raise self.several_prefixes(our, their, fit)
-            paired[their] = our, fit
+            paired[their] = our, self.settled(our, their, fits[our, their])
             fits = {
                 (one, other): offer
                 for (one, other), offer in fits.items()
                 if one != our and other != their
             }
 
+    def alike(self, our: str, their: str, fit: Fit) -> int:
+        """Count the names that meet which have one shape on both sides."""
+        ours, theirs = self.our_tensors[our], self.their_tensors[their]
+        names = fit.names_met(self.ours[our], self.theirs[their])
+        return sum(ours[name].shape == theirs[other].shape for name, other in names.items())
+
+    def settled(self, our: str, their: str, fit: Fit) -> Fit:
+        """Return the fit by one prefix: of several that lead to as many names, by the shapes.
+
+        Raises:
+            UsageError: these are the same, and nothing says which is meant.
+        """
+        if not fit.rivals:
+            return fit
+        ways = {prefixes: fit._replace(prefixes=prefixes, rivals=()) for prefixes in fit.rivals}
+        alike = {prefixes: self.alike(our, their, way) for prefixes, way in ways.items()}
+        best = [prefixes for prefixes in ways if alike[prefixes] == max(alike.values())]
+        if len(best) > 1:
+            raise self.several_prefixes(our, their, fit._replace(rivals=tuple(best)))
+        return ways[best[0]]
+
     def several_prefixes(self, our: str, their: str, fit: Fit) -> UsageError:
         """Make the refusal of names that several prefixes lead to the others equally well."""
+        rivals: Iterable[tuple[str, str]] = fit.rivals
+        if fit.is_unwrapped:
+            ours_of, theirs_of = self.ours[our].with_wrappers, self.theirs[their].with_wrappers
+            rivals = [(ours_of(strip), theirs_of(add)) for strip, add in rivals]
         ways = [
             (join(our, strip[:-1]) if strip else our, join(their, add[:-1]) if add else their)
-            for strip, add in fit.rivals
+            for strip, add in rivals
         ]
         ours, theirs = (dict.fromkeys(way[side] for way in ways) for side in (0, 1))
         is_ours = len(ours) > 1

@@ -68,8 +68,9 @@ def flattened(plan: Plan, *, roots: bool) -> Plan:
             for action in part.actions
         )
         parts.append(Part(part.state_dict, actions, (), keeps_others=False))
-        if root:
-            notes.append(Note("flattened", f"{root + '.'!r} put on the names of {root}", root))
+        put_on = unwrap(f"{root}.x")[:-1] if root else ""  # of `module`, as DeepSpeed's, nothing
+        if put_on:
+            notes.append(Note("flattened", f"{put_on!r} put on the names of {root}", root))
     names = [tensor.name for part in plan.parts for tensor in part.state_dict.tensors]
     wrapped = [name for name in names if unwrap(name) != name]
     if wrapped:

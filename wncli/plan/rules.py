@@ -26,6 +26,11 @@ def glob_of(name: str) -> str:
     return re.sub("[\\0\ud800-\udfff]", "?", escaped)
 
 
+def is_glob(text: str) -> bool:
+    """Whether a text has wildcards."""
+    return bool(_WILDCARDS.search(text))
+
+
 class Rule(NamedTuple):
     """One `-l` or `-x` rule as it was typed; `has_dim` tells `=none` from no dim at all."""
 
@@ -52,7 +57,7 @@ class Rule(NamedTuple):
 
         `*.bias`, `lstm.weight_hh*` and a module in full do; `*` and `decoder.*` don't.
         """
-        if not _WILDCARDS.search(self.glob):
+        if not is_glob(self.glob):
             module, parameter = split(weight)
             return self.glob == weight or (self.glob == module and parameter == "weight")
         if self.glob == glob_of(weight):

@@ -27,11 +27,16 @@ def keep_shards(output: Output, output_format: FormatName) -> tuple[ShardOutput,
 
     What REFERENCE fills in goes to the last file.
     """
-    (part,) = (one for one in output.state_dicts if not one.is_filled)
-    filled = [one for one in output.state_dicts if one.is_filled]
+    part, *others = output.state_dicts
+    filled = [one for one in others if one.is_filled]
     homes: dict[int, list[Result]] = {}
     for result in part.results:
         homes.setdefault(result.home.storage.file, []).append(result)
+    tied: dict[int, list[OutputStateDict]] = {}
+    for one in others:
+        for result in one.results if not one.is_filled else ():
+            own_part = one._replace(results=(result,), keys=())
+            tied.setdefault(result.home.storage.file, []).append(own_part)
     shards = output.checkpoint.shards
     names = [
         shard.name
@@ -48,7 +53,7 @@ def keep_shards(output: Output, output_format: FormatName) -> tuple[ShardOutput,
     found = []
     for name, (number, results) in zip(names, sorted(homes.items()), strict=True):
         shard = shards[number].checkpoint
-        added = filled if number == max(homes) else []
+        added = [*tied.get(number, ()), *(filled if number == max(homes) else ())]
         (own,) = shard.state_dicts
         # The index may tie further names to this shard's tensors.
         state_dict = own._replace(tensors=tuple(tensors.get(number, ())))

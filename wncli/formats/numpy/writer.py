@@ -52,14 +52,13 @@ class _Member(NamedTuple):
 
 
 def lay_out_npz(output: Output) -> tuple[Layout, tuple[Note, ...]]:
-    """Lay out the one state dict; the notes say what the format has no place for.
+    """Lay out what is one state dict by now; the notes say what the format has no place for.
 
     Raises:
         FormatError: a tensor's dtype does not exist in NumPy or MLX, or its name in a zip; or tied
             tensors would be written over and over.
     """
-    (part,) = output.state_dicts
-    results = part.results
+    results = [result for part in output.state_dicts for result in part.results]
     written = sum(tensor.nbytes for result in results for tensor in result.tensors)
     tied = written - stored_nbytes(results)
     where = output.checkpoint.name

@@ -80,7 +80,8 @@ def _optimizer_notes(
             continue
         if id(item.node) not in told:
             told[id(item.node)] = _judge(optimizer, fitting, edits)
-        entry = item.path[:-1] if item.path[:-1] in entries else item.droppable
+        above = (item.path[:length] for length in range(len(item.path), 0, -1))
+        entry = next((path for path in above if path in entries), item.droppable)
         of_entry = verdicts.setdefault(entry, {})
         known = of_entry.get(item.droppable)
         if known is None or not known[1]:

@@ -9,10 +9,19 @@ from wncli.checkpoint.layout import Content, Elements, Magnitude, Product, Whole
 from wncli.checkpoint.output import OutputStateDict, OutputTensor, Result
 from wncli.checkpoint.tensors import DType, Storage, row_major
 from wncli.errors import FormatError
-from wncli.formats.pickles.nodes import Call, Global, Node, PersistentId, SetItems, entries_of
+from wncli.formats.pickles.nodes import (
+    Call,
+    Effect,
+    Global,
+    Node,
+    PersistentId,
+    SetItems,
+    entries_of,
+)
 from wncli.formats.pickles.writer import Edits, Entries, write_pickle
 from wncli.formats.torch.tensors import NewStorage, class_of, make_tensor, storage_pid
 from wncli.formats.torch.tree import TorchTree
+from wncli.formats.torch.versions import built_with, merged, renamed_metadata
 from wncli.hints import phrase, setting
 
 
@@ -45,9 +54,15 @@ class Build:
                 kept += self.tensors(result, nodes)
         return kept
 
-    def joined(self, parts: Sequence[OutputStateDict], left: Edits) -> Entries:
-        """Make the items of one state dict of several parts; `left` is what mappings still have."""
+    def joined(
+        self, parts: Sequence[OutputStateDict], left: Edits
+    ) -> tuple[Entries, Entries | None]:
+        """Make the items of one state dict of several parts, and those of its `_metadata`, if any.
+
+        `left` is what mappings still have.
+        """
         entries: Entries = []
+        metadata: list[Entries | None] = []
         for part in parts:
             own = self.tree.mappings if self.tree and not part.is_filled else {}
             node = own.get(part.state_dict.keys)
@@ -56,7 +71,8 @@ class Build:
                 continue
             held = left[id(node)] if id(node) in left else entries_of(node) or []
             entries += self.state_dict(part, held)
-        return entries
+            metadata.append(renamed_metadata(part, node))
+        return entries, merged(metadata)
 
     def flat(self, part: OutputStateDict) -> Node:
         """Make a state dict of its own, for tensors that no mapping of the input holds."""
@@ -67,9 +83,12 @@ class Build:
         return [entry for result in part.results for entry in self.tensors(result, {})]
 
     @staticmethod
-    def mapping(entries: Entries) -> Node:
+    def mapping(entries: Entries, metadata: Entries | None = None) -> Node:
         """Make an OrderedDict of these items."""
-        return Call("REDUCE", Global("collections", "OrderedDict"), (), effects=[SetItems(entries)])
+        effects: list[Effect] = [SetItems(entries)]
+        if metadata is not None:
+            effects.append(built_with(metadata))
+        return Call("REDUCE", Global("collections", "OrderedDict"), (), effects=effects)
 
     def tensors(self, result: Result, nodes: dict[str, Node]) -> Entries:
         """Make the tensors of a result; `nodes` are those of the input."""

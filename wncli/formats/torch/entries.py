@@ -107,13 +107,16 @@ class EntryLister:
         return "value", _summary(value)
 
 
-def _optimizers(node: Node, depth: int = 2) -> list[int]:
-    """How many parameters each optimizer has that `node` is, or consists of, as a dict or list."""
+def _optimizers(node: Node, depth: int = 3) -> list[int]:
+    """How many parameters each optimizer has that `node` is, or consists of, as a dict or list.
+
+    Beside each there can be its name, as in the pairs of StyleTTS 2's `MultiOptimizer`.
+    """
     if depth == 0:
         return []
     members: Iterable[Node]
     if isinstance(node, (list, tuple)):
-        members = node
+        members = [member for member in node if not isinstance(member, str)]
     else:
         values = dict(items_of(node))
         named = {key: value for key, value in values.items() if isinstance(key, str)}

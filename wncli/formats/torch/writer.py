@@ -15,6 +15,7 @@ from wncli.formats.pickles.nodes import Dict, Node, entries_of
 from wncli.formats.torch.beside import respell_beside
 from wncli.formats.torch.build import Build
 from wncli.formats.torch.keys import key_of
+from wncli.formats.torch.versions import copied, renamed_metadata, set_metadata
 from wncli.hints import REFERENCE, phrase
 from wncli.notes import Note
 
@@ -53,10 +54,11 @@ def torch_content(output: Output) -> TorchContent:
         if len(together[part.keys]) > 1:
             if part is not together[part.keys][0]:
                 continue
-            items = build.joined(together[part.keys], left)
-            state_dicts[part.keys] = build.mapping(items)
+            items, metadata = build.joined(together[part.keys], left)
+            state_dicts[part.keys] = build.mapping(items, metadata)
             if node is not None and not output.alone:
                 edits[id(node)] = items
+                set_metadata(node, metadata, edits)
             continue
         if node is None:
             if output.alone or tree is None:
@@ -66,7 +68,9 @@ def torch_content(output: Output) -> TorchContent:
         first = edited.setdefault(id(node), part)
         differs = first is not part and first.results != part.results
         if differs:  # one mapping under two keys, which is to become two
-            node = replace(node)
+            node = copied(node, part)
+        else:
+            set_metadata(node, renamed_metadata(part, node), edits)
         state_dicts[part.keys] = node
         if differs or first is part:
             edits[id(node)] = build.state_dict(part, entries)

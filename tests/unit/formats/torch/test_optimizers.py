@@ -207,6 +207,22 @@ def optimizers_in(found: object) -> Iterator[dict[str, Any]]:
             yield from optimizers_in(item)
 
 
+def test_optimizers_beside_their_names_are_listed_and_warned_of_as_one_entry(
+    tmp_path: Path,
+) -> None:
+    """StyleTTS 2 saves a list of pairs, of a network's name and its optimizer's state."""
+    net, _ = saved_by("named", "hook")
+    optimizer = torch.optim.AdamW(net.parameters())
+    pairs = [(name, copy.deepcopy(optimizer.state_dict())) for name in ("bert", "decoder")]
+    content = {"net": {"decoder": net.state_dict()}, "optimizer": pairs}
+    found, (note,) = written(tmp_path, content, "remove")
+    assert (note.where, note.is_warning) == ("optimizer", True)
+    assert "drop=['optimizer'] leaves it out" in note.message
+    assert [name for name, _ in found["optimizer"]] == ["bert", "decoder"]
+    (entry,) = wncli.inspect(tmp_path / "in.pt").entries
+    assert (entry.path, entry.kind) == ("optimizer", "optimizer")
+
+
 @pytest.mark.parametrize("form", ["named", "flattened"])
 @pytest.mark.parametrize("command", ["remove", "apply"])
 def test_an_optimizer_by_name_whose_parameters_change_is_kept_with_a_warning_or_dropped(
