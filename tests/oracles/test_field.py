@@ -499,6 +499,23 @@ def test_headers_that_lead_on_and_on_are_refused(wn_here: RunHere, tmp_path: Pat
     hold_refused_by_all(wn_here, path, "no checkpoint")
 
 
+@pytest.mark.parametrize("kind", [b"x", b"L", b"0"], ids=["pax", "long name", "file"])
+@pytest.mark.parametrize("size", [-(1 << 40), 1 << 40, (1 << 63) - 1, 1 << 80])
+def test_a_header_with_a_size_of_any_number_is_refused(
+    size: int, kind: bytes, wn_here: RunHere, tmp_path: Path
+) -> None:
+    """GNU's tar spells sizes beyond eight octal digits as a number of 96 bits."""
+    path = tmp_path / "a.nemo"
+    info, content = member(WEIGHTS, saved_in(tmp_path))
+    raw = bytearray(tarfile.TarInfo("x").tobuf(tarfile.GNU_FORMAT))
+    raw[124:136] = bytes([0x80 if size > 0 else 0xFF]) + (size % (1 << 88)).to_bytes(11, "big")
+    raw[156:157] = kind
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw)
+    path.write_bytes(raw + info.tobuf(tarfile.GNU_FORMAT) + content + bytes(2000))
+    hold_refused_by_all(wn_here, path, "no checkpoint|the file ends inside")
+
+
 #: Those that GPT-SoVITS' `head2version` has, and the one that forks have gone on with.
 MARKS = [b"00", b"01", b"02", b"03", b"04", b"05", b"06", b"07"]
 

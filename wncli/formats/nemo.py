@@ -10,14 +10,10 @@ import io
 import posixpath
 import tarfile
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from wncli.errors import FormatError
 from wncli.formats.registry import LONGEST_START, kinds_of
 from wncli.storage.source import LocalSource, truncated
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 WEIGHTS = "model_weights.ckpt"
 _MOST_MEMBERS = 1000
@@ -26,17 +22,11 @@ _LONGEST_HEADER = 1 << 20
 
 
 class _Headers(io.RawIOBase):
-    """A source, of which headers are read and no more."""
+    """A source, of which headers are read and no more; nothing stands outside it."""
 
     def __init__(self, source: LocalSource) -> None:
         self.source = source
         self.place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self.place
@@ -45,14 +35,12 @@ class _Headers(io.RawIOBase):
         self.place = offset if whence == io.SEEK_SET else self.place + offset
         return self.place
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer)
-        if len(view) > _LONGEST_HEADER:
+    def read(self, size: int = -1) -> bytes:
+        if self.place < 0 or not 0 <= size <= _LONGEST_HEADER:  # sizes are any numbers of 12 bytes
             raise tarfile.ReadError("a header is too long")
-        view = view[: max(0, self.source.nbytes - self.place)]
-        self.source.read_into(self.place, view, "an archive")
-        self.place += len(view)
-        return len(view)
+        count = max(0, min(size, self.source.nbytes - self.place))
+        self.place += count
+        return self.source.read_at(self.place - count, count, "an archive") if count else b""
 
 
 def open_weights(source: LocalSource) -> LocalSource | None:
@@ -79,7 +67,7 @@ def open_weights(source: LocalSource) -> LocalSource | None:
             hint="copy or download the file again",
         )
     (member,) = found
-    if not member.isreg() or member.issparse():
+    if not member.isreg() or member.issparse() or member.size < 0:
         return None
     end = member.offset_data + member.size
     if end > source.nbytes:

@@ -44,6 +44,8 @@ MAKERS = frozenset(_RECONSTRUCT + _FROM_BUFFER)
 #: The names that Paddle gives the same parameters in its graph (`_build_saved_state_dict`).
 NAMES = "StructuredToParameterName@@"
 _MOST_DIMS = 64
+#: What Python 3 calls `builtins` where it writes for Python 2, in protocols up to 2.
+_BUILTINS = ("builtins", "__builtin__")
 
 
 class _Array(NamedTuple):
@@ -127,7 +129,9 @@ def take_arrays(pickled: Pickle, nbytes: int, source: LocalSource) -> TakenArray
         # Paddle's tensors below the top: their name, and the array.
         match node.args:
             case ((str(), Call() as inner),) if (
-                is_called(node, "builtins", "tuple") and id(inner) in arrays and not node.effects
+                any(is_called(node, module, "tuple") for module in _BUILTINS)
+                and id(inner) in arrays
+                and not node.effects
             ):
                 former.append((node, node.function, node.args, node.effects))
                 node.function, node.args = inner.function, inner.args
@@ -278,9 +282,8 @@ def _bytes_of(raw: Node, where: str) -> tuple[int, Callable[[], bytes]]:
             is_called(raw, "_codecs", "encode") and not raw.effects
         ):
             pass
-        case Call(args=()) if is_called(raw, "builtins", "bytes") or is_called(
-            raw, "__builtin__", "bytes"
-        ):  # empty ones, as protocol 2 has them
+        case Call(args=()) if any(is_called(raw, module, "bytes") for module in _BUILTINS):
+            # empty ones, as protocol 2 has them
             text = ""
         case str() as text:
             pass

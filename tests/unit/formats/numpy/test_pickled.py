@@ -103,10 +103,13 @@ def test_dtypes_of_ml_dtypes_are_read(protocol: int, tmp_path: Path) -> None:
         assert raw == state[f"{name}.weight"].tobytes()
 
 
-def test_nested_trees_and_what_is_beside_them_are_kept(wn: Wn, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_nested_trees_and_what_is_beside_them_are_kept(
+    protocol: int, wn: Wn, tmp_path: Path
+) -> None:
     """As PaddleSpeech has them: tensors as pairs of their name and an array."""
     state = {name: PaddleTensor(name, value) for name, value in arrays(network()).items()}
-    path = dumped({"main_params": state, "epoch": 3}, tmp_path / "snapshot.pdz", 4)
+    path = dumped({"main_params": state, "epoch": 3}, tmp_path / "snapshot.pdz", protocol)
     ran = wn("remove", path, tmp_path / "out.pt")
     assert ran.code == 0, ran.stderr
     found = load(tmp_path / "out.pt")
