@@ -73,6 +73,7 @@ ADVICE = (
     "load it with NumPy and save it again with numpy.savez",
     "load it with NumPy and save it again with astype(dtype.newbyteorder('<'))",
     "load it in the way that it was meant, and save it again",
+    "save the arrays under other names",
     "take as REFERENCE a file with the state dict alone, without the list",
     "leave one out",
     "leave it out, or name a checkpoint to be fitted with --like",

@@ -160,6 +160,9 @@ FILES = {
     ),
     "a member that only is called so": Wrong(npz({"a.npy": b"text"}), "begin as one", True),  # noqa: FBT003
     "two members of one name": Wrong(twice(), "stands there twice", numpy_loads=True),
+    "a name that NumPy takes for another's": Wrong(
+        npz({"a.npy": npy(), "a.npy.npy": npy()}), "under the name 'a.npy' too", numpy_loads=True
+    ),
     "a name beside the name": Wrong(
         renamed_by_an_extra_field(), "another name beside it", numpy_loads=True
     ),

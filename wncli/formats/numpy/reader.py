@@ -74,6 +74,14 @@ def read_npz(source: Source) -> Checkpoint:
     others: list[str] = []
     for name, member in archive.members.items():
         _refuse_foreign(source, name, member)
+        if name.removesuffix(NPY) in archive.members:  # NumPy looks for members first
+            inner = name.removesuffix(NPY)
+            raise FormatError(
+                source.name,
+                f"NumPy finds the array {inner.removesuffix(NPY)!r} under the name {inner!r} too",
+                expected=f"no array that is called as another and {NPY}",
+                hint="save the arrays under other names",
+            )
         spec = _tensor(archive, name.removesuffix(NPY), member)
         if spec:
             tensors.append(spec)
