@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint, StateDict
 from wncli.checkpoint.tensors import DType, Storage, TensorSpec, count_elements, row_major
 from wncli.errors import FormatError
 from wncli.formats.numpy.dtypes import CODES
-from wncli.formats.torch.archive import Member, ZipArchive
+from wncli.formats.torch.zip_archive import Member, ZipArchive
 from wncli.formats.torch.zip_end import broken_zip
 from wncli.formats.torch.zip_records import NPY
 from wncli.storage.crc32 import crc32, moved_on
@@ -31,6 +32,8 @@ _DEFLATED_HEADER = 16 << 10
 #: How much deflated members may come to: hardly any weights deflate to a half.
 _UNPACKED_TIMES = 16
 _UNPACKED_MORE = 64 << 20
+#: As many deflated members are kept in memory, once they are unpacked: more than are read at once.
+_MOST_KEPT = 16
 #: Names are UTF-8; sizes follow the data; how hard it was deflated.
 _KNOWN_FLAGS = 0x800 | 0x8 | 0x6
 _UTF8 = 0x800
@@ -70,6 +73,7 @@ def read_npz(source: Source) -> Checkpoint:
             expected=f"no more than {_UNPACKED_TIMES} times the file and {_UNPACKED_MORE:,} bytes",
             hint="load it with NumPy and save it again with numpy.savez",
         )
+    unpack = lru_cache(_MOST_KEPT)(archive.unpack)
     tensors: list[TensorSpec] = []
     others: list[str] = []
     for name, member in archive.members.items():
@@ -82,7 +86,7 @@ def read_npz(source: Source) -> Checkpoint:
                 expected=f"no array that is called as another and {NPY}",
                 hint="save the arrays under other names",
             )
-        spec = _tensor(archive, name.removesuffix(NPY), member)
+        spec = _tensor(archive, name.removesuffix(NPY), member, unpack)
         if spec:
             tensors.append(spec)
         else:
@@ -122,7 +126,9 @@ def _refuse_foreign(source: Source, name: str, member: Member) -> None:
         )
 
 
-def _tensor(archive: ZipArchive, name: str, member: Member) -> TensorSpec | None:
+def _tensor(
+    archive: ZipArchive, name: str, member: Member, unpack: Callable[[str], bytes]
+) -> TensorSpec | None:
     """Read where an array is; None where it is none of numbers."""
     source = archive.source
     place = archive.data_offset(member)
@@ -145,13 +151,19 @@ def _tensor(archive: ZipArchive, name: str, member: Member) -> TensorSpec | None
             "its bytes do not fill its shape",
             f"{member.nbytes - len(header.raw):,} bytes for {header.shape} of {header.dtype.label}",
         )
-    storage = _storage(archive, member, header, place)
+    storage = _storage(archive, member, header, place, unpack)
     shape = header.shape
     strides = row_major(shape[::-1])[::-1] if header.is_fortran else row_major(shape)
     return TensorSpec(name, header.dtype, shape, storage, 0, strides)
 
 
-def _storage(archive: ZipArchive, member: Member, header: _Header, place: int) -> Storage:
+def _storage(
+    archive: ZipArchive,
+    member: Member,
+    header: _Header,
+    place: int,
+    unpack: Callable[[str], bytes],
+) -> Storage:
     """Return where the elements are, behind the end of the file if they are deflated."""
     source, name = archive.source, member.name.removesuffix(NPY)
     nbytes = member.nbytes - len(header.raw)
@@ -163,12 +175,12 @@ def _storage(archive: ZipArchive, member: Member, header: _Header, place: int) -
         return Storage(name, place + len(header.raw), nbytes, crc, "cpu", source.number)
     if not isinstance(source, LocalSource):
         raise broken_zip(source, f"member {member.name!r} is deflated", "stored members", "")
-    unpack = partial(_unpack, archive, member.name, len(header.raw))
-    return Storage(name, source.append(nbytes, unpack), nbytes, None, "cpu", source.number)
+    begin = len(header.raw)
 
+    def read(start: int, count: int) -> bytes:
+        return unpack(member.name)[begin + start : begin + start + count]
 
-def _unpack(archive: ZipArchive, member: str, start: int) -> bytes:
-    return archive.unpack(member)[start:]
+    return Storage(name, source.append(nbytes, read), nbytes, None, "cpu", source.number)
 
 
 def _start(archive: ZipArchive, member: Member, place: int, most: int) -> bytes:
