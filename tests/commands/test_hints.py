@@ -71,6 +71,7 @@ ADVICE = (
     "load it with PyTorch and save it again",
     "load it with NumPy and save it again",
     "load it with NumPy and save it again with numpy.savez",
+    "load it with NumPy and save it again without this array, or as another dtype",
     "load it with NumPy and save it again with astype(dtype.newbyteorder('<'))",
     "load it in the way that it was meant, and save it again",
     "save the arrays under other names",

@@ -95,12 +95,22 @@ def read_npz(source: Source) -> Checkpoint:
     return Checkpoint(source.name, "npz", source.nbytes, state_dicts)
 
 
+_AGAIN = "load it with NumPy and save it again"
+_WITHOUT = "load it with NumPy and save it again without this array, or as another dtype"
+
+
 def _broken(source: Source, name: str, problem: str, found: str = "") -> FormatError:
+    what = f"array {name!r} is not as NumPy writes it: {problem}"
+    return FormatError(source.name, what, found=found, hint=_AGAIN)
+
+
+def _no_numbers(source: Source, name: str, what: str, found: str) -> FormatError:
     return FormatError(
         source.name,
-        f"array {name!r} is not as NumPy writes it: {problem}",
+        f"array {name!r} is no tensor: {what}",
+        expected="numbers of a dtype that tensors have",
         found=found,
-        hint="load it with NumPy and save it again",
+        hint=_WITHOUT,
     )
 
 
@@ -111,18 +121,22 @@ def _refuse_foreign(source: Source, name: str, member: Member) -> None:
             source.name,
             f"member {name!r} is no array",
             expected=f"members whose names end with {NPY}",
-            hint="load it with NumPy and save it again",
+            hint=_AGAIN,
         )
     if not (member.is_stored or member.is_deflated) or member.flags & ~_KNOWN_FLAGS:
-        raise broken_zip(
-            source,
+        raise FormatError(
+            source.name,
             f"member {name!r} is packed in another way",
-            "stored or deflated members",
-            f"method {member.method}, flags {member.flags:#x}",
+            expected="stored or deflated members",
+            found=f"method {member.method}, flags {member.flags:#x}",
+            hint=_AGAIN,
         )
     if not name.isascii() and not member.flags & _UTF8:
-        raise broken_zip(
-            source, f"the encoding of the name {name!r} is not told", "UTF-8, marked as such", ""
+        raise FormatError(
+            source.name,
+            f"the encoding of the name {name!r} is not told",
+            expected="UTF-8, marked as such",
+            hint=_AGAIN,
         )
 
 
@@ -210,7 +224,10 @@ def _header(source: Source, name: str, start: bytes) -> _Header | None:
     if begin + length > len(start):
         return None
     raw = start[: begin + length]
-    found = _HEADER_TEXT.fullmatch(raw[begin:].decode("latin1"))
+    text = raw[begin:].decode("latin1")
+    found = _HEADER_TEXT.fullmatch(text)
+    if not found and text.startswith("{'descr': ["):
+        raise _no_numbers(source, name, "it holds records", text[:100])
     if not found:
         raise _broken(source, name, "its header is spelled otherwise", repr(raw[begin:][:100]))
     sizes = [size.rstrip("L") for size in re.findall(_N, found["shape"])]
@@ -227,8 +244,8 @@ def _dtype(source: Source, name: str, descr: str) -> DType | None:
     """
     order, code = descr[:1], descr[1:]
     if code == "O" or code.startswith("O"):
-        problem = "it holds objects, a pickle that np.load runs with allow_pickle=True alone"
-        raise _broken(source, name, problem)
+        what = "it holds objects, a pickle that np.load runs with allow_pickle=True alone"
+        raise _no_numbers(source, name, what, descr[:60])
     dtype = DType.BF16 if code == "V2" else CODES.get(code)
     if dtype and order == ">":
         raise FormatError(
@@ -242,4 +259,4 @@ def _dtype(source: Source, name: str, descr: str) -> DType | None:
         return dtype
     if _OTHERS.fullmatch(descr):
         return None
-    raise _broken(source, name, "its dtype is none of numbers", descr[:60])
+    raise _no_numbers(source, name, "its dtype is none of numbers", descr[:60])
