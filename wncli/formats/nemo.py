@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
+from contextlib import suppress
 from itertools import islice
 
 from wncli.errors import FormatError
@@ -49,13 +50,16 @@ def open_weights(source: LocalSource) -> LocalSource | None:
     No other member is looked into, and no link is followed.
 
     Raises:
-        FormatError: there are two of them, or the file ends inside it.
+        FormatError: there are two of them, or the archive is damaged in it or behind it.
     """
-    try:
-        with tarfile.open(fileobj=_Headers(source), mode="r:") as archive:
-            members = list(islice(archive, _MOST_MEMBERS + 1))
-    except (tarfile.TarError, OSError, ValueError, RecursionError):
-        return None
+    members: list[tarfile.TarInfo] = []
+    is_whole = False
+    with (
+        suppress(tarfile.TarError, OSError, ValueError, RecursionError),
+        tarfile.open(fileobj=_Headers(source), mode="r:") as archive,
+    ):
+        members.extend(islice(archive, _MOST_MEMBERS + 1))
+        is_whole = True
     found = [member for member in members if posixpath.normpath(member.name) == WEIGHTS]
     if not found or len(members) > _MOST_MEMBERS:
         return None
@@ -72,6 +76,13 @@ def open_weights(source: LocalSource) -> LocalSource | None:
     end = member.offset_data + member.size
     if end > source.nbytes:
         raise truncated(source, WEIGHTS, end)
+    if not is_whole:
+        raise FormatError(
+            source.name,
+            f"the archive is damaged behind {WEIGHTS}",
+            expected="members to its end",
+            hint="copy or download the file again",
+        )
     window = LocalSource(source.name, source.file, source.number, member.offset_data, member.size)
     start = window.read_at(0, min(LONGEST_START, window.nbytes), WEIGHTS)
     return window if kinds_of(start, window.nbytes) else None

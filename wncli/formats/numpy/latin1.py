@@ -9,8 +9,9 @@ from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Unread
 from wncli.storage.source import BLOCK
 
-#: What begins a character of two bytes, or of more.
+#: The first of a character of two bytes, or of more; and of any, as a signed number.
 _LEADS = 0xC0
+_BEGINS = -64
 
 
 class Latin1Text:
@@ -22,10 +23,10 @@ class Latin1Text:
     def __init__(self, text: Unread, nbytes: int) -> None:
         self.text = text
         self.nbytes = nbytes
-        #: Where blocks of the text begin, and how many characters stand before each.
+        #: Where blocks of the text begin and end, and how many characters stand before there.
         self.places = [0]
         self.counts = [0]
-        #: The block that was read last, and its number.
+        #: The block that was decoded last, and its number.
         self.last = -1, b""
         self.lock = threading.Lock()
 
@@ -37,6 +38,8 @@ class Latin1Text:
         """
         found = bytearray()
         with self.lock:
+            while self.counts[-1] < start + count:
+                self._count_on()
             number = bisect_right(self.counts, start) - 1
             skipped = start - self.counts[number]
             while len(found) < skipped + count:
@@ -44,26 +47,32 @@ class Latin1Text:
                 number += 1
         return bytes(found[skipped : skipped + count])
 
-    def _block(self, number: int) -> bytes:
-        if self.last[0] == number:
-            return self.last[1]
-        place = self.places[number]
-        left = self.text.nbytes - place
-        raw = self.text.source.read_at(self.text.offset + place, min(BLOCK, left), "an array")
-        if left > BLOCK and raw[-1] >= _LEADS:  # the rest of the character is in the next
-            raw = raw[:-1]
-        try:
-            found = raw.decode().encode("latin1")
-        except UnicodeError:
-            raise self._broken("its content is no bytes") from None
-        place, count = place + len(raw), self.counts[number] + len(found)
-        if (count == self.nbytes) != (place == self.text.nbytes) or count > self.nbytes:
+    def _count_on(self) -> None:
+        """Count the characters of one more block: the bytes that do not go on with another."""
+        import numpy as np  # which is there where tensors are read, and counts far faster
+
+        place = self.places[-1]
+        end = min(place + BLOCK, self.text.nbytes)
+        raw = self._read(place, end)
+        if end < self.text.nbytes and raw[-1] >= _LEADS:  # the rest of it is in the next
+            raw, end = raw[:-1], end - 1
+        count = self.counts[-1] + int(np.count_nonzero(np.frombuffer(raw, np.int8) >= _BEGINS))
+        if (count == self.nbytes) != (end == self.text.nbytes) or count > self.nbytes:
             raise self._broken("its bytes do not fill its shape")
-        if number + 1 == len(self.places):
-            self.places.append(place)
-            self.counts.append(count)
-        self.last = number, found
-        return found
+        self.places.append(end)
+        self.counts.append(count)
+
+    def _block(self, number: int) -> bytes:
+        if self.last[0] != number:
+            raw = self._read(self.places[number], self.places[number + 1])
+            try:
+                self.last = number, raw.decode().encode("latin1")
+            except UnicodeError:
+                raise self._broken("its content is no bytes") from None
+        return self.last[1]
+
+    def _read(self, place: int, end: int) -> bytes:
+        return self.text.source.read_at(self.text.offset + place, end - place, "an array")
 
     def _broken(self, problem: str) -> FormatError:
         return FormatError(

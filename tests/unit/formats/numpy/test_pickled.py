@@ -233,7 +233,7 @@ def test_a_long_text_of_the_right_length_is_read(tmp_path: Path) -> None:
         ("é" * 99_999, "bytes do not fill"), ("é" * 100_001, "bytes do not fill"),
         ("~" * 99_999, "bytes do not fill"), ("~" * 100_001, "bytes do not fill"),
         ("~" * 100_000 + "é", "bytes do not fill"), ("\u0100" * 100_000, "is no bytes"),
-        ("~" * 99_999 + "\u0100", "is no bytes"), ("~" * 99_998 + "\u8000", "is no bytes"),
+        ("~" * 99_999 + "\u0100", "is no bytes"), ("~" * 99_999 + "\u8000", "is no bytes"),
     ],
 )  # fmt: skip
 def test_a_long_text_of_other_characters_is_refused_and_found(
