@@ -137,7 +137,7 @@ class Examiner:
         if name == "pickle of NumPy arrays":
             return self.judge(
                 [("", lambda: unpickled(content)),
-                 ("with latin1, ", lambda: unpickled(content, encoding="latin1"))],
+                 ("with UTF-8, ", lambda: unpickled(content, encoding="utf-8"))],
                 found,
             )  # fmt: skip
         if found.checkpoint.mark:
