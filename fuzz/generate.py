@@ -21,7 +21,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fuzz import numpy_maker
 from fuzz.file_maker import legacy, torch_zip
+from fuzz.numpy_maker import chance
 from fuzz.pickle_maker import PickleMaker
 from fuzz.safetensors_maker import SafetensorsMaker
 from tests.support.mutations import BYTES, LEGACY, SAFETENSORS, Mutation
@@ -61,11 +63,6 @@ def make(seed: int, number: int) -> Made:
     random = Random(f"{seed}:{number}")  # noqa: S311 - nothing is kept secret
     kind = random.choices(list(_KINDS), [weight for _, weight in _KINDS.values()])[0]
     return _KINDS[kind][0](random)
-
-
-def chance(random: Random, likelihood: float) -> bool:
-    """Whether something happens that does so this often."""
-    return random.random() < likelihood
 
 
 # -- honest files -------------------------------------------------------------------------------
@@ -187,6 +184,32 @@ def _by_hand(random: Random) -> Made:
     return Made("legacy" if is_legacy else "zip", made, is_honest=True)
 
 
+def _saved_arrays(random: Random) -> Made:
+    """Return a sound file of NumPy's arrays, or of a checkpoint in another box."""
+    match random.randrange(5):
+        case 0:
+            return Made("npz", numpy_maker.saved_npz(random), is_honest=True, is_saved=True)
+        case 1:
+            return Made("pickle", numpy_maker.saved_pickle(random), is_honest=True, is_saved=True)
+        case 2:
+            is_legacy = chance(random, 0.3)
+            buffer = io.BytesIO()
+            torch.save(
+                numpy_maker.tree(random),
+                buffer,
+                pickle_protocol=random.choice((2, 2, 3, 4, 5)),
+                _use_new_zipfile_serialization=not is_legacy,
+            )
+            kind = "legacy" if is_legacy else "zip"
+            return Made(kind, buffer.getvalue(), is_honest=True, is_saved=True)
+        case 3:
+            content = numpy_maker.marked(saved(random, is_legacy=False), random)
+            return Made("zip", content, is_honest=True, is_saved=True)
+    inner = (saved(random, is_legacy=chance(random, 0.3)), numpy_maker.saved_pickle(random))
+    content = numpy_maker.nemo(random, random.choice(inner))
+    return Made("tar", content, is_honest=True, is_saved=True)
+
+
 # -- odd files ----------------------------------------------------------------------------------
 
 
@@ -215,10 +238,16 @@ def _odd_safetensors(random: Random) -> Made:
     return Made("safetensors", maker.file(), tuple(maker.moves))
 
 
+def _odd_arrays(random: Random) -> Made:
+    maker = numpy_maker.ArrayPickleMaker(random)
+    return Made("pickle", maker.pickle(), tuple(maker.moves))
+
+
 # -- mutated files ------------------------------------------------------------------------------
 
 _TABLES: dict[str, dict[str, Mutation]] = {
-    "zip": ZIP, "legacy": LEGACY, "safetensors": SAFETENSORS,
+    "zip": ZIP, "legacy": LEGACY, "safetensors": SAFETENSORS, "npz": numpy_maker.NPZ,
+    "pickle": numpy_maker.PICKLE, "tar": numpy_maker.TAR,
 }  # fmt: skip
 
 
@@ -297,7 +326,9 @@ def _respell_legacy(data: bytes, random: Random) -> bytes:
     return heads + respell(rest, random)
 
 
-_RESPELL: dict[str, Mutation] = {"zip": _respell_zip, "legacy": _respell_legacy}
+_RESPELL: dict[str, Mutation] = {
+    "zip": _respell_zip, "legacy": _respell_legacy, "pickle": respell,
+}  # fmt: skip
 
 
 @cache
@@ -329,6 +360,15 @@ def _mutated(random: Random) -> Made:
         maker = PickleMaker(random, random.choice((0.0, 0.5)), is_legacy=kind == "legacy")
         content = legacy(maker) if kind == "legacy" else torch_zip(maker)
         moves += maker.moves
+    return _changed(random, kind, content, moves)
+
+
+def _mutated_arrays(random: Random) -> Made:
+    made = _saved_arrays(random)
+    return _changed(random, made.format, made.content, [])
+
+
+def _changed(random: Random, kind: str, content: bytes, moves: list[str]) -> Made:
     for _ in range(random.choice((1, 1, 2))):
         table = _TABLES[kind]
         names = [name for name in table if name not in BYTES or chance(random, 0.15)]
@@ -351,4 +391,7 @@ _KINDS: dict[str, tuple[Callable[[Random], Made], float]] = {
     "odd legacy": (_odd_legacy, 10),
     "odd safetensors": (_odd_safetensors, 8),
     "mutated": (_mutated, 22),
+    "honest arrays": (_saved_arrays, 8),
+    "odd arrays": (_odd_arrays, 10),
+    "mutated arrays": (_mutated_arrays, 20),
 }

@@ -17,7 +17,7 @@ _ENDS = (*_TEXTS, b"u", b"s", b"t", b".")
 
 def reduced(made: Made, holds: Holds) -> Iterator[bytes]:
     """Smaller and smaller files of which `holds` is true."""
-    if made.format == "zip":
+    if made.format in {"zip", "npz"}:
         try:
             members = unzipped(made.content)
         except ValueError:
@@ -30,9 +30,9 @@ def reduced(made: Made, holds: Holds) -> Iterator[bytes]:
             if name.lower().endswith("data.pkl"):
                 yield from _pickles(content, partial(_with, members, place), holds)
                 return
-    elif made.format == "legacy":
+    elif made.format in {"legacy", "pickle"}:
         heads, rest = b"", made.content
-        for _ in range(3):
+        for _ in range(3 if made.format == "legacy" else 0):
             try:
                 parts, behind = opcodes_of(rest)
             except ValueError:

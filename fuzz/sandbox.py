@@ -27,13 +27,16 @@ _FUNCTIONS = frozenset({
     "_codecs.encode", "copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__",
     "torch._tensor._rebuild_from_type_v2", "torch.serialization._get_layout",
     "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar",
+    "numpy._core.numeric._frombuffer", "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar", "numpy.core.numeric._frombuffer",
     "torch.jit._pickle.build_intlist", "torch.jit._pickle.restore_type_tag",
 })  # fmt: skip
 _CLASSES = frozenset({
     "builtins.bool", "builtins.bytearray", "builtins.bytes", "builtins.complex", "builtins.dict",
     "builtins.float", "builtins.frozenset", "builtins.int", "builtins.list", "builtins.object",
     "builtins.set", "builtins.slice", "builtins.str", "builtins.tuple", "numpy.dtype",
-    "numpy.ndarray", "numpy.str_", "functools.partial", "argparse.Namespace",
+    "numpy.ndarray", "numpy.recarray", "numpy.matrix", "numpy.float32", "numpy.str_",
+    "functools.partial", "argparse.Namespace",
 })  # fmt: skip
 #: Of these any class, and of `torch` what names a dtype, a layout and the like, too.
 _ROOMS = ("collections", "torch.nn.modules.", "torch.nn.parameter", "torch.optim.", "torch.storage",

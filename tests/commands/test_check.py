@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -126,6 +129,35 @@ def test_a_flipped_bit_anywhere_in_a_zip_is_found(
     assert f"checksum: {member} is damaged" in ran.stdout or ran.stderr.startswith("error: ")
     if member.startswith("data/"):
         assert ran.code == 1
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("name", ["c.weight_g", "c.weight_v", "b", "text"])
+def test_a_damaged_array_of_an_npz_is_found_and_named(
+    name: str, save: Callable[..., None], tmp_path: Path, wn_here: Callable[..., Ran]
+) -> None:
+    path = tmp_path / "in.npz"
+    arrays = {key: tensor.numpy() for key, tensor in state().items()}
+    arrays["b"] = np.arange(5000, dtype="f4")
+    arrays["text"] = np.array(["what", "ever"] * 40)
+    save(path, **arrays)
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{name}.npy")
+    raw = bytearray(path.read_bytes())
+    raw[info.header_offset + 30 + len(info.filename) + 20 + info.compress_size - 3] ^= 0x21
+    path.write_bytes(raw)
+    with np.load(path) as loaded, pytest.raises((zipfile.BadZipFile, zlib.error)):
+        loaded[name]
+    ran = wn_here("inspect", "--check", path)
+    assert ran.code == 1
+    assert not ran.stderr
+    assert f"checksum: {name}.npy is damaged" in ran.stdout
+    told = json.loads(wn_here("inspect", "--check", "--json", path).stdout)["findings"]
+    is_unreadable = save is np.savez_compressed and name != "text"
+    assert [f["where"] for f in told if f["code"] == "unreadable"] == [name] * is_unreadable
+    if name.startswith("c."):  # what is copied unread keeps its checksum
+        assert wn_here("remove", path, tmp_path / "out.pt").code == 2
+        assert not (tmp_path / "out.pt").exists()
 
 
 def test_the_tensors_of_shards_are_checked(tmp_path: Path) -> None:

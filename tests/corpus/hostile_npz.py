@@ -146,7 +146,7 @@ FILES = {
     "float8 of ml_dtypes": Wrong(
         one(npy(DATA, "(4, 6)", "'<V1'")), "none of numbers", numpy_loads=True
     ),
-    "a structure": Wrong(one(npy(descr="[('x', '<f4')]")), _SPELLED, numpy_loads=True),
+    "a structure": Wrong(one(npy(descr="[('x', '<f4')]")), "holds records", numpy_loads=True),
     "a dtype that is none": Wrong(one(npy(descr="'<q9'")), "none of numbers"),
     "a version that is none": Wrong(one(npy(version=b"\x04\x00")), "version is unknown"),
     "a header beyond the file": Wrong(one(npy(claimed=9000)), "ends inside its header"),
@@ -160,6 +160,9 @@ FILES = {
     ),
     "a member that only is called so": Wrong(npz({"a.npy": b"text"}), "begin as one", True),  # noqa: FBT003
     "two members of one name": Wrong(twice(), "stands there twice", numpy_loads=True),
+    "a name that NumPy takes for another's": Wrong(
+        npz({"a.npy": npy(), "a.npy.npy": npy()}), "under the name 'a.npy' too", numpy_loads=True
+    ),
     "a name beside the name": Wrong(
         renamed_by_an_extra_field(), "another name beside it", numpy_loads=True
     ),

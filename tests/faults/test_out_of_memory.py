@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import resource
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -155,3 +157,20 @@ def test_lack_of_memory_is_one_message_wherever_it_comes_up(where: str, tmp_path
         check=False, capture_output=True, text=True, env=environment(), timeout=60,
     )  # fmt: skip
     assert Ran(ran.returncode, ran.stdout, ran.stderr) == Ran(2, "", MESSAGE)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("container", ["pickle", "torch"])
+def test_pickled_arrays_take_no_more_memory_than_tensors(
+    container: str, protocol: int, tmp_path: Path
+) -> None:
+    """Half a gigabyte of them, in what Python and NumPy take besides."""
+    state = {f"{n}.weight": np.full((1 << 21, 3), n / 7, "f4") for n in range(20)}
+    if container == "torch":
+        torch.save(state, tmp_path / "a", pickle_protocol=protocol)
+    else:
+        with (tmp_path / "a").open("wb") as file:
+            pickle.dump(state, file, protocol)
+    assert limited(124, "inspect", str(tmp_path / "a")).code == 0
+    target = str(tmp_path / "b.safetensors")
+    assert limited(200, "convert", str(tmp_path / "a"), target, "--jobs", "1").code == 0

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import wncli
+from tests.support.bounds import SECONDS
 from tests.support.layers import normalize
 from tests.support.oracles import bits, load
 from tests.support.refusals import hold_refused, hold_refused_by_all, snapshot
@@ -484,8 +486,11 @@ def test_a_nemo_archive_that_ends_early_is_refused(wn_here: RunHere, tmp_path: P
     with tarfile.open(path, "w") as archive:
         info, content = member(WEIGHTS, saved_in(tmp_path))
         archive.addfile(info, io.BytesIO(content))
-    path.write_bytes(path.read_bytes()[:900])
-    hold_refused_by_all(wn_here, path, "the file ends inside|no checkpoint")
+    whole = path.read_bytes()
+    end = 512 + info.size
+    for size, says in {900: f"the file ends inside {WEIGHTS}", end: "damaged behind"}.items():
+        path.write_bytes(whole[:size])
+        hold_refused_by_all(wn_here, path, says)
 
 
 def test_headers_that_lead_on_and_on_are_refused(wn_here: RunHere, tmp_path: Path) -> None:
@@ -497,6 +502,29 @@ def test_headers_that_lead_on_and_on_are_refused(wn_here: RunHere, tmp_path: Pat
     info, content = member(WEIGHTS, saved_in(tmp_path))
     path.write_bytes(block * 3000 + info.tobuf(tarfile.GNU_FORMAT) + content + bytes(2000))
     hold_refused_by_all(wn_here, path, "no checkpoint")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize(
+    "kind", [b"x", b"L", b"0", b"Q"], ids=["pax", "long name", "file", "unknown"]
+)
+@pytest.mark.parametrize("size", [-(1 << 40), 1 << 40, (1 << 63) - 1, 1 << 80])
+def test_a_header_with_a_size_of_any_number_is_refused_at_once(
+    size: int, kind: bytes, pack: Callable[[bytes], bytes], wn_here: RunHere, tmp_path: Path
+) -> None:
+    """GNU's tar spells sizes beyond eleven octal digits as a number of 88 bits."""
+    path = tmp_path / "a.nemo"
+    info, content = member(WEIGHTS, saved_in(tmp_path))
+    raw = bytearray(tarfile.TarInfo("x").tobuf(tarfile.GNU_FORMAT))
+    raw[124:136] = bytes([0x80 if size > 0 else 0xFF]) + (size % (1 << 88)).to_bytes(11, "big")
+    raw[156:157] = kind
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw)
+    whole = bytes(raw) + info.tobuf(tarfile.GNU_FORMAT) + content + bytes(2000)
+    path.write_bytes(pack(whole))
+    begun = time.monotonic()
+    hold_refused_by_all(wn_here, path, "no checkpoint|the file ends inside")
+    assert time.monotonic() - begun < SECONDS
 
 
 #: Those that GPT-SoVITS' `head2version` has, and the one that forks have gone on with.

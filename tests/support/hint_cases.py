@@ -418,11 +418,15 @@ OUTPUTS = {
     ),
     "a suffix of no format": Case(
         file(SOUND), f"wn remove {IN} o.xyz",
-        "{--format npz} or {--format torch} or {--format safetensors}",
+        "{--format torch} or {--format safetensors} or {--format npz}",
     ),
     "a dtype that npz has not": Case(
         file({ODD: torch.ones(2, 2).to(torch.float8_e5m2)}), f"wn convert {IN} {ARRAYS}",
         "{--format torch} keeps it",
+    ),
+    "names that NumPy takes for one": Case(
+        file({ODD: torch.ones(2, 2), f"{ODD}.npy": torch.ones(3, 3)}), f"wn convert {IN} {ARRAYS}",
+        "{--format safetensors} keeps both",
     ),
     "tied tensors in an npz": Case(
         file(dict.fromkeys(map(str, range(40)), torch.zeros(1 << 10, 1 << 10))),

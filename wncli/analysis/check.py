@@ -1,7 +1,8 @@
 """Reads all of a checkpoint, and finds what is damaged or will not compute.
 
-Findings have the codes `would-run`, `checksum`, `nan`, `inf`, `zero-slices`, `zero-direction`,
-`overflow`, `stale-weight`, and those of what only looks like weight norm or like whole tensors.
+Findings have the codes `would-run`, `checksum`, `unreadable`, `nan`, `inf`, `zero-slices`,
+`zero-direction`, `overflow`, `stale-weight`, and those of what only looks like weight norm or like
+whole tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from wncli.arithmetic.norms import Norms, unwarned
 from wncli.arithmetic.ulps import Difference, Tolerance
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.tensors import DType
-from wncli.errors import WeightNormError
+from wncli.errors import FormatError, WeightNormError
 from wncli.formats.torch.archive import damage_note, damaged_members
 from wncli.hints import inspecting, phrase
 from wncli.notes import Note
@@ -58,12 +59,18 @@ def check(
     refuse_growth(plan.checkpoint, ((spec, None) for spec in views.values()), lambda _: without)
     total = sum(spec.nbytes for spec in views.values())
 
-    def look(spec: TensorSpec, advance: Advance) -> tuple[int, int]:
-        found = _numbers(sources, spec)
-        advance(spec.nbytes)
-        return found
+    def look(spec: TensorSpec, advance: Advance) -> tuple[int, int] | FormatError:
+        try:
+            return _numbers(sources, spec)
+        except FormatError as error:
+            return error
+        finally:
+            advance(spec.nbytes)
 
     def look_at_pair(pair: Pair, _: Advance) -> list[_Finding]:
+        halves = {part.view for part in (pair.g, pair.v, pair.stale) if part}
+        if errors.keys() & halves:
+            return []
         is_odd = any(sum(numbers[half.view]) for half in (pair.g, pair.v))
         return list(_pair(sources, pair, is_odd=is_odd))
 
@@ -84,7 +91,19 @@ def check(
         damaged = [member for member in damaged_members(source) if member not in known]
         found += [damage_note(member, file) for member in damaged]
     counts = run_tasks(look, list(views.values()), nbytes=total, jobs=jobs, progress=report)
-    numbers = dict(zip(views, counts, strict=True))
+    looked_at = dict(zip(views, counts, strict=True))
+    errors = {view: n for view, n in looked_at.items() if isinstance(n, FormatError)}
+    numbers = {v: (0, 0) if isinstance(n, FormatError) else n for v, n in looked_at.items()}
+    found += [
+        Note(
+            "unreadable",
+            f"{spec.name} cannot be read: {errors[spec.view].problem}",
+            join(root, spec.name),
+            is_warning=True,
+        )
+        for root, spec in tensors
+        if spec.view in errors
+    ]
     found += [
         Note(
             kind.lower(),

@@ -17,7 +17,7 @@ from wncli.checkpoint.naming import SPELLINGS
 from wncli.errors import UsageError
 from wncli.formats import registry
 
-FORMATS = tuple(reversed(registry.FORMATS))
+FORMATS = registry.OFFERED
 NAMINGS = tuple(SPELLINGS)
 SORTS = ("name", "min", "median", "max", "spread", "dead", "size")
 NAMINGS_TO_WRITE = ("auto", *NAMINGS)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: Bytes that are unpacked at most, and read at once, to find the names of what is inside.
 _UNPACKED = 32 << 20
 _AT_ONCE = 1 << 20
+#: How often more is asked for at the end.
+_MOST_AT_END = 16
 _MOST_MEMBERS = 1000
 #: What begins a compressed file: how it is called, its suffix, and what unpacks it to stdout.
 _COMPRESSED = {
@@ -97,6 +99,7 @@ class _Bounded(io.RawIOBase):
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
         self.left = _UNPACKED
+        self.left_at_end = _MOST_AT_END
 
     def readable(self) -> bool:
         return True
@@ -105,6 +108,9 @@ class _Bounded(io.RawIOBase):
         view = memoryview(buffer)
         data = self.stream.read(min(len(view), self.left, _AT_ONCE))
         self.left -= len(data)
+        self.left_at_end -= not data
+        if self.left_at_end < 0:  # tarfile passes over what a header claims, 10 kB at a time
+            raise EOFError
         view[: len(data)] = data
         return len(data)
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
+from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from wncli.errors import FormatError
 from wncli.formats.registry import LONGEST_START, kinds_of
 from wncli.storage.source import LocalSource, truncated
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 WEIGHTS = "model_weights.ckpt"
 _MOST_MEMBERS = 1000
@@ -26,17 +23,11 @@ _LONGEST_HEADER = 1 << 20
 
 
 class _Headers(io.RawIOBase):
-    """A source, of which headers are read and no more."""
+    """A source, of which headers are read and no more; nothing stands outside it."""
 
     def __init__(self, source: LocalSource) -> None:
         self.source = source
         self.place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self.place
@@ -45,14 +36,12 @@ class _Headers(io.RawIOBase):
         self.place = offset if whence == io.SEEK_SET else self.place + offset
         return self.place
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer)
-        if len(view) > _LONGEST_HEADER:
+    def read(self, size: int = -1) -> bytes:
+        if self.place < 0 or not 0 <= size <= _LONGEST_HEADER:  # sizes are any numbers of 12 bytes
             raise tarfile.ReadError("a header is too long")
-        view = view[: max(0, self.source.nbytes - self.place)]
-        self.source.read_into(self.place, view, "an archive")
-        self.place += len(view)
-        return len(view)
+        count = max(0, min(size, self.source.nbytes - self.place))
+        self.place += count
+        return self.source.read_at(self.place - count, count, "an archive") if count else b""
 
 
 def open_weights(source: LocalSource) -> LocalSource | None:
@@ -61,13 +50,16 @@ def open_weights(source: LocalSource) -> LocalSource | None:
     No other member is looked into, and no link is followed.
 
     Raises:
-        FormatError: there are two of them, or the file ends inside it.
+        FormatError: there are two of them, or the archive is damaged in it or behind it.
     """
-    try:
-        with tarfile.open(fileobj=_Headers(source), mode="r:") as archive:
-            members = list(islice(archive, _MOST_MEMBERS + 1))
-    except (tarfile.TarError, OSError, ValueError, RecursionError):
-        return None
+    members: list[tarfile.TarInfo] = []
+    is_whole = False
+    with (
+        suppress(tarfile.TarError, OSError, ValueError, RecursionError),
+        tarfile.open(fileobj=_Headers(source), mode="r:") as archive,
+    ):
+        members.extend(islice(archive, _MOST_MEMBERS + 1))
+        is_whole = True
     found = [member for member in members if posixpath.normpath(member.name) == WEIGHTS]
     if not found or len(members) > _MOST_MEMBERS:
         return None
@@ -79,11 +71,18 @@ def open_weights(source: LocalSource) -> LocalSource | None:
             hint="copy or download the file again",
         )
     (member,) = found
-    if not member.isreg() or member.issparse():
+    if not member.isreg() or member.issparse() or member.size < 0:
         return None
     end = member.offset_data + member.size
     if end > source.nbytes:
         raise truncated(source, WEIGHTS, end)
+    if not is_whole:
+        raise FormatError(
+            source.name,
+            f"the archive is damaged behind {WEIGHTS}",
+            expected="members to its end",
+            hint="copy or download the file again",
+        )
     window = LocalSource(source.name, source.file, source.number, member.offset_data, member.size)
     start = window.read_at(0, min(LONGEST_START, window.nbytes), WEIGHTS)
     return window if kinds_of(start, window.nbytes) else None

@@ -180,6 +180,8 @@ FORMATS: dict[FormatName, Format] = {
         lay_out=_lay_out_npz,
     ),
 }
+#: In the order in which they are offered: first what holds everything that is in a file.
+OFFERED = tuple(sorted(FORMATS, key=lambda name: not FORMATS[name].holds_a_tree))
 #: Which format a file's suffix names.
 SUFFIXES: dict[str, FormatName] = {
     suffix: made.name for made in FORMATS.values() for suffix in made.suffixes

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import UsageError
-from wncli.formats.registry import FORMATS, SUFFIXES, FormatName, written_format
+from wncli.formats.registry import FORMATS, OFFERED, SUFFIXES, FormatName, written_format
 from wncli.hints import Text, either, given, parameter, path_text, phrase, setting
 
 _UNITS = {
@@ -89,7 +89,7 @@ def format_of(output: Path, checkpoint: Checkpoint) -> FormatName:
         str(output),
         f"the suffix {output.suffix} does not say which format to write",
         expected=", ".join(SUFFIXES),
-        hint=either(setting(format=name) for name in reversed(FORMATS)),
+        hint=either(setting(format=name) for name in OFFERED),
     )
 
 

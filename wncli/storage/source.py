@@ -11,7 +11,6 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Protocol
 
 from wncli.errors import FileError, FormatError
@@ -23,8 +22,6 @@ BLOCK = 1 << 20
 _HAS_PLACES = hasattr(os, "preadv") and hasattr(os, "pwrite")
 #: Bytes that are taken into memory at once, whether or not they are on the disk.
 _MOST_UNSTORED = 32 << 20
-#: As many runs of bytes that are in the file in another form are kept in memory.
-_MOST_UNPACKED = 16
 
 
 class Source(Protocol):
@@ -115,13 +112,13 @@ class LocalSource(_LocalFile):
         #: Where what is unpacked begins, how many bytes each has, and what gives them.
         self.starts: list[int] = []
         self.sizes: list[int] = []
-        self.unpacking: list[Callable[[], bytes]] = []
-        self.unpacked = lru_cache(_MOST_UNPACKED)(lambda number: self.unpacking[number]())
+        self.unpacking: list[Callable[[int, int], bytes]] = []
 
-    def append(self, nbytes: int, unpack: Callable[[], bytes]) -> int:
-        """Have `nbytes` that `unpack` gives stand behind the end, and return where.
+    def append(self, nbytes: int, unpack: Callable[[int, int], bytes]) -> int:
+        """Have `nbytes` stand behind the end, and return where; `unpack` gives parts of them.
 
-        Between two such there is a gap, so that none goes on where another ends.
+        It is called with the first byte of a part, and how many that are. Between two such there
+        is a gap, so that none goes on where another ends.
         """
         start = (self.starts[-1] + self.sizes[-1] if self.starts else self.nbytes) + 1
         self.starts.append(start)
@@ -129,17 +126,17 @@ class LocalSource(_LocalFile):
         self.unpacking.append(unpack)
         return start
 
-    def _read_unpacked(self, offset: int, nbytes: int, what: str) -> memoryview:
+    def _read_unpacked(self, offset: int, nbytes: int, what: str) -> bytes:
         number = bisect_right(self.starts, offset) - 1
         place = offset - self.starts[number]
         if number < 0 or place + nbytes > self.sizes[number]:
             raise truncated(self, what, offset + nbytes)
-        return memoryview(self.unpacked(number))[place : place + nbytes]
+        return self.unpacking[number](place, nbytes)
 
     def read_at(self, offset: int, nbytes: int, what: str) -> bytes:
         """Read exactly `nbytes` at `offset`."""
         if self.starts and offset > self.nbytes:
-            return bytes(self._read_unpacked(offset, nbytes, what))
+            return self._read_unpacked(offset, nbytes, what)
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise truncated(self, what, offset + nbytes)
         if _HAS_PLACES:
@@ -199,8 +196,7 @@ def read_stored(source: Source, offset: int, nbytes: int, what: str) -> bytes:
         FormatError: the file ends before, or the bytes are stored nowhere.
         FileError: the system cannot read it.
     """
-    if isinstance(source, LocalSource) and offset + nbytes <= source.nbytes:
-        _refuse_holes(source, offset, nbytes, what)
+    refuse_holes(source, offset, nbytes, what)
     return source.read_at(offset, nbytes, what)
 
 
@@ -218,7 +214,7 @@ def truncated(source: Source, what: str, needed: int) -> FormatError:
     )
 
 
-def _refuse_holes(source: LocalSource, offset: int, count: int, what: str) -> None:
+def refuse_holes(source: Source, offset: int, count: int, what: str) -> None:
     """Hold what a run of bytes takes in memory against what it takes on the disk.
 
     Of a file of holes, which read as zeros, a few kilobytes can claim to be gigabytes.
@@ -227,6 +223,8 @@ def _refuse_holes(source: LocalSource, offset: int, count: int, what: str) -> No
         FormatError: more than a few megabytes of it are stored nowhere.
     """
     if count <= _MOST_UNSTORED or not hasattr(os, "SEEK_DATA"):
+        return
+    if not isinstance(source, LocalSource) or offset + count > source.nbytes:
         return
     descriptor = source.file.fileno()
     stored, place = 0, source.begin + offset

@@ -7,13 +7,14 @@ Source: NumPy `numpy/_core/src/multiarray/methods.c` (`array_reduce`, `array_set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
 from wncli.checkpoint.tensors import DType, Storage, count_elements, row_major
 from wncli.errors import FormatError
 from wncli.formats.numpy.dtypes import CODES, ML_DTYPES
+from wncli.formats.numpy.latin1 import Latin1Text
 from wncli.formats.pickles.nodes import (
     Built,
     ByteText,
@@ -23,6 +24,7 @@ from wncli.formats.pickles.nodes import (
     Global,
     Node,
     PersistentId,
+    Unread,
     is_called,
 )
 from wncli.formats.pickles.reader import Pickle
@@ -44,14 +46,17 @@ MAKERS = frozenset(_RECONSTRUCT + _FROM_BUFFER)
 #: The names that Paddle gives the same parameters in its graph (`_build_saved_state_dict`).
 NAMES = "StructuredToParameterName@@"
 _MOST_DIMS = 64
+#: What Python 3 calls `builtins` where it writes for Python 2, in protocols up to 2.
+_BUILTINS = ("builtins", "__builtin__")
 
 
 class _Array(NamedTuple):
     dtype: DType
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    #: Where its bytes are, and how many.
+    place: int
     nbytes: int
-    content: Callable[[], bytes]
 
 
 class TakenArrays(NamedTuple):
@@ -102,7 +107,7 @@ def take_arrays(pickled: Pickle, nbytes: int, source: LocalSource) -> TakenArray
     arrays: dict[int, Call] = {}
     left = nbytes
     for node in pickled.calls:
-        array = _read_array(node, dtypes, where)
+        array = _read_array(node, dtypes, source)
         if array is None:
             continue
         left -= array.nbytes
@@ -113,8 +118,7 @@ def take_arrays(pickled: Pickle, nbytes: int, source: LocalSource) -> TakenArray
         numel = prod(array.shape)
         new = NewStorage(0, array.dtype, numel, "cpu")
         pid = PersistentId(storage_pid(new, key))
-        place = source.append(array.nbytes, array.content)
-        storage = Storage(key, place, array.nbytes, None, "cpu", source.number)
+        storage = Storage(key, array.place, array.nbytes, None, "cpu", source.number)
         is_typed = array.dtype.torch_storage is not None
         identity = StorageId(
             key, array.dtype if is_typed else None, "cpu", numel if is_typed else array.nbytes
@@ -127,7 +131,9 @@ def take_arrays(pickled: Pickle, nbytes: int, source: LocalSource) -> TakenArray
         # Paddle's tensors below the top: their name, and the array.
         match node.args:
             case ((str(), Call() as inner),) if (
-                is_called(node, "builtins", "tuple") and id(inner) in arrays and not node.effects
+                any(is_called(node, module, "tuple") for module in _BUILTINS)
+                and id(inner) in arrays
+                and not node.effects
             ):
                 former.append((node, node.function, node.args, node.effects))
                 node.function, node.args = inner.function, inner.args
@@ -162,8 +168,9 @@ class _Made(NamedTuple):
     axes: Node = None
 
 
-def _read_array(node: Call, dtypes: dict[int, DType | None], where: str) -> _Array | None:
+def _read_array(node: Call, dtypes: dict[int, DType | None], source: LocalSource) -> _Array | None:
     """Read an array of numbers; None where the node makes something else."""
+    where = source.name
     name = str(class_of(node.function))
     if name not in MAKERS:
         return None
@@ -181,11 +188,12 @@ def _read_array(node: Call, dtypes: dict[int, DType | None], where: str) -> _Arr
     numel = count_elements(shape or ())
     if shape is None or numel is None:
         raise _broken(where, "its shape is impossible")
-    nbytes, content = _bytes_of(made.raw, where)
-    if nbytes != numel * dtype.itemsize:
-        found = f"{nbytes:,} bytes for {shape} of {dtype.label}"
-        raise _broken(where, "its bytes do not fill its shape", found)
-    return _Array(dtype, *_placed(shape, made, where), nbytes, content)
+    nbytes = numel * dtype.itemsize
+    place, found = _bytes_of(made.raw, nbytes, source)
+    if found != nbytes:
+        label = f"{found:,} bytes for {shape} of {dtype.label}"
+        raise _broken(where, "its bytes do not fill its shape", label)
+    return _Array(dtype, *_placed(shape, made, where), place, nbytes)
 
 
 def _placed(
@@ -264,29 +272,44 @@ def _read_dtype(node: Node, where: str) -> DType | None:
     return found
 
 
-def _bytes_of(raw: Node, where: str) -> tuple[int, Callable[[], bytes]]:
-    """How many bytes an array has, and what gives them.
+def _bytes_of(raw: Node, nbytes: int, source: LocalSource) -> tuple[int, int]:
+    """Where the bytes of an array are, which should be `nbytes`, and how many they are.
 
-    Protocols up to 2 have no bytes, but text with a character for each; Python 2 its `str`.
+    How many characters a long text has is seen when it is read.
     """
-    if isinstance(raw, ByteText):
-        raw = raw.raw
-    match raw:
+    content = _content_of(raw)
+    match content:
         case bytes() | bytearray():
-            return len(raw), lambda: bytes(raw)
-        case Call(args=(str() as text, "latin1" | "latin-1")) if (
-            is_called(raw, "_codecs", "encode") and not raw.effects
+            return _behind(source, bytes(content))
+        case str():
+            try:
+                return _behind(source, content.encode("latin1"))
+            except UnicodeEncodeError:
+                raise _broken(source.name, "its content is no bytes") from None
+        case Unread() if content.kind is not str:
+            return content.offset, content.nbytes
+        case Unread() if nbytes <= content.nbytes <= 2 * nbytes:  # two bytes a character at most
+            return source.append(nbytes, Latin1Text(content, nbytes).read_at), nbytes
+        case Unread():
+            return 0, content.nbytes
+    raise _broken(source.name, "its content is no bytes")
+
+
+def _content_of(raw: Node) -> Node:
+    """Return bytes, or the text that protocols up to 2 have for them, a character for each."""
+    if isinstance(raw, ByteText):
+        return raw.raw
+    match raw:
+        case Call(args=((str() | Unread()) as text, "latin1" | "latin-1")) if (
+            is_called(raw, "_codecs", "encode")
+            and not raw.effects
+            and (isinstance(text, str) or text.kind is str)
         ):
-            pass
-        case Call(args=()) if is_called(raw, "builtins", "bytes") or is_called(
-            raw, "__builtin__", "bytes"
-        ):  # empty ones, as protocol 2 has them
-            text = ""
-        case str() as text:
-            pass
-        case _:
-            raise _broken(where, "its content is no bytes")
-    try:
-        return len(text.encode("latin1")), lambda: text.encode("latin1")
-    except UnicodeEncodeError:
-        raise _broken(where, "its content is no bytes") from None
+            return text
+        case Call(args=()) if any(is_called(raw, module, "bytes") for module in _BUILTINS):
+            return b""  # as protocol 2 has it
+    return raw
+
+
+def _behind(source: LocalSource, raw: bytes) -> tuple[int, int]:
+    return source.append(len(raw), lambda start, count: raw[start : start + count]), len(raw)

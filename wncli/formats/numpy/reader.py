@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint, StateDict
 from wncli.checkpoint.tensors import DType, Storage, TensorSpec, count_elements, row_major
 from wncli.errors import FormatError
 from wncli.formats.numpy.dtypes import CODES
-from wncli.formats.torch.archive import Member, ZipArchive
+from wncli.formats.torch.zip_archive import Member, ZipArchive
 from wncli.formats.torch.zip_end import broken_zip
 from wncli.formats.torch.zip_records import NPY
 from wncli.storage.crc32 import crc32, moved_on
@@ -31,6 +32,8 @@ _DEFLATED_HEADER = 16 << 10
 #: How much deflated members may come to: hardly any weights deflate to a half.
 _UNPACKED_TIMES = 16
 _UNPACKED_MORE = 64 << 20
+#: As many deflated members are kept in memory, once they are unpacked: more than are read at once.
+_MOST_KEPT = 16
 #: Names are UTF-8; sizes follow the data; how hard it was deflated.
 _KNOWN_FLAGS = 0x800 | 0x8 | 0x6
 _UTF8 = 0x800
@@ -70,11 +73,20 @@ def read_npz(source: Source) -> Checkpoint:
             expected=f"no more than {_UNPACKED_TIMES} times the file and {_UNPACKED_MORE:,} bytes",
             hint="load it with NumPy and save it again with numpy.savez",
         )
+    unpack = lru_cache(_MOST_KEPT)(archive.unpack)
     tensors: list[TensorSpec] = []
     others: list[str] = []
     for name, member in archive.members.items():
         _refuse_foreign(source, name, member)
-        spec = _tensor(archive, name.removesuffix(NPY), member)
+        if name.removesuffix(NPY) in archive.members:  # NumPy looks for members first
+            inner = name.removesuffix(NPY)
+            raise FormatError(
+                source.name,
+                f"NumPy finds the array {inner.removesuffix(NPY)!r} under the name {inner!r} too",
+                expected=f"no array that is called as another and {NPY}",
+                hint="save the arrays under other names",
+            )
+        spec = _tensor(archive, name.removesuffix(NPY), member, unpack)
         if spec:
             tensors.append(spec)
         else:
@@ -83,12 +95,22 @@ def read_npz(source: Source) -> Checkpoint:
     return Checkpoint(source.name, "npz", source.nbytes, state_dicts)
 
 
+_AGAIN = "load it with NumPy and save it again"
+_WITHOUT = "load it with NumPy and save it again without this array, or as another dtype"
+
+
 def _broken(source: Source, name: str, problem: str, found: str = "") -> FormatError:
+    what = f"array {name!r} is not as NumPy writes it: {problem}"
+    return FormatError(source.name, what, found=found, hint=_AGAIN)
+
+
+def _no_numbers(source: Source, name: str, what: str, found: str) -> FormatError:
     return FormatError(
         source.name,
-        f"array {name!r} is not as NumPy writes it: {problem}",
+        f"array {name!r} is no tensor: {what}",
+        expected="numbers of a dtype that tensors have",
         found=found,
-        hint="load it with NumPy and save it again",
+        hint=_WITHOUT,
     )
 
 
@@ -99,22 +121,28 @@ def _refuse_foreign(source: Source, name: str, member: Member) -> None:
             source.name,
             f"member {name!r} is no array",
             expected=f"members whose names end with {NPY}",
-            hint="load it with NumPy and save it again",
+            hint=_AGAIN,
         )
     if not (member.is_stored or member.is_deflated) or member.flags & ~_KNOWN_FLAGS:
-        raise broken_zip(
-            source,
+        raise FormatError(
+            source.name,
             f"member {name!r} is packed in another way",
-            "stored or deflated members",
-            f"method {member.method}, flags {member.flags:#x}",
+            expected="stored or deflated members",
+            found=f"method {member.method}, flags {member.flags:#x}",
+            hint=_AGAIN,
         )
     if not name.isascii() and not member.flags & _UTF8:
-        raise broken_zip(
-            source, f"the encoding of the name {name!r} is not told", "UTF-8, marked as such", ""
+        raise FormatError(
+            source.name,
+            f"the encoding of the name {name!r} is not told",
+            expected="UTF-8, marked as such",
+            hint=_AGAIN,
         )
 
 
-def _tensor(archive: ZipArchive, name: str, member: Member) -> TensorSpec | None:
+def _tensor(
+    archive: ZipArchive, name: str, member: Member, unpack: Callable[[str], bytes]
+) -> TensorSpec | None:
     """Read where an array is; None where it is none of numbers."""
     source = archive.source
     place = archive.data_offset(member)
@@ -137,13 +165,19 @@ def _tensor(archive: ZipArchive, name: str, member: Member) -> TensorSpec | None
             "its bytes do not fill its shape",
             f"{member.nbytes - len(header.raw):,} bytes for {header.shape} of {header.dtype.label}",
         )
-    storage = _storage(archive, member, header, place)
+    storage = _storage(archive, member, header, place, unpack)
     shape = header.shape
     strides = row_major(shape[::-1])[::-1] if header.is_fortran else row_major(shape)
     return TensorSpec(name, header.dtype, shape, storage, 0, strides)
 
 
-def _storage(archive: ZipArchive, member: Member, header: _Header, place: int) -> Storage:
+def _storage(
+    archive: ZipArchive,
+    member: Member,
+    header: _Header,
+    place: int,
+    unpack: Callable[[str], bytes],
+) -> Storage:
     """Return where the elements are, behind the end of the file if they are deflated."""
     source, name = archive.source, member.name.removesuffix(NPY)
     nbytes = member.nbytes - len(header.raw)
@@ -155,12 +189,12 @@ def _storage(archive: ZipArchive, member: Member, header: _Header, place: int) -
         return Storage(name, place + len(header.raw), nbytes, crc, "cpu", source.number)
     if not isinstance(source, LocalSource):
         raise broken_zip(source, f"member {member.name!r} is deflated", "stored members", "")
-    unpack = partial(_unpack, archive, member.name, len(header.raw))
-    return Storage(name, source.append(nbytes, unpack), nbytes, None, "cpu", source.number)
+    begin = len(header.raw)
 
+    def read(start: int, count: int) -> bytes:
+        return unpack(member.name)[begin + start : begin + start + count]
 
-def _unpack(archive: ZipArchive, member: str, start: int) -> bytes:
-    return archive.unpack(member)[start:]
+    return Storage(name, source.append(nbytes, read), nbytes, None, "cpu", source.number)
 
 
 def _start(archive: ZipArchive, member: Member, place: int, most: int) -> bytes:
@@ -190,7 +224,10 @@ def _header(source: Source, name: str, start: bytes) -> _Header | None:
     if begin + length > len(start):
         return None
     raw = start[: begin + length]
-    found = _HEADER_TEXT.fullmatch(raw[begin:].decode("latin1"))
+    text = raw[begin:].decode("latin1")
+    found = _HEADER_TEXT.fullmatch(text)
+    if not found and text.startswith("{'descr': ["):
+        raise _no_numbers(source, name, "it holds records", text[:100])
     if not found:
         raise _broken(source, name, "its header is spelled otherwise", repr(raw[begin:][:100]))
     sizes = [size.rstrip("L") for size in re.findall(_N, found["shape"])]
@@ -207,8 +244,8 @@ def _dtype(source: Source, name: str, descr: str) -> DType | None:
     """
     order, code = descr[:1], descr[1:]
     if code == "O" or code.startswith("O"):
-        problem = "it holds objects, a pickle that np.load runs with allow_pickle=True alone"
-        raise _broken(source, name, problem)
+        what = "it holds objects, a pickle that np.load runs with allow_pickle=True alone"
+        raise _no_numbers(source, name, what, descr[:60])
     dtype = DType.BF16 if code == "V2" else CODES.get(code)
     if dtype and order == ">":
         raise FormatError(
@@ -222,4 +259,4 @@ def _dtype(source: Source, name: str, descr: str) -> DType | None:
         return dtype
     if _OTHERS.fullmatch(descr):
         return None
-    raise _broken(source, name, "its dtype is none of numbers", descr[:60])
+    raise _no_numbers(source, name, "its dtype is none of numbers", descr[:60])

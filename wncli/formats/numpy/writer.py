@@ -91,6 +91,10 @@ def lay_out_npz(output: Output) -> tuple[Layout, tuple[Note, ...]]:
                 slots[number] = slots[number]._replace(content=content)
     end = b"".join(_directory(members, [0] * len(members), place))
     names = tuple(tensor.name for result in results for tensor in result.tensors)
+    for found in {f"{name}{NPY}" for name in names}.intersection(names):
+        problem = f"NumPy would find {found.removesuffix(NPY)!r} under this name"
+        hint = phrase("{} keeps both", setting(format="safetensors"))
+        raise FormatError(f"{where}: {found}", problem, hint=hint)
 
     def seal(checksums: Sequence[int]) -> list[Written]:
         crcs = [

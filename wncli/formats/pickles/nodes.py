@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wncli.errors import FormatError
+from wncli.storage.source import Source, read_stored
+
 #: Any of the plain values above, or one of the classes below.
 Node = Any
 
@@ -58,6 +61,35 @@ class ByteText:
     """A Python 2 `str` that is no UTF-8."""
 
     raw: bytes
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class Unread:
+    """Bytes or text (`bytes`, `bytearray`, `str`) that were left in the file: too many to hold."""
+
+    kind: type[bytes | bytearray | str]
+    source: Source
+    offset: int
+    nbytes: int
+
+    def read(self) -> bytes | bytearray | str:
+        """Return the value.
+
+        Raises:
+            FormatError: the text is none.
+        """
+        raw = read_stored(self.source, self.offset, self.nbytes, "a pickle")
+        if self.kind is bytes:
+            return raw
+        try:
+            return raw.decode("utf-8", "surrogatepass") if self.kind is str else bytearray(raw)
+        except UnicodeDecodeError:
+            raise FormatError(
+                self.source.name,
+                f"a text in the pickle is none (at byte {self.offset})",
+                expected="UTF-8",
+                hint="check that the file is complete, or save it again with torch.save",
+            ) from None
 
 
 @dataclass(eq=False, repr=False, slots=True)

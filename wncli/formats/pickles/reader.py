@@ -2,7 +2,8 @@
 
 Opcodes of protocols 0 to 5 (CPython `Lib/pickletools.py`), except the extension registry and
 out-of-band buffers, which mean nothing outside the process that wrote them. Memory and time grow
-with the bytes that are there, never with a length that an opcode claims.
+with the bytes that are there, never with a length that an opcode claims. Of a file only a window
+is in memory, and long bytes and texts stay in it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from wncli.formats.pickles.nodes import (
     PersistentId,
     Set,
     SetItems,
+    Unread,
 )
 from wncli.storage.source import Source, read_stored
 
-#: Bytes of a file that are read at first; each further read doubles them.
+#: Bytes of a file that are read at a time; more where one opcode takes more.
 _WINDOW = 1 << 20
+#: Longer bytes and texts are left in the file.
+LONGEST_HELD = 1 << 16
 #: Characters of a global's module and name; each call of it, and each mention, spells them.
 _LONGEST_NAME = 1000
 
@@ -74,49 +78,51 @@ class _AtEndError(Exception):
     """The bytes that have been read so far end inside an opcode."""
 
 
-def read_pickle(source: bytes | Source, where: str, start: int = 0) -> Pickle:
+def read_pickle(
+    source: bytes | Source, where: str, start: int = 0, nbytes: int | None = None
+) -> Pickle:
     """Read one pickle to its end.
 
     Args:
         source: the pickle, or a file that it is in.
         where: what to call it in a refusal.
         start: where in the file it begins.
+        nbytes: where it has to end, that many bytes behind; the file's end if not given.
 
     Raises:
         FormatError: no pickle, a truncated one, or one that no unpickler would take.
     """
     if isinstance(source, bytes):
-        return _Machine(source, where).run()
-    size = source.nbytes - start
-
-    def more(known: bytes) -> bytes:
-        count = min(max(len(known), _WINDOW), size - len(known))
-        return known + read_stored(source, start + len(known), count, "a pickle")
-
-    return _Machine(more(b""), where, start, size, more).run()
+        return _Machine(source, where, None, 0, len(source)).run()
+    size = source.nbytes - start if nbytes is None else nbytes
+    return _Machine(b"", where, source, start, size).run()
 
 
 class _Machine:
     """One reading: the bytes and the place in them, the stack, the memo, and a method per opcode.
 
-    A method that raises for want of bytes has changed nothing but `place`, so that it can be tried
-    again once there are more.
+    The bytes are those from `base` on, and `place` can be behind them. A method that raises for
+    want of bytes has changed nothing but `place`, so that it can be tried again with more of them.
     """
 
     def __init__(
         self,
         data: bytes,
         where: str,
-        start: int = 0,
-        size: int | None = None,
-        more: Callable[[bytes], bytes] | None = None,
+        source: Source | None,
+        start: int,
+        size: int,
     ) -> None:
         self.data = data
         self.place = 0
         self.where = where
+        self.source = source
         self.start = start
-        self.size = len(data) if size is None else size
-        self.more = more
+        self.size = size
+        self.base = 0
+        self.has_unread = False
+        #: What was read after all, by the ids of the nodes.
+        self.read: dict[int, tuple[Unread, Node]] = {}
         self.protocol = 0
         self.stack: list[Node] = []
         #: The stacks below each mark.
@@ -137,8 +143,9 @@ class _Machine:
                 self.read_on()
         except _Stop:
             root = self.pop()
+            nbytes = self.base + self.place
             return Pickle(
-                root, self.protocol, self.globals, self.persistent_ids, self.calls, self.place
+                root, self.protocol, self.globals, self.persistent_ids, self.calls, nbytes
             )
         except FormatError:
             raise
@@ -157,18 +164,21 @@ class _Machine:
             self.place = begin
 
     def read_on(self) -> None:
-        """Get more bytes, where there are any."""
-        known = len(self.data)
-        if self.more:
-            self.data = self.more(self.data)
-        if len(self.data) == known:
-            self.place = known
+        """Get more bytes behind those that are not used up, where there are any."""
+        rest = self.data[self.place :]
+        self.base += self.place
+        self.place = 0
+        known = self.base + len(rest)
+        if self.source is None or known >= self.size:
+            self.place = len(rest)
             raise self.broken("it ends early")
+        count = min(max(len(rest), _WINDOW), self.size - known)
+        self.data = rest + read_stored(self.source, self.start + known, count, "a pickle")
 
     def broken(self, why: str) -> FormatError:
         return FormatError(
             self.where,
-            f"the pickle cannot be read: {why} (near byte {self.start + self.place})",
+            f"the pickle cannot be read: {why} (near byte {self.start + self.base + self.place})",
             hint="check that the file is complete, or save it again with torch.save",
         )
 
@@ -179,13 +189,36 @@ class _Machine:
     def take(self, count: int) -> bytes:
         end = self.place + count
         if end > len(self.data):
-            if end > self.size:
-                claimed = f"an item claims {count} bytes, more than there are"
-                raise self.broken(claimed if count > _WINDOW else "it ends early")
+            self.refuse_beyond(count)
             raise _AtEndError
         data = self.data[self.place : end]
         self.place = end
         return data
+
+    def refuse_beyond(self, count: int) -> None:
+        if self.base + self.place + count > self.size:
+            claimed = f"an item claims {count} bytes, more than there are"
+            raise self.broken(claimed if count > _WINDOW else "it ends early")
+
+    def leave(self, kind: type[bytes | bytearray | str], count: int) -> bool:
+        """Leave bytes or a text in the file, if they are long and there is one."""
+        if self.source is None or count <= LONGEST_HELD:
+            return False
+        self.refuse_beyond(count)
+        offset = self.start + self.base + self.place
+        self.stack.append(Unread(kind, self.source, offset, count))
+        self.has_unread = True
+        self.place += count
+        return True
+
+    def byte_string(self, count: int) -> None:
+        if not self.leave(bytes, count):
+            self.stack.append(self.take(count))
+
+    def byte_array(self) -> None:
+        count = self.uint64()
+        if not self.leave(bytearray, count):
+            self.stack.append(bytearray(self.take(count)))
 
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.place)
@@ -247,7 +280,13 @@ class _Machine:
     def binunicode(self) -> None:
         (count,) = _UINT32.unpack_from(self.data, self.place)
         self.place += 4
-        self.stack.append(self.take(count).decode("utf-8", "surrogatepass"))
+        if count <= LONGEST_HELD or not self.leave(str, count):
+            self.stack.append(self.take(count).decode("utf-8", "surrogatepass"))
+
+    def binunicode8(self) -> None:
+        count = self.uint64()
+        if not self.leave(str, count):
+            self.text(self.take(count))
 
     def remember(self, place: int) -> None:
         node = self.top()
@@ -426,19 +465,32 @@ class _Machine:
     def set_item(self) -> None:
         value = self.pop()
         key = self.pop()
-        self.effect(SetItems, [(key, value)])
+        self.effect(SetItems, self.pairs([key, value]))
 
     def set_items(self) -> None:
-        items = self.since_mark()
-        if len(items) % 2:
-            raise self.broken("a key has no value")
-        self.effect(SetItems, list(zip(items[::2], items[1::2], strict=True)))
+        self.effect(SetItems, self.pairs(self.since_mark()))
 
     def dict_from_mark(self) -> None:
-        items = self.since_mark()
+        self.push(Dict(self.pairs(self.since_mark())))
+
+    def pairs(self, items: list[Node]) -> list[tuple[Node, Node]]:
+        """Return keys, which are compared and so are read, and their values."""
         if len(items) % 2:
             raise self.broken("a key has no value")
-        self.push(Dict(list(zip(items[::2], items[1::2], strict=True))))
+        keys = [self.key(key) for key in items[::2]] if self.has_unread else items[::2]
+        return list(zip(keys, items[1::2], strict=True))
+
+    def key(self, node: Node) -> Node:
+        if type(node) is tuple and any(type(part) is Unread for part in node):
+            return tuple(map(self.value, node))
+        return self.value(node)
+
+    def value(self, node: Node) -> Node:
+        if type(node) is not Unread:
+            return node
+        if id(node) not in self.read:
+            self.read[id(node)] = node, node.read()
+        return self.read[id(node)][1]
 
     def append(self) -> None:
         item = self.pop()
@@ -469,7 +521,7 @@ class _Machine:
         """
         count = self.uint64()
         end = self.place + count
-        if end > self.size:
+        if self.base + end > self.size:
             raise self.broken(f"an item claims {count} bytes, more than there are")
         if end > len(self.data):
             raise _AtEndError
@@ -549,11 +601,11 @@ _METHODS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.UNICODE: lambda m: m.push(m.line().decode("raw-unicode-escape")),
     pickle.BINUNICODE: _Machine.binunicode,
     pickle.SHORT_BINUNICODE: lambda m: m.text(m.take(m.uint8())),
-    pickle.BINUNICODE8: lambda m: m.text(m.take(m.uint64())),
-    pickle.BINBYTES: lambda m: m.push(m.take(m.uint32())),
+    pickle.BINUNICODE8: _Machine.binunicode8,
+    pickle.BINBYTES: lambda m: m.byte_string(m.uint32()),
     pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.uint8())),
-    pickle.BINBYTES8: lambda m: m.push(m.take(m.uint64())),
-    pickle.BYTEARRAY8: lambda m: m.push(bytearray(m.take(m.uint64()))),
+    pickle.BINBYTES8: lambda m: m.byte_string(m.uint64()),
+    pickle.BYTEARRAY8: _Machine.byte_array,
     pickle.EMPTY_LIST: lambda m: m.push([]),
     pickle.LIST: lambda m: m.push(m.since_mark()),
     pickle.APPEND: _Machine.append,

@@ -24,6 +24,7 @@ from wncli.formats.pickles.nodes import (
     PersistentId,
     Set,
     SetItems,
+    Unread,
 )
 
 #: An opcode with a place in the memo that takes more than a byte.
@@ -151,15 +152,13 @@ class _Writer:
         self.out += pickle.BINFLOAT + struct.pack(">d", node)
 
     def emit_text(self, node: str, _deeper: int) -> None:
-        raw = node.encode("utf-8", "surrogatepass")
-        self.put(node, _sized(raw, None, pickle.BINUNICODE, pickle.BINUNICODE8))
+        self.put(node, _literal(node))
 
-    def emit_bytes(self, node: bytes, _deeper: int) -> None:
-        sized = _sized(node, pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8)
-        self.put(node, sized)
+    def emit_bytes(self, node: bytes | bytearray, _deeper: int) -> None:
+        self.put(node, _literal(node))
 
-    def emit_bytearray(self, node: bytearray, _deeper: int) -> None:
-        self.put(node, pickle.BYTEARRAY8 + struct.pack("<Q", len(node)) + node)
+    def emit_unread(self, node: Unread, _deeper: int) -> None:
+        self.put(node, _literal(node.read()))
 
     def emit_byte_text(self, node: ByteText, _deeper: int) -> None:
         sized = _sized(node.raw, pickle.SHORT_BINSTRING, pickle.BINSTRING, pickle.BINSTRING)
@@ -279,6 +278,15 @@ class _Writer:
         return tasks
 
 
+def _literal(value: str | bytes | bytearray) -> bytes:
+    if isinstance(value, str):
+        raw = value.encode("utf-8", "surrogatepass")
+        return _sized(raw, None, pickle.BINUNICODE, pickle.BINUNICODE8)
+    if isinstance(value, bytearray):
+        return pickle.BYTEARRAY8 + struct.pack("<Q", len(value)) + value
+    return _sized(value, pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8)
+
+
 def _sized(raw: bytes, short: bytes | None, normal: bytes, long: bytes) -> bytes:
     if short and len(raw) < 256:  # noqa: PLR2004
         return short + bytes([len(raw)]) + raw
@@ -301,7 +309,8 @@ _EMIT: dict[type, Callable[[_Writer, Node, int], Tasks | None]] = {
     float: _Writer.emit_float,
     str: _Writer.emit_text,
     bytes: _Writer.emit_bytes,
-    bytearray: _Writer.emit_bytearray,
+    bytearray: _Writer.emit_bytes,
+    Unread: _Writer.emit_unread,
     ByteText: _Writer.emit_byte_text,
     Global: _Writer.emit_name,
     tuple: _Writer.emit_tuple,

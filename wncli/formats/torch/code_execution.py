@@ -26,6 +26,7 @@ from wncli.formats.pickles.nodes import (
     PersistentId,
     Set,
     SetItems,
+    Unread,
     is_called,
 )
 from wncli.formats.pickles.reader import Pickle
@@ -114,7 +115,7 @@ def handed_by(effect: Effect) -> Iterator[Node]:
 
 
 #: The types of what has no parts.
-PLAIN = frozenset({str, bytes, int, float, bool, type(None), bytearray, ByteText})
+PLAIN = frozenset({str, bytes, int, float, bool, type(None), bytearray, ByteText, Unread})
 
 
 def _tainted(calls: Iterable[Call], unknown: Iterable[Global], uses: _Uses) -> set[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from wncli.checkpoint.checkpoint import Entry
 from wncli.checkpoint.keys import Key, Keys, shown_key
-from wncli.formats.pickles.nodes import Built, Call, Dict, Node, Set, entries_of
+from wncli.formats.pickles.nodes import Built, Call, Dict, Node, Set, Unread, entries_of
 from wncli.formats.torch.keys import items_of
 from wncli.formats.torch.modules import ModuleReader, NameBudget, holder_of
 from wncli.formats.torch.optimizers import count_parameters, is_optimizer
@@ -149,6 +149,8 @@ def _summary(value: Node) -> str:
     if isinstance(value, (str, bytes)):
         shown = repr(value[:40])
         return shown if len(value) <= 40 else f"{shown}… ({len(value)} characters)"  # noqa: PLR2004
+    if isinstance(value, Unread):
+        return f"{value.kind.__name__}, {value.nbytes:,} bytes"
     if isinstance(value, int) and value.bit_length() > 128:  # noqa: PLR2004
         return f"int of {value.bit_length()} bits"
     return repr(value) if isinstance(value, (int, float, type(None))) else type(value).__name__

@@ -16,6 +16,7 @@ from wncli.formats.pickles.nodes import (
     Dict,
     Node,
     PersistentId,
+    Unread,
     entries_of,
 )
 from wncli.formats.pickles.reader import Pickle
@@ -53,7 +54,7 @@ _LOADED_WITHOUT_TRUST = 2
 #: How tensors of a module without submodules are called.
 _USUAL = ("weight", "bias")
 #: Values that hold nothing; and as many items are looked at each time, instead of remembered.
-_VALUES = frozenset({str, bytes, int, float, bool, type(None)})
+_VALUES = frozenset({str, bytes, int, float, bool, type(None), Unread})
 _FEW = 8
 
 

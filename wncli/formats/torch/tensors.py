@@ -21,6 +21,7 @@ from wncli.formats.pickles.nodes import (
     Global,
     Node,
     PersistentId,
+    Unread,
     brief,
     entries_of,
     is_called,
@@ -110,7 +111,7 @@ def class_of(node: Node) -> Global | None:
         case Global():
             return node
         case PersistentId(("module", Global() as kind, file, source)):
-            texts = (str, bytes, ByteText, type(None))
+            texts = (str, bytes, ByteText, Unread, type(None))
             return kind if isinstance(file, texts) and isinstance(source, texts) else None
     return None
 

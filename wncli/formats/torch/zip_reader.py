@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import FormatError
-from wncli.formats.pickles.reader import read_pickle
+from wncli.formats.pickles.reader import LONGEST_HELD, read_pickle
 from wncli.formats.torch.archive import TorchArchive, no_checkpoint
 from wncli.formats.torch.calls import find_calls
 from wncli.formats.torch.state_dicts import read_tree
@@ -32,9 +32,13 @@ def read_torch_zip(source: Source) -> Checkpoint:
         archive.refuse_packed(member)
     archive.refuse_version()
     archive.refuse_big_endian()
-    pickle = archive.read("data.pkl")
-    pickled = read_pickle(pickle, f"{source.name}: data.pkl")
-    found = read_tree(pickled, len(pickle), archive.locate, source)
+    where, member = f"{source.name}: data.pkl", archive.members["data.pkl"]
+    if member.nbytes <= LONGEST_HELD:
+        pickled = read_pickle(archive.read("data.pkl"), where)
+    else:
+        place = archive.look_over("data.pkl")
+        pickled = read_pickle(source, where, place, member.nbytes)
+    found = read_tree(pickled, member.nbytes, archive.locate, source)
     return Checkpoint(
         source.name,
         "torch, of NumPy arrays" if found.has_arrays else "torch",

@@ -201,6 +201,18 @@ def test_a_name_that_no_zip_holds_is_refused(name: str, wn: Wn, tmp_path: Path) 
     assert "none that a zip can hold" in ran.stderr
 
 
+def test_a_name_that_numpy_takes_for_another_is_refused(wn: Wn, tmp_path: Path) -> None:
+    state: dict[str, Any] = {"w": np.ones((2, 2)), "w.npy": np.zeros((3, 3))}
+    np.savez(tmp_path / "a.npz", **state)
+    with np.load(tmp_path / "a.npz") as found:
+        assert found["w.npy"].shape == (2, 2)
+    torch.save({"w": torch.ones(2, 2), "w.npy": torch.zeros(3, 3)}, tmp_path / "a.pt")
+    ran = wn("convert", tmp_path / "a.pt", tmp_path / "b.npz")
+    assert ran.code == 2
+    assert "under this name" in ran.stderr
+    assert not (tmp_path / "b.npz").exists()
+
+
 def test_shards_and_several_files(wn: Wn, tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "a.pt")
     ran = wn("convert", tmp_path / "a.pt", f"{tmp_path}/s/", "--format", "npz",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 import wncli
+from tests.corpus.hostile_arrays import array, dtype, file_of
 from tests.support.arrays import EVERY, ORDERS, arrays, hold_folded, network
+from tests.support.opcodes import call
 from tests.support.oracles import bits, load
 from tests.support.run import Ran
 
@@ -103,10 +106,13 @@ def test_dtypes_of_ml_dtypes_are_read(protocol: int, tmp_path: Path) -> None:
         assert raw == state[f"{name}.weight"].tobytes()
 
 
-def test_nested_trees_and_what_is_beside_them_are_kept(wn: Wn, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_nested_trees_and_what_is_beside_them_are_kept(
+    protocol: int, wn: Wn, tmp_path: Path
+) -> None:
     """As PaddleSpeech has them: tensors as pairs of their name and an array."""
     state = {name: PaddleTensor(name, value) for name, value in arrays(network()).items()}
-    path = dumped({"main_params": state, "epoch": 3}, tmp_path / "snapshot.pdz", 4)
+    path = dumped({"main_params": state, "epoch": 3}, tmp_path / "snapshot.pdz", protocol)
     ran = wn("remove", path, tmp_path / "out.pt")
     assert ran.code == 0, ran.stderr
     found = load(tmp_path / "out.pt")
@@ -148,3 +154,96 @@ def test_the_report_says_that_arrays_become_tensors(wn: Wn, tmp_path: Path) -> N
     assert wn("convert", path, tmp_path / "a.pt").code == 0
     assert wn("convert", tmp_path / "a.pt", tmp_path / "b.pt", "--like", path).code == 0
     assert wn("inspect", path, tmp_path / "b.pdparams").code == 2
+
+
+# -- what is long ---------------------------------------------------------------------------------
+
+MANY = 1 << 20
+
+
+def long_arrays() -> dict[str, Any]:
+    """Return some of which each takes several reads, and bytes of all values."""
+    rng = np.random.default_rng(1)
+    return {
+        "a.weight": rng.standard_normal((MANY, 3), dtype="f4"),
+        "f.weight": np.asfortranarray(rng.standard_normal((512, 800))),
+        "t.weight": rng.integers(-9, 9, (300, 200, 5)).transpose(2, 0, 1),
+        "b.bias": np.ones(3, "f4"),
+    }
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("container", ["pickle", "zip", "legacy", "nemo"])
+def test_large_arrays_are_what_numpy_loads(container: str, protocol: int, tmp_path: Path) -> None:
+    state = long_arrays()
+    path = tmp_path / "a"
+    if container == "pickle":
+        dumped(state, path, protocol)
+    else:
+        torch.save(
+            state, path, pickle_protocol=protocol,
+            _use_new_zipfile_serialization=container != "legacy",
+        )  # fmt: skip
+    if container == "nemo":
+        with tarfile.open(tmp_path / "b", "w") as archive:
+            archive.add(path, "model_weights.ckpt")
+        path = tmp_path / "b"
+    wncli.convert(path, tmp_path / "a.safetensors", verify=True)
+    found = load_file(tmp_path / "a.safetensors")
+    assert {k: bits(v) for k, v in found.items()} == {
+        k: bits(torch.from_numpy(v.copy())) for k, v in state.items()
+    }
+    assert wncli.compare(path, tmp_path / "a.safetensors").equal
+    assert not wncli.inspect(path, check=True).findings
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_large_arrays_beside_tensors_are_written_as_they_were(
+    protocol: int, tmp_path: Path
+) -> None:
+    stats = long_arrays() | {"text": "é" * MANY, "raw": b"\xff" * MANY}
+    torch.save(
+        {"model": network().state_dict(), "stats": stats},
+        tmp_path / "a.pt",
+        pickle_protocol=protocol,
+    )
+    wncli.remove(tmp_path / "a.pt", tmp_path / "a.pt", force=True)
+    found = load(tmp_path / "a.pt", weights_only=False)["stats"]
+    assert found.keys() == stats.keys()
+    assert all(np.array_equal(found[name], stats[name]) for name in stats)
+
+
+def spelled(text: str) -> bytes:
+    """A pickle of protocol 2 with an array of 100,000 bytes, in these characters."""
+    kind = dtype("u1", "|")
+    encoded = call("_codecs.encode", text, "latin1")
+    return file_of(array(), array(encoded, (100_000,), kind))
+
+
+def test_a_long_text_of_the_right_length_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(spelled("é~" * 50_000))
+    wncli.convert(tmp_path / "a", tmp_path / "b.safetensors")
+    found = load_file(tmp_path / "b.safetensors")
+    assert found["b.weight"].numpy().tobytes() == b"\xe9~" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("é" * 99_999, "bytes do not fill"), ("é" * 100_001, "bytes do not fill"),
+        ("~" * 99_999, "bytes do not fill"), ("~" * 100_001, "bytes do not fill"),
+        ("~" * 100_000 + "é", "bytes do not fill"), ("\u0100" * 100_000, "is no bytes"),
+        ("~" * 99_999 + "\u0100", "is no bytes"), ("~" * 99_999 + "\u8000", "is no bytes"),
+    ],
+)  # fmt: skip
+def test_a_long_text_of_other_characters_is_refused_and_found(
+    text: str, says: str, wn: Wn, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(spelled(text))
+    with pytest.raises((UnicodeError, ValueError)):
+        pickle.loads((tmp_path / "a").read_bytes())  # noqa: S301 - it was made here
+    ran = wn("convert", tmp_path / "a", tmp_path / "b.pt")
+    assert ran.code == 2
+    assert says in ran.stderr
+    assert not (tmp_path / "b.pt").exists()
+    assert wn("inspect", "--check", tmp_path / "a").code in {1, 2}

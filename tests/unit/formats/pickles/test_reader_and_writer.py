@@ -14,6 +14,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import types
 import zipfile
@@ -28,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wncli.errors import FormatError
-from wncli.formats.pickles.nodes import Node, PersistentId
+from wncli.formats.pickles.nodes import Node, PersistentId, Unread, entries_of
 from wncli.formats.pickles.reader import read_pickle
 from wncli.formats.pickles.writer import write_pickle
 from wncli.storage.source import LocalSource
@@ -484,6 +485,63 @@ def test_several_pickles_of_one_file_are_read_one_after_another(tmp_path: pathli
             place += read.nbytes
     assert found[:2] == values[:2]
     assert place == len(data)
+
+
+# -- what is long -----------------------------------------------------------------------------
+
+_LONG = 100_000
+LONG_VALUES = [
+    bytes(range(256)) * 400,
+    bytearray(b"x") * _LONG,
+    "é" * _LONG,
+    "\ud800" * _LONG,
+    [b"a" * _LONG, "between", b"b" * _LONG, 7],
+    {b"k" * _LONG: 1, "t" * _LONG: 2, ("t" * _LONG, 3): 4},
+]
+
+
+@pytest.mark.parametrize("protocol", range(1, 6))
+@pytest.mark.parametrize("value", LONG_VALUES, ids=range(len(LONG_VALUES)))
+def test_what_is_long_stays_in_the_file_and_is_written_as_it_was(
+    value: object, protocol: int, tmp_path: pathlib.Path
+) -> None:
+    data = pickle.dumps([value, value], protocol)
+    (tmp_path / "file").write_bytes(b"before" + data + b"behind")
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        found = read_pickle(LocalSource("file", file), "a test", 6)
+        assert found.nbytes == len(data)
+        (node, _) = found.root
+        if protocol > 2 and isinstance(value, (bytes, str, list)):
+            assert type(node[0] if isinstance(node, list) else node) is Unread
+        again = write_pickle(found.root, found.protocol, {}, lambda node: node.pid)
+    loaded = pickle.loads(again)  # noqa: S301 - it was made here
+    assert loaded == [value, value]
+    assert loaded[0] is loaded[1]
+
+
+@pytest.mark.parametrize("cut", [1, 50_000, 99_990, 100_002])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_long_item_that_the_file_ends_inside_is_refused(
+    protocol: int, cut: int, tmp_path: pathlib.Path
+) -> None:
+    data = pickle.dumps(b"x" * _LONG, protocol)
+    (tmp_path / "file").write_bytes(data[:-cut])
+    with (
+        (tmp_path / "file").open("rb", buffering=0) as file,
+        pytest.raises(FormatError, match=r"ends early|more than there are"),
+    ):
+        read_pickle(LocalSource("file", file), "a test")
+
+
+def test_a_long_key_is_read_once_however_often_it_stands_there(tmp_path: pathlib.Path) -> None:
+    key = b"X" + (1 << 20).to_bytes(4, "little") + b"k" * (1 << 20) + b"q\0"
+    again = b"".join(b"(h\0K\1u" for _ in range(3000))
+    (tmp_path / "file").write_bytes(b"\x80\2" + key + b"0}" + again + b".")
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        begun = time.process_time()
+        found = read_pickle(LocalSource("file", file), "a test")
+    assert time.process_time() - begun < 1
+    assert entries_of(found.root) == [("k" * (1 << 20), 1)]
 
 
 # -- Python 2 ---------------------------------------------------------------------------------
