@@ -95,13 +95,13 @@ def read_npz(source: Source) -> Checkpoint:
     return Checkpoint(source.name, "npz", source.nbytes, state_dicts)
 
 
-_AGAIN = "load it with NumPy and save it again"
-_WITHOUT = "load it with NumPy and save it again without this array, or as another dtype"
-
-
 def _broken(source: Source, name: str, problem: str, found: str = "") -> FormatError:
-    what = f"array {name!r} is not as NumPy writes it: {problem}"
-    return FormatError(source.name, what, found=found, hint=_AGAIN)
+    return FormatError(
+        source.name,
+        f"array {name!r} is not as NumPy writes it: {problem}",
+        found=found,
+        hint="load it with NumPy and save it again",
+    )
 
 
 def _no_numbers(source: Source, name: str, what: str, found: str) -> FormatError:
@@ -110,7 +110,7 @@ def _no_numbers(source: Source, name: str, what: str, found: str) -> FormatError
         f"array {name!r} is no tensor: {what}",
         expected="numbers of a dtype that tensors have",
         found=found,
-        hint=_WITHOUT,
+        hint="load it with NumPy and save it again without this array, or as another dtype",
     )
 
 
@@ -121,7 +121,7 @@ def _refuse_foreign(source: Source, name: str, member: Member) -> None:
             source.name,
             f"member {name!r} is no array",
             expected=f"members whose names end with {NPY}",
-            hint=_AGAIN,
+            hint="load it with NumPy and save it again",
         )
     if not (member.is_stored or member.is_deflated) or member.flags & ~_KNOWN_FLAGS:
         raise FormatError(
@@ -129,14 +129,14 @@ def _refuse_foreign(source: Source, name: str, member: Member) -> None:
             f"member {name!r} is packed in another way",
             expected="stored or deflated members",
             found=f"method {member.method}, flags {member.flags:#x}",
-            hint=_AGAIN,
+            hint="load it with NumPy and save it again",
         )
     if not name.isascii() and not member.flags & _UTF8:
         raise FormatError(
             source.name,
             f"the encoding of the name {name!r} is not told",
             expected="UTF-8, marked as such",
-            hint=_AGAIN,
+            hint="load it with NumPy and save it again",
         )
 
 
