@@ -33,7 +33,8 @@ PACKAGE = Path(wncli.__file__).parent
 #: The packages from the bottom up; each imports from itself and from those below it.
 PACKAGES = (
     *("hints", "errors", "notes", "checkpoint", "arithmetic", "storage", "parallel", "formats"),
-    *("plan", "streaming", "layout", "statistics", "report", "analysis", "fill", "api", "cli"),
+    *("plan", "streaming", "layout", "statistics", "figures", "report"),
+    *("analysis", "fill", "api", "cli"),
 )
 #: Types alone point upward here: a checkpoint keeps what its format read, and looks at none of it.
 UPWARD = {

@@ -127,6 +127,14 @@ class Comparison:
         """Return a dict for each of the `tensors`, for `pandas.DataFrame` or a CSV file."""
         return [fields_of(tensor) for tensor in self.tensors]
 
+    def _repr_html_(self) -> str:
+        """Give a short table for a notebook."""
+        from wncli.figures.tables import short_table
+
+        verdict = "equal" if self.equal else "different"
+        facts = f"{verdict}, {len(self.tensors):,} tensors compared"
+        return short_table(f"{self.checkpoint} and {self.other}", facts, self.to_rows())
+
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as plain values for `json.dumps`, with the keys of every report."""
         return {

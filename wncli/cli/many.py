@@ -72,14 +72,23 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
         with progress_bar(phases, quiet=shown.is_silent) as progress:
             return print_report(run(checkpoints[0], progress=progress), shown)
 
+    if shown.plot is not None:
+        raise UsageError(
+            "--plot",
+            f"one checkpoint is drawn at a time, {len(paths)} were given",
+            hint="wn compare A B --plot draws two",
+        )
+
     def inspected(checkpoint: str, progress: Progress) -> Report:
         return run(checkpoint, progress=progress)
 
     found = _each(inspected, paths, phases, shown, (inspected_row, INSPECTED))
+    shown.export(found.reports)
     if shown.json:
         print_json({"schema": SCHEMA, "command": "inspect", "files": found.outcomes})
-    elif not shown.quiet:
+    elif not shown.is_silent:
         show_total(found.counts, "with weight norm", found.reports)
+    shown.show_exports()
     found.show_refusals()
     return found.code
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from wncli.cli.terminal import STDOUT
 from wncli.hints import in_shell
 
 if TYPE_CHECKING:
@@ -23,11 +25,31 @@ class Shown(NamedTuple):
     verbose: bool = False
     shows_all: bool = False
     sort: str | None = None
+    plot: str | None = None
+    csv: str | None = None
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing is said while it runs."""
-        return self.json or self.quiet
+        """Whether nothing is said to people: stdout is for a program, or for nobody."""
+        return self.json or self.quiet or self.csv == STDOUT
+
+    def export(self, reports: Sequence[Report]) -> None:
+        """Write the files that were asked for.
+
+        Raises:
+            WnError: they cannot be written.
+        """
+        if self.plot is not None or self.csv is not None:
+            from wncli.cli.exports import write_exports
+
+            write_exports(reports, self.plot, self.csv)
+
+    def show_exports(self) -> None:
+        """Say which files were written."""
+        if not self.is_silent and (self.plot is not None or self.csv is not None):
+            from wncli.cli.exports import show_written
+
+            show_written(self.plot, self.csv)
 
 
 def exit_code(report: Report, *, quiet: bool) -> int:
@@ -37,13 +59,15 @@ def exit_code(report: Report, *, quiet: bool) -> int:
 
 
 def print_report(report: Report, shown: Shown) -> int:
-    """Print a report, and return the exit code."""
+    """Write and print a report, and return the exit code."""
+    shown.export([report])
     if shown.json:
         print_json(report.to_json())
-    elif not shown.quiet:
+    elif not shown.is_silent:
         from wncli.cli.reports import show_report
 
         show_report(report, verbose=shown.verbose, shows_all=shown.shows_all, sort=shown.sort)
+    shown.show_exports()
     return exit_code(report, quiet=shown.quiet)
 
 
