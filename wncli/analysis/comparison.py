@@ -83,6 +83,9 @@ class Comparison:
         notes: what should be known beside that.
         change: the norm of all differences as a share of that of A, over all floating tensors that
             have a counterpart, tied ones once; NaN and infinite as that of a tensor.
+        checkpoint_bytes: the size of A, or of all its shards.
+        other_bytes: that of B.
+        seconds: how long it took.
     """
 
     checkpoint: str
@@ -96,6 +99,9 @@ class Comparison:
     misshapen: tuple[str, ...]
     notes: tuple[Note, ...]
     change: float
+    checkpoint_bytes: int
+    other_bytes: int
+    seconds: float = 0.0
 
     def __repr__(self) -> str:
         """Say it in one line."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import wncli
 from wncli.cli.terminal import STDOUT
+from wncli.errors import is_typable
 from wncli.hints import in_shell
 
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison
-    from wncli.report import Report
+    from wncli.errors import WnError
+    from wncli.report import NothingToDo, Report
 
 DONE = 0
 #: Nothing to do, or a difference found.
@@ -95,4 +98,32 @@ def print_json(value: dict[str, Any]) -> None:
     for report in (value, *value.get("files", ())):
         for note in (*report.get("notes", ()), *(report.get("findings") or ())):
             note["message"] = in_shell(note["message"])
-    print(dumps(value, indent=2), flush=True)
+    print(dumps(value, indent=2, allow_nan=False), flush=True)
+
+
+def refusal(command: str | None, error: dict[str, str | None]) -> dict[str, Any]:
+    """Make what is printed as JSON in place of a report that there is not."""
+    from wncli.report import SCHEMA
+
+    return {"schema": SCHEMA, "wn": wncli.__version__, "command": command, "error": error}
+
+
+def several(command: str, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make what is printed as JSON of several checkpoints: a report each, or why there is none."""
+    from wncli.report import SCHEMA
+
+    return {"schema": SCHEMA, "wn": wncli.__version__, "command": command, "files": outcomes}
+
+
+def nothing_to_do(outcome: NothingToDo) -> dict[str, Any]:
+    """Make what is printed as JSON where nothing answers to a request."""
+    return outcome.report.to_json() | {"nothing_to_do": True, "error": error_of(outcome)}
+
+
+def error_of(refused: WnError) -> dict[str, str | None]:
+    """Return the parts of a message, as the command line spells them; None for what it lacks."""
+    keys = ("where", "problem", "expected", "found", "hint")
+    parts = {key: in_shell(getattr(refused, key)) or None for key in keys}
+    if not is_typable(parts["hint"] or ""):
+        parts["hint"] = None
+    return {"message": refused.in_shell, **parts}
