@@ -342,7 +342,11 @@ class Report:
             f"{self.parameters.before:,} parameters"
         )
         title = self.checkpoint if self.output is None else f"{self.checkpoint} → {self.output}"
-        return short_table(title, facts, self.to_rows())
+        rows = [
+            {key: row[key] for key in row if key not in {"module", "parameter", "g_name", "v_name"}}
+            for row in self.to_rows()
+        ]
+        return short_table(title, facts, rows)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return a table as a list of dicts of the same keys, for `pandas.DataFrame` and the like.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -165,16 +166,15 @@ def _without_prefix(names: list[str]) -> list[str]:
 
 
 class Group(NamedTuple):
-    """Neighbours whose names begin alike: from which to before which."""
+    """Neighbours whose names begin alike: from which to before which, and what is written there.
+
+    `label` is the name, or its last part, or nothing where there is no place.
+    """
 
     name: str
     start: int
     stop: int
-
-    def fitting(self, letter: float) -> str:
-        """Give the name, or its last part, where letters of this width have place for it."""
-        ways = (self.name, self.name.rpartition(".")[2])
-        return next((way for way in ways if len(way) * letter <= self.stop - self.start), "")
+    label: str
 
 
 def groups_of(names: Sequence[str], letter: float = 0.0) -> list[Group]:
@@ -182,25 +182,33 @@ def groups_of(names: Sequence[str], letter: float = 0.0) -> list[Group]:
 
     Args:
         names: of the layers, in their order.
-        letter: how many layers a letter is as wide as: most layers are in groups whose last part of
-            the name has place.
+        letter: how many layers a letter is as wide as: most layers are in groups whose name has
+            place, or else its last part.
     """
-    best: list[Group] = []
-    parts = [name.split(".") for name in names]
-    for depth in range(1, max((len(one) for one in parts), default=1)):
-        found: list[Group] = []
-        for at, one in enumerate(parts):
-            name = ".".join(one[:depth])
-            if found and found[-1].name == name:
-                found[-1] = found[-1]._replace(stop=at + 1)
-            else:
-                found.append(Group(name, at, at + 1))
-        fitting = sum(one.stop - one.start for one in found if one.fitting(letter))
-        if len(found) > _MOST_GROUPS or 2 * fitting < len(names):
-            break
-        if [one.start for one in found] != [one.start for one in best]:
-            best = found
-    return best if len(best) > 1 else []
+    for is_whole in (True, False):
+        best: list[Group] = []
+        for depth in range(1, max((name.count(".") for name in names), default=0) + 1):
+            found = _runs([".".join(name.split(".")[:depth]) for name in names], letter, is_whole)
+            labelled = sum(group.stop - group.start for group in found if group.label)
+            if len(found) > _MOST_GROUPS or 2 * labelled < len(names):
+                break
+            if [group.start for group in found] != [group.start for group in best]:
+                best = found
+        if len(best) > 1:
+            return best
+    return []
+
+
+def _runs(names: Sequence[str], letter: float, is_whole: bool) -> list[Group]:  # noqa: FBT001
+    found = []
+    start = 0
+    for name, run in groupby(names):
+        stop = start + len(list(run))
+        label = name if is_whole else name.rpartition(".")[2]
+        fits = len(label) * letter <= stop - start
+        found.append(Group(name, start, stop, label if fits else ""))
+        start = stop
+    return found
 
 
 def shown_number(value: float | None) -> str:

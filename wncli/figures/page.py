@@ -218,9 +218,11 @@ def _groups(layers: Sequence[Numbers], step: float) -> str:
         left, width = _LEFT + group.start * step, (group.stop - group.start) * step
         if group.start:
             parts.append(f'<path class="rule" d="M{left:.1f} 0v{_HEIGHT}"/>')
-        if name := group.fitting(letter):
+        if group.label:
             x, y = left + width / 2, _HEIGHT + 16
-            parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{escape(name)}</text>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{escape(group.label)}</text>'
+            )
     return "".join(parts)
 
 

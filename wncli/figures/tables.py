@@ -13,10 +13,12 @@ _MOST = 20
 
 
 def short_table(title: str, facts: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Make a table of the first rows; columns that are empty in all of them are left out."""
+    """Make a table of the first rows, without columns that say the same in all of them."""
     shown = rows[:_MOST]
     columns = [
-        key for key in (rows[0] if rows else ()) if any(row[key] not in _EMPTY for row in shown)
+        key
+        for key in (rows[0] if rows else ())
+        if key == "name" or len({row[key] for row in rows}) > 1
     ]
     head = "".join(f"<th>{escape(key)}</th>" for key in columns)
     body = "".join(f"<tr>{''.join(_cell(row[key]) for key in columns)}</tr>" for row in shown)
@@ -24,9 +26,6 @@ def short_table(title: str, facts: str, rows: Sequence[dict[str, Any]]) -> str:
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if columns else ""
     title, facts = escape(shown_name(title)), escape(shown_name(facts))
     return f"<div><p><b>{title}</b> {facts}</p>{table}{more}</div>"
-
-
-_EMPTY = (None, "")
 
 
 def _cell(value: object) -> str:

@@ -94,4 +94,7 @@ def test_neighbours_are_named_as_finely_as_there_is_place() -> None:
     assert [group.name for group in groups_of(names)] == [f"net.{n}" for n in range(10)]
     assert groups_of(["a", "b"]) == []
     few = ["pre", *[f"blocks.{n}" for n in range(5)], "post"]
-    assert [group[1:] for group in groups_of(few)] == [(0, 1), (1, 6), (6, 7)]
+    assert [group[1:3] for group in groups_of(few)] == [(0, 1), (1, 6), (6, 7)]
+    assert [group.label for group in groups_of(few, letter=0.5)] == ["", "blocks", ""]
+    assert [group.label for group in groups_of(names, letter=3)] == [*"0123456789"]
+    assert groups_of(names, letter=30) == []
