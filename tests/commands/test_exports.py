@@ -72,6 +72,26 @@ def test_csv_of_tensors_and_norms_has_a_row_for_each_tensor(wn: Wn) -> None:
         assert float(row["norm_max"]) == pytest.approx(norm, rel=1e-6)
 
 
+ODD = ('a"b,c', "two\nlines", "<script>alert(1)</script>", "=SUM(A1)", "x\u202e\x1b[0m", "模型 ")
+
+
+def test_names_of_strangers_come_through_a_table_and_stay_text_on_a_page(
+    wn: Wn, tmp_path: Path
+) -> None:
+    state = {}
+    for name in ODD:
+        state |= {f"{name}.weight_g": torch.ones(2, 1), f"{name}.weight_v": torch.ones(2, 3)}
+    torch.save(state, tmp_path / "odd.pt")
+    ran = wn("inspect", "odd.pt", "--csv", "odd.csv", "--plot", "odd.html", "-q", cwd=tmp_path)
+    assert (ran.code, ran.stdout, ran.stderr) == (0, "", "")
+    with (tmp_path / "odd.csv").open(newline="", encoding="utf-8") as table:
+        assert [row["module"] for row in csv.DictReader(table)] == [*ODD]
+    page = (tmp_path / "odd.html").read_text(encoding="utf-8")
+    assert page.count("<script") == 1  # its own
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+
+
 def test_pandas_takes_the_rows_of_a_report() -> None:
     report = wncli.inspect(SAMPLES / "training.pt", statistics=True)
     frame = pd.DataFrame(report.to_rows())
