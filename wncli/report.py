@@ -13,7 +13,6 @@ from wncli.checkpoint.naming import Naming, join, natural, split
 from wncli.checkpoint.pairs import Pair, is_plain_weight
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import UsageError, WnError, printable
-from wncli.figures.bands import LABELS, Numbers, Quantity, Side
 from wncli.notes import Note
 from wncli.plan.actions import (
     Action,
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from matplotlib.axes import Axes
+
+    from wncli.figures.bands import Quantity, Side
 
     #: Reads all elements of a tensor of the checkpoint.
     Reading = Callable[[TensorSpec], npt.NDArray[np.generic]]
@@ -373,6 +374,8 @@ class Report:
 
     def side(self) -> Side:
         """Return what figures take: the numbers of the layers in the order of the model."""
+        from wncli.figures.bands import Numbers, Side
+
         layers = list(self.layers)
         if self.format == "safetensors":  # which has the order of bytes, not of the model
             layers.sort(key=lambda layer: (natural(layer.root), natural(layer.name)))
@@ -407,6 +410,7 @@ class Report:
         Raises:
             UsageError: there are no such numbers, or Matplotlib is not installed.
         """
+        from wncli.figures.bands import LABELS
         from wncli.figures.chart import draw
 
         quantity: Quantity = "ratio" if ratio else "g"

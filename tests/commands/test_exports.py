@@ -78,7 +78,7 @@ ODD = ('a"b,c', "two\nlines", "<script>alert(1)</script>", "=SUM(A1)", "x\u202e\
 def test_names_of_strangers_come_through_a_table_and_stay_text_on_a_page(
     wn: Wn, tmp_path: Path
 ) -> None:
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name in ODD:
         state |= {f"{name}.weight_g": torch.ones(2, 1), f"{name}.weight_v": torch.ones(2, 3)}
     torch.save(state, tmp_path / "odd.pt")
@@ -133,6 +133,8 @@ def test_plot_of_two_draws_the_layers_that_meet(wn: Wn, tmp_path: Path) -> None:
     ran = wn("compare", GENERATOR, folded, "--plot", target)
     assert ran.code == 0, ran.stderr
     assert "folded.pt (no weight norm)" in target.read_text()
+    wn("compare", folded, GENERATOR, "-l", "ups.*", "--plot", target)
+    assert re.findall(r"<tr><td>([^<]*)</td>", target.read_text()) == ["ups.0", "ups.1"]
 
 
 def identity(path: Path) -> tuple[int, int, int]:

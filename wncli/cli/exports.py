@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import wncli
+from wncli.checkpoint.naming import join
 from wncli.cli.csv_files import is_checkpoint, write_csv
 from wncli.cli.inspections import facts_of, note_text
 from wncli.cli.page import Page
@@ -17,7 +17,7 @@ from wncli.figures.bands import Side, aligned
 from wncli.formats.open import open_checkpoint
 from wncli.hints import free_path, option, path_word
 from wncli.plan.pairing import split_only
-from wncli.report import Layers, Report
+from wncli.report import Report
 from wncli.storage.replace_file import check_parent, replacing
 
 if TYPE_CHECKING:
@@ -89,13 +89,14 @@ def draw_comparison(plot: str, found: Comparison, only: str | None, *, is_narrow
     a, b = _both_sides(found.checkpoint, found.other, only)
     drawn = [_side(a), _side(b)]
     if is_narrowed:
-        compared = {(one.root, one.name) for one in found.tensors}
-        kept = Layers(layer for layer in a.layers if (layer.root, layer.name) in compared)
-        one, other = aligned([replace(a, layers=kept).side(), drawn[1]])
-        chosen = [at for at, layer in enumerate(one.layers) if layer.g]
-        drawn = [
-            side._replace(layers=tuple(side.layers[at] for at in chosen)) for side in (one, other)
+        compared = {name for one in found.tensors for name in (one.name, join(one.root, one.name))}
+        drawn = aligned(drawn)
+        chosen = [
+            at
+            for at, layer in enumerate(drawn[0].layers)
+            if {layer.name, f"{layer.name}.weight"} & compared
         ]
+        drawn = [side._replace(layers=tuple(side.layers[at] for at in chosen)) for side in drawn]
     verdict = "equal" if found.equal else "different"
     _write_picture(plot, drawn, [f"{verdict}: {many(len(found.tensors), 'tensor')} compared"])
 
