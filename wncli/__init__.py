@@ -1,8 +1,13 @@
 """Weight normalization in saved checkpoints, listed, applied, removed without the model's code.
 
-The commands are functions that return a `Report`, or a `Comparison`; the arithmetic works on NumPy
-arrays. What is refused is a `WnError`. What is not used is not imported: neither NumPy nor the
-terminal libraries come with `import wncli`.
+    inspect                        what a checkpoint holds: a `Report`
+    apply, remove, convert         write another checkpoint: a `Report`
+    compare                        whether two are the same model: a `Comparison`
+    magnitude, decompose, compose  the arithmetic, of NumPy arrays and PyTorch tensors
+
+`help(wncli.inspect)` says all about one of them. A report has `layers`, whose `g` and `v` are read
+when they are asked for, `to_rows()` for pandas and `plot()`. What is refused is a `WnError`. What
+is not used is not imported: neither NumPy nor the terminal libraries come with `import wncli`.
 
 Example:
     >>> import wncli

@@ -419,6 +419,7 @@ def compare(  # noqa: PLR0913 - the command's options
     from wncli.arithmetic.ulps import Tolerance
     from wncli.plan.compare import plan_compare
 
+    start = monotonic()
     request = Request.parse(layers, exclude, only)
     _check_jobs(jobs)
     for name, value in (("rtol", rtol), ("atol", atol)):
@@ -432,7 +433,8 @@ def compare(  # noqa: PLR0913 - the command's options
         refuse_ambiguity(one)
         refuse_ambiguity(other)
         plan = plan_compare(one, other, request)
-        return compare_weights(plan, files, others, Tolerance(rtol, atol), progress, jobs)
+        found = compare_weights(plan, files, others, Tolerance(rtol, atol), progress, jobs)
+        return replace(found, seconds=monotonic() - start)
 
 
 def _write(

@@ -47,7 +47,8 @@ def few(names: Collection[str], most: int = 3) -> str:
 _LONGEST_HINT = 2000
 
 
-def _is_typable(hint: str) -> bool:
+def is_typable(hint: str) -> bool:
+    """Tell whether what to type next is shown: it has an end, and no byte that cannot be given."""
     return len(hint) <= _LONGEST_HINT and UNTYPABLE not in hint
 
 
@@ -92,7 +93,7 @@ class WnError(Exception):
         details = (
             ("expected: ", shortened(spell(self.expected))),
             ("found:    ", shortened(spell(self.found))),
-            ("try:      ", hint if _is_typable(hint) else ""),
+            ("try:      ", hint if is_typable(hint) else ""),
         )
         lines = (f"  {label}{printable(text)}" for label, text in details if text)
         return "\n".join((printable(problem), *lines))

@@ -9,10 +9,10 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 import wncli
-from wncli.checkpoint.naming import Naming, join, split
+from wncli.checkpoint.naming import Naming, join, natural, split
 from wncli.checkpoint.pairs import Pair, is_plain_weight
 from wncli.checkpoint.tensors import TensorSpec
-from wncli.errors import UsageError, WnError
+from wncli.errors import UsageError, WnError, printable
 from wncli.notes import Note
 from wncli.plan.actions import (
     Action,
@@ -25,11 +25,14 @@ from wncli.plan.actions import (
     Renormalize,
     Respell,
 )
-from wncli.statistics import LayerStatistics, TensorNorms
+from wncli.statistics import Distribution, LayerStatistics, TensorNorms
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from matplotlib.axes import Axes
+
+    from wncli.figures.bands import Quantity, Side
 
     #: Reads all elements of a tensor of the checkpoint.
     Reading = Callable[[TensorSpec], npt.NDArray[np.generic]]
@@ -78,7 +81,7 @@ class Parameters:
         return {"before": self.before, "after": self.after, "change": self.change}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Layer:
     """A layer that is, was or will be normalized.
 
@@ -110,6 +113,19 @@ class Layer:
     action: LayerAction
     pair: Pair | None = field(default=None, repr=False, compare=False)
     reading: Reading | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """Say it in one line, as `<Layer conv_pre.weight: 32 of 32x16x7, dim 0, float32, hook>`."""
+        sizes = "x".join(map(str, self.shape))
+        dim = "whole tensor" if self.dim is None else f"dim {self.dim}"
+        done = "" if self.action == "none" else f", {self.action}"
+        name = printable(join(self.root, self.name))
+        return f"<Layer {name}: {self.slices} of {sizes}, {dim}, {self.dtype}, {self.naming}{done}>"
+
+    @property
+    def slices(self) -> int:
+        """How many magnitudes it has: the size of the weight along dim, or 1."""
+        return 1 if self.dim is None else self.shape[self.dim]
 
     @property
     def name(self) -> str:
@@ -317,9 +333,115 @@ class Report:
             f"layer{'s' * (count != 1)} {done}, {self.parameters.before:,} parameters>"
         )
 
+    def _repr_html_(self) -> str:
+        """Give a short table for a notebook."""
+        from wncli.figures.tables import short_table
+
+        could = f" of {self.normalizable:,}" if self.command == "inspect" else ""
+        facts = (
+            f"{self.command}: {self.format}, {len(self.layers):,}{could} layers, "
+            f"{self.parameters.before:,} parameters"
+        )
+        title = self.checkpoint if self.output is None else f"{self.checkpoint} → {self.output}"
+        rows = [
+            {key: row[key] for key in row if key not in {"module", "parameter", "g_name", "v_name"}}
+            for row in self.to_rows()
+        ]
+        return short_table(title, facts, rows)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a table as a list of dicts of the same keys, for `pandas.DataFrame` and the like.
+
+        It has a row for each layer, with its statistics where they were read; where norms or
+        tensors were asked for, one for each tensor instead.
+        """
+        if self.norms is not None:
+            return [_norms_row(one) for one in self.norms]
+        if self.tensors is not None:
+            return [fields_of(one) for one in self.tensors]
+        known = {(one.root, one.name): one for one in self.statistics or ()}
+        rows = []
+        for layer in self.layers:
+            one = known.get((layer.root, layer.name))
+            counts = {"dead": one.dead, "non_finite": one.non_finite} if one else _NO_COUNTS
+            rows.append(
+                {"root": layer.root, "name": layer.name, **fields_of(layer), "slices": layer.slices}
+                | _summary("g", one.g if one else None)
+                | _summary("ratio", one.ratio if one else None)
+                | counts
+            )
+        return rows
+
+    def side(self) -> Side:
+        """Return what figures take: the numbers of the layers in the order of the model."""
+        from wncli.figures.bands import Numbers, Side
+
+        layers = list(self.layers)
+        if self.format == "safetensors":  # which has the order of bytes, not of the model
+            layers.sort(key=lambda layer: (natural(layer.root), natural(layer.name)))
+        known = {(one.root, one.name): one for one in self.statistics or ()}
+        has_roots = len({layer.root for layer in layers}) > 1
+        found = []
+        for layer in layers:
+            name = layer.module if layer.parameter == "weight" and layer.module else layer.name
+            one = known.get((layer.root, layer.name))
+            shown = join(layer.root, name) if has_roots else name
+            details = {
+                "g": f"{layer.slices} of {'×'.join(map(str, layer.shape))}",
+                "dim": "none" if layer.dim is None else str(layer.dim),
+                "dtype": layer.dtype,
+                "names": layer.naming,
+            }
+            g, ratio = (one.g, one.ratio) if one else (None, None)
+            found.append(Numbers(shown, g, ratio, details))
+        return Side(self.checkpoint, tuple(found))
+
+    def plot(self, ax: Axes | None = None, *, ratio: bool = False) -> Axes:
+        """Draw g layer by layer, from the least to the largest, with quartiles and median.
+
+        Args:
+            ax: Matplotlib's axes to draw into; without, those of a new figure of `pyplot`, which a
+                notebook shows by itself.
+            ratio: draw g / ||v||, which `inspect(..., statistics=True)` has read.
+
+        Returns:
+            The axes; `.figure.savefig("g.pdf")` writes them.
+
+        Raises:
+            UsageError: there are no such numbers, or Matplotlib is not installed.
+        """
+        from wncli.figures.bands import LABELS
+        from wncli.figures.chart import draw
+
+        quantity: Quantity = "ratio" if ratio else "g"
+        side = self.side()
+        if not side.has(quantity):
+            problem = f"{LABELS[quantity]} was not read" if self.layers else "no weight norm"
+            hint = f"wncli.inspect({self.checkpoint!r}, statistics=True).plot(ratio={ratio})"
+            raise UsageError(
+                self.checkpoint,
+                f"there is nothing to plot: {problem}",
+                hint=hint if self.layers else "",
+            )
+        return draw(side, ax, quantity)
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values for `json.dumps`; new keys may come, none will go."""
         return {"schema": SCHEMA, "wn": wncli.__version__, **fields_of(self)}
+
+
+_NO_COUNTS: dict[str, int | None] = {"dead": None, "non_finite": None}
+
+
+def _summary(what: str, one: Distribution | None) -> dict[str, float | None]:
+    """Return what a table has of a distribution; the same keys also where there is none."""
+    keys = ("min", "median", "max")
+    return {f"{what}_{key}": getattr(one, key) if one else None for key in keys}
+
+
+def _norms_row(one: TensorNorms) -> dict[str, Any]:
+    row = {"root": one.root, "name": one.name, "shape": one.shape, "p": one.p, "dim": one.dim}
+    return row | {"slices": one.norms.count} | _summary("norm", one.norms)
 
 
 class NothingToDo(WnError):  # noqa: N818 - an outcome with exit code 1, not an error of the input

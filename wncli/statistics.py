@@ -35,7 +35,10 @@ class Distribution:
         middle = len(finite) // 2
         median = finite[middle]
         if not len(finite) % 2:
-            median = (finite[middle - 1] + median) / 2
+            below = finite[middle - 1]
+            median = (
+                (below + median) / 2 if math.isfinite(below + median) else median / 2 + below / 2
+            )
         return cls(len(values), finite[0], median, finite[-1], values)
 
     @classmethod
@@ -89,3 +92,9 @@ class TensorNorms:
     p: float
     dim: int | None
     norms: Distribution
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values: JSON has no infinity, whose order is `"inf"`."""
+        order = self.p if math.isfinite(self.p) else "inf"
+        found = {"root": self.root, "name": self.name, "shape": self.shape, "p": order}
+        return found | {"dim": self.dim, "norms": self.norms.to_json()}

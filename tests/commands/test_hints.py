@@ -70,6 +70,10 @@ ADVICE = (
     "report it, with what it prints after export WN_TRACEBACK=1",
     "leave -l out",
     "leave --verify out",
+    "leave --plot out",
+    "wn compare A B --plot draws two",
+    "pip install 'wncli[plot]'",
+    "wncli.inspect('g', statistics=True).plot(ratio=True)",
     "run wn where the byte order is little: on x86-64 or arm64",
     "load it with PyTorch and save it again",
     "load it with NumPy and save it again",
@@ -364,7 +368,7 @@ def test_notes_and_refusals_have_options_in_the_json_of_the_command_line_alone(
     ran = type_in("wn remove in.pt out.pt --json", tmp_path, commands)
     assert json.loads(ran.stdout)["notes"][0]["message"].endswith("; --drop optim leaves it out")
     ran = type_in("wn remove in.pt --output-dir . --json", tmp_path, commands)
-    assert json.loads(ran.stdout)["files"][0]["error"].endswith("--output-dir out keeps both")
+    assert json.loads(ran.stdout)["files"][0]["error"]["hint"] == "--output-dir out keeps both"
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,8 @@ def test_json_is_one_object_with_every_file(wn_here: RunHere, tmp_path: Path) ->
     assert good["output"] == str(tmp_path / "out" / "a.pt")
     assert good["parameters"] == {"before": 6, "after": 4, "change": -2}
     assert "error" not in good
-    assert "no weight norm" in plain["error"]
-    assert "up.weight" in broken["error"]
+    assert "no weight norm" in plain["error"]["message"]
+    assert "up.weight" in broken["error"]["message"]
 
 
 def test_quiet_prints_errors_only(wn_here: RunHere, tmp_path: Path) -> None:

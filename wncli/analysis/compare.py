@@ -80,7 +80,7 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
         tuple(join(*place) for place in plan.only_in_a),
         tuple(join(*place) for place in plan.only_in_b),
         tuple(f"{join(*place)} {shapes}" for place, shapes in plan.misshapen),
-        (*plan.notes, *notes), change,
+        (*plan.notes, *notes), change, plan.a.nbytes, plan.b.nbytes,
     )  # fmt: skip
 
 

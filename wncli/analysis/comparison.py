@@ -83,6 +83,9 @@ class Comparison:
         notes: what should be known beside that.
         change: the norm of all differences as a share of that of A, over all floating tensors that
             have a counterpart, tied ones once; NaN and infinite as that of a tensor.
+        checkpoint_bytes: the size of A, or of all its shards.
+        other_bytes: that of B.
+        seconds: how long it took.
     """
 
     checkpoint: str
@@ -96,6 +99,9 @@ class Comparison:
     misshapen: tuple[str, ...]
     notes: tuple[Note, ...]
     change: float
+    checkpoint_bytes: int
+    other_bytes: int
+    seconds: float = 0.0
 
     def __repr__(self) -> str:
         """Say it in one line."""
@@ -126,6 +132,14 @@ class Comparison:
     def to_rows(self) -> list[dict[str, Any]]:
         """Return a dict for each of the `tensors`, for `pandas.DataFrame` or a CSV file."""
         return [fields_of(tensor) for tensor in self.tensors]
+
+    def _repr_html_(self) -> str:
+        """Give a short table for a notebook."""
+        from wncli.figures.tables import short_table
+
+        verdict = "equal" if self.equal else "different"
+        facts = f"{verdict}, {len(self.tensors):,} tensors compared"
+        return short_table(f"{self.checkpoint} and {self.other}", facts, self.to_rows())
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as plain values for `json.dumps`, with the keys of every report."""

@@ -1,4 +1,4 @@
-"""The arithmetic of weight norm, arrays in, arrays out: `w = g * v / ||v||`.
+"""The arithmetic of weight norm, arrays in, arrays out; or tensors of PyTorch: `w = g * v / ||v||`.
 
 The norm is taken over every axis but `dim` (Salimans & Kingma 2016, arXiv:1602.07868; PyTorch:
 `norm_except_dim`, `_weight_norm`).
@@ -6,7 +6,8 @@ The norm is taken over every axis but `dim` (Salimans & Kingma 2016, arXiv:1602.
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +18,35 @@ from wncli.checkpoint.dims import fitting_dims, magnitude_shape, resolve_dim, sl
 from wncli.checkpoint.tensors import NORMALIZABLE, DType, product_dtype
 from wncli.errors import WeightNormError
 
+if TYPE_CHECKING:
+    from wncli.arithmetic.torch_tensors import Tensor
+
 _DTYPES = {dtype.torch: dtype for dtype in NORMALIZABLE}
 
 
+def _is_tensor(value: object) -> TypeGuard[Tensor]:
+    """Tell a tensor of PyTorch without importing PyTorch: whoever has one has imported it."""
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
+
+
+@overload
+def magnitude(w: Tensor, dim: int | None = 0, p: float = 2) -> Tensor: ...
+@overload
+def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array: ...
 @unwarned
-def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
+def magnitude(w: npt.ArrayLike | Tensor, dim: int | None = 0, p: float = 2) -> Array | Tensor:
     """Return the norm of order `p` of `w` over every axis but `dim`.
 
     Args:
-        w: float64, float32, float16 or bfloat16, of any rank from 1.
+        w: float64, float32, float16 or bfloat16, of any rank from 1; an array, or a tensor of
+            PyTorch on any device.
         dim: the axis that keeps its size; None or -1 for the norm of the whole tensor.
         p: any order above 0, `math.inf` included.
 
     Returns:
         g in `w`'s dtype, with size 1 on every axis but `dim`, or 0-dimensional for None;
-        for `p=2` the number nearest to the exact norm.
+        for `p=2` the number nearest to the exact norm. Of a tensor, a tensor on its device, whose
+        gradient is PyTorch's.
 
     Raises:
         WeightNormError: no such dim, a dtype that is not floating, an order that is not above 0,
@@ -45,6 +60,10 @@ def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
         >>> wncli.magnitude(w, dim=None, p=1)
         array(9., dtype=float32)
     """
+    if _is_tensor(w):
+        from wncli.arithmetic import torch_tensors
+
+        return torch_tensors.magnitude(magnitude, w, dim, p)
     array = _floating(w, "magnitude")
     dim = resolve_dim(dim, array.ndim, "magnitude")
     if not p > 0:
@@ -65,12 +84,18 @@ def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array:
     return g.reshape(magnitude_shape(array.shape, dim))
 
 
+@overload
+def decompose(w: Tensor, dim: int | None = 0) -> tuple[Tensor, Tensor]: ...
+@overload
+def decompose(w: npt.ArrayLike, dim: int | None = 0) -> tuple[Array, Array]: ...
 @unwarned
-def decompose(w: npt.ArrayLike, dim: int | None = 0) -> tuple[Array, Array]:
+def decompose(
+    w: npt.ArrayLike | Tensor, dim: int | None = 0
+) -> tuple[Array, Array] | tuple[Tensor, Tensor]:
     """Split `w` into magnitude g and direction v, so that `compose(g, v)` gives `w` bit for bit.
 
-    v is `w` itself, not a copy. Only where a slice of `w` is all zero, v is a copy in which that
-    slice is a unit direction: its g is 0, and a zero direction would give 0/0.
+    v has the elements of `w`: it shares its memory. Only where a slice of `w` is all zero, v is a
+    copy in which that slice is a unit direction: its g is 0, and a zero direction would give 0/0.
 
     Args:
         w: as for `magnitude`.
@@ -90,6 +115,10 @@ def decompose(w: npt.ArrayLike, dim: int | None = 0) -> tuple[Array, Array]:
         array([[3., 4.],
                [0., 2.]], dtype=float32)
     """
+    if _is_tensor(w):
+        from wncli.arithmetic import torch_tensors
+
+        return torch_tensors.decompose(magnitude, w, dim)
     array = _floating(w, "decompose")
     g = magnitude(array, dim)
     view = array.reshape(slices(array.shape, resolve_dim(dim, array.ndim)))
@@ -101,20 +130,25 @@ def decompose(w: npt.ArrayLike, dim: int | None = 0) -> tuple[Array, Array]:
     return g, v.reshape(array.shape)
 
 
+@overload
+def compose(g: Tensor, v: Tensor) -> Tensor: ...
+@overload
+def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array: ...
 @unwarned
-def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
+def compose(g: npt.ArrayLike | Tensor, v: npt.ArrayLike | Tensor) -> Array | Tensor:
     """Return the weight that magnitude `g` and direction `v` stand for: `g * v / ||v||`.
 
     The dim is read off g's shape: for v `(out, in, k)`, g `(out, 1, 1)` is dim 0, `(1, 1, k)`
     dim 2, and `()` the whole tensor.
 
     Args:
-        g: the magnitude: float64, float32, float16 or bfloat16.
+        g: the magnitude: float64, float32, float16 or bfloat16; an array, or a tensor of PyTorch.
         v: the direction, in any of these dtypes too.
 
     Returns:
         w in the dtype that PyTorch gives the product, within 1 ulp of the exact value; slices
-        whose g is the norm of v in their common dtype come back bit for bit.
+        whose g is the norm of v in their common dtype come back bit for bit. Of tensors, a tensor
+        on v's device, whose gradient is PyTorch's.
 
     Raises:
         WeightNormError: g's shape fits no dim of v, or a slice of v is all zero under a g that
@@ -125,6 +159,10 @@ def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array:
         array([[6., 8.],
                [0., 1.]], dtype=float32)
     """
+    if _is_tensor(g) or _is_tensor(v):
+        from wncli.arithmetic import torch_tensors
+
+        return torch_tensors.compose(compose, g, v)
     magnitudes, directions = _floating(g, "compose"), _floating(v, "compose")
     dims = fitting_dims(magnitudes.shape, directions.shape)
     if not dims:

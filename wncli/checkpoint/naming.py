@@ -9,6 +9,7 @@ A further spelling is a name in `Naming` and a record in `SPELLINGS`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -43,6 +44,14 @@ def split(name: str) -> tuple[str, str]:
 def join(module: str, parameter: str) -> str:
     """Return the inverse of `split`."""
     return f"{module}.{parameter}" if module else parameter
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """Return a key that sorts names by their numbers, as people do: `ups.2` before `ups.10`."""
+    return [
+        (part.isdecimal(), int(part) if part.isdecimal() and len(part) < 20 else 0, part)  # noqa: PLR2004
+        for part in re.split(r"(\d+)", name)
+    ]
 
 
 class Spelling(NamedTuple):

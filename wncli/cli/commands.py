@@ -164,6 +164,8 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     check: o.Check = False,
     show_all: o.All = False,
     sort: o.Sort = None,
+    plot: o.Plot = None,
+    csv: o.Csv = None,
     jobs: o.Jobs = None,
     json: o.Json = False,
     quiet: o.QuietInspect = False,
@@ -182,7 +184,17 @@ def inspect(  # noqa: PLR0913 - one parameter per option
         tensors=tensors, check=check, statistics=stats, norms=norms, p=o.number("--p", p) or 2,
         dim=0 if dim is None else parse_dim(dim, "--dim"), jobs=o.count("--jobs", jobs),
     )  # fmt: skip
-    shown = Shown(json, quiet, shows_all=show_all, sort=o.one_of("--sort", sort, o.SORTS))
+    if csv is not None:
+        from wncli.cli.csv_files import check_csv
+
+        check_csv(csv, json=json)
+    if plot is not None:
+        from wncli.cli.exports import check_plot
+
+        check_plot(plot)
+    shown = Shown(
+        json, quiet, shows_all=show_all, sort=o.one_of("--sort", sort, o.SORTS), plot=plot, csv=csv
+    )
     return inspect_all(run, checkpoints, shown)
 
 
@@ -254,6 +266,7 @@ def compare(  # noqa: PLR0913
     only: o.OnlyOfTwo = [],  # noqa: B006
     show_all: o.All = False,
     csv: o.Csv = None,
+    plot: o.PlotOfTwo = None,
     jobs: o.Jobs = None,
     json: o.Json = False,
     quiet: o.QuietCompare = False,
@@ -263,10 +276,20 @@ def compare(  # noqa: PLR0913
         from wncli.cli.csv_files import check_csv
 
         check_csv(csv, json=json)
+    if plot is not None:
+        from wncli.cli.exports import check_plot, draw_comparison, show_written
+
+        check_plot(plot)
     with progress_bar(("comparing",), quiet=quiet or json or csv == "-") as progress:
         found = wncli.compare(
             a, b, rtol=o.number("--rtol", rtol), atol=o.number("--atol", atol), layers=layers,
             exclude=exclude, only=o.single("--only", only), jobs=o.count("--jobs", jobs),
             progress=progress,
         )  # fmt: skip
-    return print_comparison(found, json=json, quiet=quiet, shows_all=show_all, csv=csv)
+    if plot is not None:
+        narrowed = bool(layers or exclude)
+        draw_comparison(plot, found, o.single("--only", only), is_narrowed=narrowed)
+    code = print_comparison(found, json=json, quiet=quiet, shows_all=show_all, csv=csv)
+    if plot is not None and not (json or quiet or csv == "-"):
+        show_written(plot)
+    return code

@@ -32,7 +32,7 @@ def check_csv(target: str, *, json: bool) -> None:
     path = Path(target)
     if path.exists() and not path.is_file():
         raise FileError(target, "--csv is no regular file", expected="a file's name")
-    if path.suffix.lower() in SUFFIXES or _is_checkpoint(path):
+    if path.suffix.lower() in SUFFIXES or is_checkpoint(path):
         free = free_path(path.with_suffix(".csv"))
         raise FileError(
             target,
@@ -43,7 +43,8 @@ def check_csv(target: str, *, json: bool) -> None:
     check_parent(target, path.parent)
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a file that is there opens as a checkpoint."""
     if not path.exists():
         return False
     try:

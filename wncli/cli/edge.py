@@ -93,7 +93,7 @@ def _run(arguments: list[str]) -> int:
     from typer import TyperException
 
     from wncli.cli.commands import app_for
-    from wncli.cli.results import print_json
+    from wncli.cli.results import error_of, nothing_to_do, print_json
     from wncli.errors import WnError
 
     try:
@@ -104,26 +104,39 @@ def _run(arguments: list[str]) -> int:
         from wncli.report import NothingToDo
 
         if not isinstance(outcome, NothingToDo):
-            show_refusal("error", outcome.in_shell)
-            return REFUSED
+            return _refused(arguments, error_of(outcome))
         if "--json" in arguments:
-            print_json(outcome.report.to_json())
+            print_json(nothing_to_do(outcome))
         show_refusal("nothing to do", outcome.in_shell)
         return NEGATIVE
     except TyperException as refusal:
-        message = f"{refusal.format_message()}\n  try:      {_help(arguments)}"
-        show_refusal("error", message)
-        return REFUSED
+        return _refused(arguments, _problem(refusal.format_message(), _help(arguments)))
     except Exception as error:  # no traceback reaches a user
         if os.environ.get("WN_TRACEBACK") or is_out_of_memory(error):
             raise
         detail = f"{type(error).__name__}: {error}"
         hint = "report it, with what it prints after export WN_TRACEBACK=1"
-        show_refusal("error", f"this is a defect of wn ({detail})\n  try:      {hint}")
-        return REFUSED
+        return _refused(arguments, _problem(f"this is a defect of wn ({detail})", hint))
     if result == INTERRUPTED:  # typer turns Ctrl-C into its exit code
         raise KeyboardInterrupt
     return result if isinstance(result, int) else DONE
+
+
+def _problem(problem: str, hint: str) -> dict[str, str | None]:
+    message = f"{problem}\n  try:      {hint}"
+    missing = dict.fromkeys(("where", "expected", "found"))
+    return {"message": message, "problem": problem, "hint": hint, **missing}
+
+
+def _refused(arguments: list[str], error: dict[str, str | None]) -> int:
+    """Say what is wrong on stderr, and with `--json` on stdout as well."""
+    if "--json" in arguments:
+        from wncli.cli.results import print_json, refusal
+
+        command = next((word for word in arguments[:1] if word in COMMANDS), None)
+        print_json(refusal(command, error))
+    show_refusal("error", error["message"] or "")
+    return REFUSED
 
 
 def _help(arguments: list[str]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from wncli.checkpoint.naming import natural
 from wncli.cli.page import Column, Page, Part, Table, cells
-from wncli.cli.patterns import grouped, natural
+from wncli.cli.patterns import grouped
 from wncli.cli.sparkline import Axis
 from wncli.cli.terminal import many
 from wncli.cli.units import number, size
@@ -68,6 +69,11 @@ def add_inspection(page: Page, report: Report, view: View) -> None:
 
 def add_facts(page: Page, report: Report) -> None:
     """Add what is said first: the format, the size, and how much is normalized."""
+    page.line((printable(report.checkpoint), "bold"), f"   {facts_of(report)}", hang=3)
+
+
+def facts_of(report: Report) -> str:
+    """Say the format, the size, and how much is normalized."""
     kind = printable(report.format)
     if report.checkpoint_files:
         kind += f", {many(len(report.checkpoint_files), 'file')}"
@@ -79,8 +85,7 @@ def add_facts(page: Page, report: Report) -> None:
     else:
         share = "no weight norm"
         share += f", {many(could, 'weight')} could have it" if could else ""
-    facts = " · ".join((kind, size(report.checkpoint_bytes), share))
-    page.line((printable(report.checkpoint), "bold"), f"   {facts}", hang=3)
+    return " · ".join((kind, size(report.checkpoint_bytes), share))
 
 
 class _Row(NamedTuple):

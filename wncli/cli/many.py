@@ -10,7 +10,17 @@ from typing import Any
 
 from wncli.cli.options import FORMATS, Writing, one_of
 from wncli.cli.progress import progress_bar
-from wncli.cli.results import DONE, NEGATIVE, Shown, exit_code, print_json, print_report
+from wncli.cli.results import (
+    DONE,
+    NEGATIVE,
+    Shown,
+    error_of,
+    exit_code,
+    nothing_to_do,
+    print_json,
+    print_report,
+    several,
+)
 from wncli.cli.rows import (
     INSPECTED,
     WRITTEN,
@@ -25,7 +35,7 @@ from wncli.errors import FileError, UsageError, WnError
 from wncli.formats.huggingface.folder import checkpoints_at
 from wncli.parallel import Progress
 from wncli.plan.destination import beside
-from wncli.report import SCHEMA, NothingToDo, Report
+from wncli.report import NothingToDo, Report
 from wncli.storage.signals import REFUSED
 
 
@@ -50,7 +60,7 @@ def write_all(run: partial[Report], typed: Writing) -> int:
 
     found = _each(written, list(outputs), phases, shown, (written_row, WRITTEN))
     if typed.json:
-        print_json({"schema": SCHEMA, "command": command, "files": found.outcomes})
+        print_json(several(command, found.outcomes))
     elif not typed.quiet:
         show_total(found.counts, f"{'would be ' * typed.dry_run}written to {typed.output_dir}/")
     found.show_refusals()
@@ -72,14 +82,23 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
         with progress_bar(phases, quiet=shown.is_silent) as progress:
             return print_report(run(checkpoints[0], progress=progress), shown)
 
+    if shown.plot is not None:
+        raise UsageError(
+            "--plot",
+            f"one checkpoint is drawn at a time, {len(paths)} were given",
+            hint="wn compare A B --plot draws two",
+        )
+
     def inspected(checkpoint: str, progress: Progress) -> Report:
         return run(checkpoint, progress=progress)
 
     found = _each(inspected, paths, phases, shown, (inspected_row, INSPECTED))
+    shown.export(found.reports)
     if shown.json:
-        print_json({"schema": SCHEMA, "command": "inspect", "files": found.outcomes})
-    elif not shown.quiet:
+        print_json(several("inspect", found.outcomes))
+    elif not shown.is_silent:
         show_total(found.counts, "with weight norm", found.reports)
+    shown.show_exports()
     found.show_refusals()
     return found.code
 
@@ -129,11 +148,11 @@ def _each(
         except NothingToDo as outcome:
             kind, cells = "nothing", _NOTHING[outcome.report.command]
             found.code = max(found.code, NEGATIVE)
-            found.outcomes.append(outcome.report.to_json() | {"error": outcome.in_shell})
+            found.outcomes.append(nothing_to_do(outcome))
         except WnError as refusal:
             kind, cells = "failed", (refusal.problem,)
             found.code = REFUSED
-            found.outcomes.append({"checkpoint": checkpoint, "error": refusal.in_shell})
+            found.outcomes.append({"checkpoint": checkpoint, "error": error_of(refusal)})
             found.refusals.append(("error", refusal.in_shell))
         else:
             kind = "nothing" if report.command == "inspect" and not report.layers else "done"

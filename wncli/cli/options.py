@@ -271,11 +271,25 @@ Sort = Annotated[
         "--sort", metavar="KEY", help=f"Sort the rows by {', '.join(SORTS[:-1])} or {SORTS[-1]}."
     ),
 ]
+Plot = Annotated[
+    str | None,
+    _report(
+        "--plot",
+        metavar="FILE",
+        help="Draw g of each layer, with --stats also g / ||v||, into a .png, .svg or .html.",
+    ),
+]
+PlotOfTwo = Annotated[
+    str | None,
+    _report(
+        "--plot",
+        metavar="FILE",
+        help="Draw g and g / ||v|| of both, layer by layer, into a .png, .svg or .html.",
+    ),
+]
 Csv = Annotated[
     str | None,
-    typer.Option(
-        "--csv", metavar="FILE|-", help="Write the table as CSV, a row for each; `-` prints it."
-    ),
+    _report("--csv", metavar="FILE", help="Write the table as CSV, a row for each; `-` prints it."),
 ]
 Norms = Annotated[
     bool,

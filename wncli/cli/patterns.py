@@ -18,14 +18,6 @@ class Group(NamedTuple):
     numbers: tuple[int, ...]
 
 
-def natural(name: str) -> list[tuple[bool, int, str]]:
-    """Return a key that sorts names by their numbers, as people do: `ups.2` before `ups.10`."""
-    return [
-        (part.isdecimal(), int(part) if part.isdecimal() and len(part) < 20 else 0, part)  # noqa: PLR2004
-        for part in _NUMBERS.split(name)
-    ]
-
-
 def grouped(
     items: Sequence[Item], name_of: Callable[[Item], str], alike: Callable[[Item], Hashable]
 ) -> list[Group]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
     from rich.console import Console
 
+#: What a file is called that is stdout.
+STDOUT = "-"
 _LOOKS = {
     "error": "bold red",
     "warning": "bold yellow",

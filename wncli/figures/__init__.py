@@ -1,0 +1,1 @@
+"""Pictures and tables of the numbers of layers, for papers, notebooks and browsers."""
