@@ -471,7 +471,7 @@ def as_shown(text: str, encoding: str) -> str:
     """A text as a console of that encoding can show it, without blanks and with short rules."""
     text = re.sub(r"\d+\.\d s\b", "0.0 s", text.rpartition("\x1b[2K")[2])
     bars = zip("▁▂▃▄▅▆▇█", ".:-=+*%#", strict=True)
-    others = [("─", "-"), ("→", "->"), ("…", "..."), ("×", "x"), ("·", "."), ("‖", "||")]
+    others = zip("─→…×·‖Δ°", ["-", "->", "...", "x", ".", "||", "d", " deg"], strict=True)
     for char, alike in (*others, ("✓", "+"), ("✗", "!"), *bars):
         if not char.encode(encoding, "ignore"):
             text = text.replace(char, alike)

@@ -108,8 +108,8 @@ class Movement:
             for which, found in enumerate(stored):
                 if found is not None and all(is_done):
                     self._combine(which, first, found)
-            befores, afters = _blocks(a[part], shape), _blocks(b[part], shape)
-            for (where, before), (_, after) in zip(befores, afters, strict=True):
+            earlier, afters = _blocks(a[part], shape), _blocks(b[part], shape)
+            for (where, before), (_, after) in zip(earlier, afters, strict=True):
                 difference = before - after
                 if not all(is_done):
                     odd = ~(np.isfinite(before) & np.isfinite(after))
