@@ -474,7 +474,7 @@ def _write(
             target,
             path,
             Path(output),
-            force=options.force,
+            force=options.force or options.dry_run,
             make_folder=options.make_folder,
             from_folder=from_folder,
         )
@@ -487,6 +487,8 @@ def _write(
         guards.refuse_same_names(lowered)
         outputs = lay_out(lowered, target, folder if from_folder else None)
         notes = outputs.notes
+        if options.dry_run and not options.force:
+            notes += guards.existing_notes(target)
         verified = None
         # Of large files of many tensors, what was read takes as much memory as all that follows.
         small = replace(opened, tree=None)

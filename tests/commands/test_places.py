@@ -84,3 +84,20 @@ def test_another_checkpoint_as_output_is_said_to_be_one(wn_here: RunHere, tmp_pa
     assert hint.index("--output-dir DIR writes both") < hint.index("--force replaces it")
     assert hint.endswith("what it holds is lost")
     assert (tmp_path / "lb.pt").read_bytes() == before
+
+
+def test_a_dry_run_shows_its_plan_where_the_output_exists_and_touches_nothing(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    (tmp_path / "out.pt").write_bytes(b"mine")
+    ran = wn_here("remove", SAMPLES / "lstm.pt", tmp_path / "out.pt", "--dry-run")
+    assert (ran.code, ran.stderr) == (0, "")
+    assert "would fold 2 layers" in ran.stdout
+    assert "exists already: without --force it is refused" in ran.stdout
+    assert (
+        "exists"
+        not in wn_here(
+            "remove", SAMPLES / "lstm.pt", tmp_path / "out.pt", "--dry-run", "--force"
+        ).stdout
+    )
+    assert (tmp_path / "out.pt").read_bytes() == b"mine"

@@ -24,6 +24,7 @@ from wncli.hints import (
     phrase,
     setting,
 )
+from wncli.notes import Note
 from wncli.plan.actions import Action, Copy, Decompose, Part, Plan, Respell
 from wncli.plan.destination import Target
 from wncli.plan.rules import glob_of
@@ -82,6 +83,16 @@ def refuse_destination(  # noqa: PLR0913 - what it depends on
     else:
         takes_files = not (make_folder or from_folder)
         check_output(target.path, force=force, takes_files=takes_files)
+
+
+def existing_notes(target: Target) -> tuple[Note, ...]:
+    """Note in a dry run that the output is there already, which a real one would refuse."""
+    if not target.path.exists():
+        return ()
+    message = phrase(
+        "{} exists already: without {} it is refused", path_text(target.path), setting(force=True)
+    )
+    return (Note("exists", message, str(target.path)),)
 
 
 def _refuse_checkpoint(
