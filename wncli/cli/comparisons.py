@@ -97,7 +97,7 @@ def _add_tensors(page: Page, changed: Sequence[TensorDifference], view: View) ->
     columns = (
         Column("weight", is_name=True),
         Column("‖ΔW‖/‖W‖", is_right=True),
-        Column("", goes=4),
+        Column("", goes=4, style="cyan"),
         *(Column("g moved", is_right=True, goes=1), Column("v turned", is_right=True, goes=2))
         * is_split,
         Column("max |Δ|", is_right=True, goes=3),

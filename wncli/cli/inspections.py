@@ -200,7 +200,7 @@ def _add_rows(  # noqa: PLR0913, PLR0917 - what its tables differ in
         Column("min", is_right=True, goes=4),
         Column("median", is_right=True),
         Column("max", is_right=True, goes=4),
-        Column(header, goes=5),
+        Column(header, goes=5, style="cyan"),
     )
     tail = tail if shown else ()
     drawn = []
