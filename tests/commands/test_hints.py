@@ -67,6 +67,9 @@ ADVICE = (
     "report it, with what it prints after export WN_TRACEBACK=1",
     "leave -l out",
     "leave --verify out",
+    "leave --max-shard-size out",
+    "- < FILE",
+    "- > FILE",
     "run wn where the byte order is little: on x86-64 or arm64",
     "load it with PyTorch and save it again",
     "load it with NumPy and save it again",
@@ -259,7 +262,7 @@ OPTIONS = re.compile(r"(?<!\S)--[a-z]+|(?<!\S)-[lx]\b|\bwn inspect|OUTPUT|CHECKP
 
 def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
     """The call that a command makes, its paths and other arguments; None where it makes none."""
-    if re.search(r"--output-dir|\$PWD|^cd ", typed):
+    if re.search(r"--output-dir|\$PWD|^cd | -(?!\S)", typed):
         return None
     _, name, *words = shlex.split(typed)
     group = typer.main.get_group(app_for(name))

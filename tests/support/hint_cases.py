@@ -366,7 +366,7 @@ OUTPUTS = {
         instead_of=typed(STEM),
     ),
     "another checkpoint in a folder": Case(
-        both(file(SOUND), lambda: (Path(STEM).mkdir(), shutil.copy(f"{STEM}.pt", STEM))),
+        both(directory(STEM), lambda: shutil.copy(f"{STEM}.pt", STEM)),
         f"wn remove {IN} {typed(STEM)}", "{--force} replaces it, and what it holds is lost",
         changes=f"{STEM}/",
     ),
@@ -446,6 +446,7 @@ OUTPUTS = {
     "nothing like a command": Case(file(SOUND), f"wn nonsense {IN}", "{wn help}"),
     "another name of a command": Case(file(SOUND), f"wn fold {IN} {OUT}", "{wn remove *}"),
     "a mistyped command": Case(file(SOUND), f"wn insepct {IN}", "{wn inspect *}"),
+    "shards for stdout": Case(shards, f"wn remove {FOLDER} -", "{--format safetensors}"),
     "no such shell": Case(
         file(SOUND), "wn --show-completion tcsh", "{wn --show-completion bash}"
     ),

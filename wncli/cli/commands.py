@@ -18,6 +18,7 @@ import wncli
 from wncli.cli import options as o
 from wncli.cli.progress import progress_bar
 from wncli.cli.results import print_comparison, print_report
+from wncli.cli.streams import from_stdin, result_as_typed
 
 if TYPE_CHECKING:
     from wncli.report import Report
@@ -168,10 +169,10 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     """
     with progress_bar("checking", quiet=quiet or json or not check) as progress:
         report = wncli.inspect(
-            checkpoint, layers=layers, exclude=exclude, only=only, tensors=tensors, check=check,
-            jobs=o.count("--jobs", jobs), progress=progress,
+            from_stdin(checkpoint), layers=layers, exclude=exclude, only=only, tensors=tensors,
+            check=check, jobs=o.count("--jobs", jobs), progress=progress,
         )  # fmt: skip
-    return print_report(report, json=json, quiet=quiet)
+    return print_report(result_as_typed(report), json=json, quiet=quiet)
 
 
 @app.command(cls=Command)
@@ -224,8 +225,9 @@ def convert(  # noqa: PLR0913
     from wncli.cli.rule_files import expand_files
 
     return functools.partial(
-        wncli.convert, naming=o.one_of("--naming", naming, o.NAMINGS), like=like, partial=partial,
-        fill=fill, rename=expand_files("--rename", rename), flatten=flatten, layers=layers,
+        wncli.convert, naming=o.one_of("--naming", naming, o.NAMINGS),
+        like=like and from_stdin(like), partial=partial, fill=fill,
+        rename=expand_files("--rename", rename), flatten=flatten, layers=layers,
         exclude=exclude, dim=o.count("--dim", dim, least=0),
     )  # fmt: skip
 
@@ -247,7 +249,8 @@ def compare(  # noqa: PLR0913
     """Hold the effective weights of two checkpoints against each other."""
     with progress_bar("comparing", quiet=quiet or json) as progress:
         found = wncli.compare(
-            a, b, rtol=o.number("--rtol", rtol), atol=o.number("--atol", atol), layers=layers,
-            exclude=exclude, only=only, jobs=o.count("--jobs", jobs), progress=progress,
+            from_stdin(a), from_stdin(b), rtol=o.number("--rtol", rtol),
+            atol=o.number("--atol", atol), layers=layers, exclude=exclude, only=only,
+            jobs=o.count("--jobs", jobs), progress=progress,
         )  # fmt: skip
-    return print_comparison(found, json=json, quiet=quiet)
+    return print_comparison(result_as_typed(found), json=json, quiet=quiet)

@@ -94,6 +94,7 @@ def _run(arguments: list[str]) -> int:
 
     from wncli.cli.commands import app_for
     from wncli.cli.results import print_json
+    from wncli.cli.streams import as_typed, result_as_typed
     from wncli.errors import WnError
 
     try:
@@ -104,11 +105,11 @@ def _run(arguments: list[str]) -> int:
         from wncli.report import NothingToDo
 
         if not isinstance(outcome, NothingToDo):
-            show_refusal("error", outcome.in_shell)
+            show_refusal("error", as_typed(outcome.in_shell))
             return REFUSED
         if "--json" in arguments:
-            print_json(outcome.report.to_json())
-        show_refusal("nothing to do", outcome.in_shell)
+            print_json(result_as_typed(outcome.report).to_json())
+        show_refusal("nothing to do", as_typed(outcome.in_shell))
         return NEGATIVE
     except TyperException as refusal:
         message = f"{refusal.format_message()}\n  try:      {_help(arguments)}"

@@ -10,11 +10,14 @@ from wncli.cli.options import FORMATS, Writing, one_of
 from wncli.cli.progress import progress_bar
 from wncli.cli.reports import show_line
 from wncli.cli.results import DONE, NEGATIVE, print_json, print_report
+from wncli.cli.streams import STREAM, from_stdin, result_as_typed, to_stdout
 from wncli.cli.terminal import show_refusal
 from wncli.errors import FileError, UsageError, WnError
 from wncli.plan.destination import beside
 from wncli.report import SCHEMA, NothingToDo, Report
 from wncli.storage.signals import REFUSED
+
+_NAMELESS = "what is read from stdin has no name that it could have in a folder"
 
 
 def write_all(run: partial[Report], typed: Writing) -> int:
@@ -26,9 +29,11 @@ def write_all(run: partial[Report], typed: Writing) -> int:
     command, keywords, is_silent = run.func.__name__, typed.keywords(), typed.quiet or typed.json
     if typed.output_dir is None:
         output = _one_output(command, typed)
-        with progress_bar("writing", quiet=is_silent) as progress:
-            report = run(typed.checkpoint, output, **keywords, progress=progress)
-        return print_report(report, json=typed.json, quiet=typed.quiet)
+        with to_stdout(output, typed) as path:
+            checkpoint = from_stdin(typed.checkpoint)
+            with progress_bar("writing", quiet=is_silent) as progress:
+                report = run(checkpoint, path, **keywords, progress=progress)
+        return print_report(result_as_typed(report), json=typed.json, quiet=typed.quiet)
     outcomes: list[dict[str, Any]] = []
     code = DONE
     for checkpoint, output in _outputs(typed, Path(typed.output_dir)).items():
@@ -57,6 +62,8 @@ def _one_output(command: str, typed: Writing) -> str:
     if typed.output_option is not None:
         words.append(typed.output_option)
     if len(words) == 1:
+        if typed.checkpoint == STREAM and Path(words[0]).is_dir():
+            raise UsageError(words[0], _NAMELESS, expected="a file's name")
         return words[0]
     if not words:
         hint = f"wn {command} --help"
@@ -78,6 +85,8 @@ def _outputs(typed: Writing, folder: Path) -> dict[str, str]:
         raise FileError(str(folder), "--output-dir is a file", expected="a folder's name")
     found: dict[str, str] = {}
     for checkpoint in (typed.checkpoint, *(typed.output or [])):
+        if checkpoint == STREAM:
+            raise UsageError(STREAM, _NAMELESS, expected="one - and one OUTPUT")
         path = Path(checkpoint)
         if path.name.endswith(".index.json"):
             path = path.resolve().parent

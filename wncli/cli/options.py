@@ -47,7 +47,8 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A safetensors, torch or npz file, whose content says which; or a folder of shards.",
+        help="A safetensors, torch or npz file, whose content says which; a folder of shards; "
+        "or - for stdin.",
     ),
 ]
 A = Annotated[str, typer.Argument(metavar="A", help="The checkpoint to compare.")]
@@ -62,7 +63,8 @@ Output = Annotated[
     typer.Argument(
         metavar="OUTPUT",
         help="The file to write: .safetensors, .pt, .pth, .npz or the like; an existing folder "
-        "gets a file of the same name; shards are a folder. With --output-dir: more checkpoints.",
+        "gets a file of the same name; shards are a folder; - is stdout. With "
+        "--output-dir: more checkpoints.",
         show_default=False,
     ),
 ]
