@@ -404,7 +404,7 @@ def _write(
     from wncli.fill.write import make_parent, write
     from wncli.layout.files import lay_out
     from wncli.plan import guards
-    from wncli.plan.destination import decide_target, parse_size
+    from wncli.plan.destination import decide_target, parse_size, suffix_notes
     from wncli.plan.lower import lower_plan
 
     _check_choice("format", options.format, (None, *FORMATS))
@@ -440,7 +440,7 @@ def _write(
         lowered = lower_plan(plan)
         guards.refuse_same_names(lowered)
         outputs = lay_out(lowered, target, folder if from_folder else None)
-        notes = outputs.notes
+        notes = (*suffix_notes(target), *outputs.notes)
         # Of large files of many tensors, what was read takes as much memory as all that follows.
         small = replace(opened, tree=None)
         plan, lowered = plan._replace(checkpoint=small), lowered._replace(checkpoint=small)

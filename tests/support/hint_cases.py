@@ -606,6 +606,10 @@ INPUTS = {
     "an address of a repository": Case(
         file(SOUND), "wn inspect hf://owner/name", "{hf download owner/name}"
     ),
+    "a model of the Hub by its name": Case(
+        file(SOUND), f"wn remove owner/name {OUT}",
+        "{hf download owner/name} prints the folder to give",
+    ),
     "an address in a hub": Case(
         file(SOUND), "wn inspect hf://owner/name/'a b.pt'", "{hf download owner/name 'a b.pt'}"
     ),

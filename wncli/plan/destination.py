@@ -11,6 +11,7 @@ from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import UsageError
 from wncli.formats.registry import FORMATS, SUFFIXES, FormatName, written_format
 from wncli.hints import Text, either, given, parameter, path_text, phrase, setting
+from wncli.notes import Note
 
 _UNITS = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -72,6 +73,17 @@ def decide_target(  # noqa: PLR0913 - what it depends on
             ),
         )
     return Target(path, chosen or kept, is_folder=True, max_shard=max_shard)
+
+
+def suffix_notes(target: Target) -> list[Note]:
+    """Warn of a suffix that says another format than the one which is written."""
+    said = SUFFIXES.get(target.path.suffix.lower())
+    if target.is_folder or said in {None, target.format}:
+        return []
+    message = (
+        f"a {target.format} file is written, though its suffix {target.path.suffix} says {said}"
+    )
+    return [Note("suffix", message, str(target.path), is_warning=True)]
 
 
 def format_of(output: Path, checkpoint: Checkpoint) -> FormatName:
