@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,34 @@ def test_a_model_of_the_hub_is_said_to_be_downloaded(
     Path("models").mkdir()
     for path in ("models/speecht5_hifigan", "facebook/model.pt", "/facebook/x", "a/b/c", "x"):
         assert "hf download" not in wn_here("remove", path, "out").stderr
+
+
+@pytest.mark.parametrize(
+    ("rule", "offered"),
+    [
+        ("ups", "-l 'ups.*'"),
+        ("resblocks.0.convs1", "-l 'resblocks.0.convs1.*'"),
+        ("resblock.0.*", "-l 'resblocks.0.*' or "),
+        ("upz", "-l 'ups.*' or -l ups.0 or -l ups.1"),
+        ("convpre", "-l conv_pre or "),
+        ("ups.2", "-l ups.0 or -l ups.1"),
+    ],
+)
+def test_a_rule_that_matches_nothing_is_told_what_it_may_mean_best_first(
+    rule: str, offered: str, wn_here: RunHere
+) -> None:
+    ran = wn_here("inspect", SAMPLES / "hifigan_generator", "-l", rule)
+    assert ran.code == 2
+    hint = ran.stderr.splitlines()[-1].removeprefix("  try:      ")
+    assert hint.startswith(offered)
+    for words in hint.split(" or "):
+        again = wn_here("inspect", SAMPLES / "hifigan_generator", *shlex.split(words))
+        assert again.code == 0
+
+
+def test_names_that_come_as_near_are_offered_in_their_order(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    torch.save(nn.Sequential(*(nn.Linear(2, 2) for _ in range(5))).state_dict(), tmp_path / "in.pt")
+    ran = wn_here("apply", tmp_path / "in.pt", tmp_path / "out.pt", "-l", "weihgt")
+    assert ran.stderr.endswith("try:      -l 0.weight or -l 1.weight or -l 2.weight\n")
