@@ -262,3 +262,12 @@ def test_a_full_device_for_the_output_is_an_error(tmp_path: Path) -> None:
     ran = piped("wn remove hifigan_generator - -q > /dev/full", SAMPLES, tmp_path)
     assert ran.returncode == 2
     assert b"No space left on device" in ran.stderr
+
+
+def test_names_that_no_file_can_have_are_refused_as_such(wn: Wn, tmp_path: Path) -> None:
+    name = "x" * 300
+    for arguments in ((LSTM, name), (name, "-"), (name,), ("-", name)):
+        ran = wn(*(("remove", *arguments) if len(arguments) > 1 else arguments), cwd=tmp_path)
+        assert ran.code == 2
+        assert "defect" not in ran.stderr
+        assert ran.stderr.startswith("error: ")

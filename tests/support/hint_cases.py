@@ -146,13 +146,13 @@ LAYERS = {
     ),
     "vast weights to fill in": Case(
         file(plain("b"), ref=plain("b") | WIDE), f"wn convert {IN} {OUT} --like {REF} --fill",
-        "{--partial} writes what meets, in place of --fill", instead_of="--fill",
+        "{--partial} writes what matches, in place of --fill", instead_of="--fill",
     ),
     "vast tensors to fill in": Case(
         file(plain("b"), ref=plain("b") | {
             str(n): VAST.reshape(-1)[n:5000].expand(2000, -1) for n in range(9)}),
         f"wn convert {IN} {OUT} --like {REF} --fill",
-        "{--partial} writes what meets, in place of --fill", instead_of="--fill",
+        "{--partial} writes what matches, in place of --fill", instead_of="--fill",
     ),
     "vast tensors over one storage": Case(
         file({str(n): VAST.reshape(-1)[n:5000].expand(2000, -1) for n in range(9)}),
@@ -464,11 +464,11 @@ OUTPUTS = {
     "a checkpoint that fits in part": Case(
         file(SOUND | pair("b") | pair(), ref=plain("sound") | plain("b") | plain("c")),
         f"wn convert {IN} {OUT} --like {REF}",
-        "{--partial} writes those that meet, {--fill} takes the others from REFERENCE",
+        "{--partial} writes those that match, {--fill} takes the others from REFERENCE",
     ),
     "a checkpoint with more than REFERENCE": Case(
         file(SOUND | pair("b") | pair(), ref=plain("sound") | plain("b")),
-        f"wn convert {IN} {OUT} --like {REF}", "{--partial} writes those that meet",
+        f"wn convert {IN} {OUT} --like {REF}", "{--partial} writes those that match",
     ),
     "a checkpoint of another model": Case(
         file(SOUND, ref={"q.u": torch.ones(7)}), f"wn convert {IN} {OUT} --like {REF}",

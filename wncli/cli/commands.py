@@ -246,7 +246,7 @@ def compare(  # noqa: PLR0913
     json: o.Json = False,
     quiet: o.QuietCompare = False,
 ) -> int:
-    """Hold the effective weights of two checkpoints against each other."""
+    """Compare the effective weights of two checkpoints, folded on the way."""
     with progress_bar("comparing", quiet=quiet or json) as progress:
         found = wncli.compare(
             from_stdin(a), from_stdin(b), rtol=o.number("--rtol", rtol),

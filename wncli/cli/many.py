@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def _one_output(command: str, typed: Writing) -> str:
     if typed.output_option is not None:
         words.append(typed.output_option)
     if len(words) == 1:
-        if typed.checkpoint == STREAM and Path(words[0]).is_dir():
+        if typed.checkpoint == STREAM and os.path.isdir(words[0]):  # noqa: PTH112 - as in `streams`
             raise UsageError(words[0], _NAMELESS, expected="a file's name")
         return words[0]
     if not words:

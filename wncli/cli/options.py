@@ -335,4 +335,4 @@ def number(option: str, word: str | None) -> float | None:
     try:
         return None if word is None else float(word)
     except ValueError:
-        raise UsageError(option, "no number", found=str(word)) from None
+        raise UsageError(option, "not a number", found=str(word)) from None

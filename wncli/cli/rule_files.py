@@ -24,6 +24,6 @@ def _expanded(flag: str, text: str) -> Iterator[str]:
     try:
         lines = Path(text[1:]).read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "this is no text"
+        reason = getattr(error, "strerror", None) or "not text"
         raise FileError(f"{flag} {text}", reason, expected="a file with a rule a line") from None
     yield from (line.strip() for line in lines if line.strip() and not line.startswith("#"))

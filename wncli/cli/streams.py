@@ -140,4 +140,5 @@ def to_stdout(output: str, typed: Writing) -> Iterator[str]:
 
 
 def _is_sharded(path: str) -> bool:
-    return Path(path).is_dir() or path.endswith(".index.json")
+    # Which takes names that no file can have, too; what is read says what is wrong with them.
+    return os.path.isdir(path) or path.endswith(".index.json")  # noqa: PTH112

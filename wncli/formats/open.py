@@ -94,7 +94,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _refuse_irregular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise FileError(str(path), "this is no regular file", expected="a checkpoint file")
+        raise FileError(str(path), "not a regular file", expected="a checkpoint file")
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def decide_target(  # noqa: PLR0913 - what it depends on
     suffix = path.suffix.lower()
     slash = output.endswith(("/", os.sep))
     kept = written_format(checkpoint)
-    if max_shard is None and not from_folder and not is_named and path.is_dir():
+    enters = os.path.isdir(path)  # noqa: PTH112 - which takes names that are too long, too
+    if max_shard is None and not from_folder and not is_named and enters:
         return Target(beside(path, Path(checkpoint.name), chosen), chosen or kept)
     if max_shard is None and not slash and (suffix in SUFFIXES or not from_folder):
         return Target(path, chosen or format_of(path, checkpoint))
@@ -128,6 +129,6 @@ def parse_size(text: str) -> int:
     nbytes = int(float(match[1]) * unit) if match and unit else 0
     if not nbytes:
         raise UsageError(
-            given(max_shard_size=text), "no size", expected="bytes, as 5GB, 500MB or 2GiB"
+            given(max_shard_size=text), "not a size", expected="bytes, as 5GB, 500MB or 2GiB"
         )
     return nbytes

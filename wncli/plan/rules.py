@@ -76,7 +76,7 @@ def parse_dim(text: str, where: str) -> int | None:
     except ValueError:
         raise UsageError(
             where,
-            f"{text!r} is no dim",
+            f"{text!r} is not a dim",
             expected="a whole number from 0, or none for the whole tensor",
         ) from None
 
@@ -104,7 +104,7 @@ def _parse_layer(text: str, *, with_dims: bool) -> Rule:
     if with_dims and not is_dim:
         raise UsageError(
             where,
-            f"{match[2]!r} is no dim",
+            f"{match[2]!r} is not a dim",
             expected="a whole number from 0, or none for the whole tensor",
             hint=setting(layers=[re.sub(r"\[=]|=", "[=]", text)]),
         )
