@@ -1,4 +1,4 @@
-"""What is compiled: pyproject.toml can say it only in a form that is still to change."""
+"""What is compiled, and the manual: pyproject.toml can say it only in forms that are to change."""
 
 import sys
 import sysconfig
@@ -23,5 +23,6 @@ setup(
             optional=True,
         ),
     ],
+    data_files=[("share/man/man1", ["docs/wn.1"])],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if IS_STABLE else {},
 )

@@ -211,7 +211,7 @@ def apply(  # noqa: PLR0913 - the command's options
     request = Request.parse(layers, exclude, only, drop, with_dims=True)
     _check_choice("naming", naming, ("auto", *SPELLINGS))
     if dim is not None and not (isinstance(dim, int) and not isinstance(dim, bool)):
-        raise UsageError("dim", "no dim", expected="an int or None", found=repr(dim))
+        raise UsageError("dim", "not a dim", expected="an int or None", found=repr(dim))
 
     def make_plan(opened: Checkpoint) -> Plan:
         return plan_apply(opened, request, dim, naming)
@@ -425,7 +425,7 @@ def compare(  # noqa: PLR0913 - the command's options
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
             where = Text(name, f"--{name}")
-            raise UsageError(where, "no tolerance", expected="0 or more", found=str(value))
+            raise UsageError(where, "not a tolerance", expected="0 or more", found=str(value))
     with (
         open_checkpoint(_path(a), for_weights=True) as (one, files),
         open_checkpoint(_path(b), for_weights=True) as (other, others),
@@ -449,7 +449,7 @@ def _write(
     from wncli.fill.write import make_parent, write
     from wncli.layout.files import lay_out
     from wncli.plan import guards
-    from wncli.plan.destination import decide_target, parse_size
+    from wncli.plan.destination import decide_target, parse_size, suffix_notes
     from wncli.plan.lower import lower_plan
 
     start = monotonic()
@@ -486,7 +486,7 @@ def _write(
         lowered = lower_plan(plan)
         guards.refuse_same_names(lowered)
         outputs = lay_out(lowered, target, folder if from_folder else None)
-        notes = outputs.notes
+        notes = (*suffix_notes(target), *outputs.notes)
         if options.dry_run and not options.force:
             notes += guards.existing_notes(target)
         verified = None
@@ -518,7 +518,7 @@ def _write(
 def _dim(dim: int | None) -> int | None:
     """Return the dim of a vector g: None where none is given."""
     if dim is not None and (not isinstance(dim, int) or isinstance(dim, bool) or dim < 0):
-        raise UsageError("dim", "no dim", expected="an int from 0, or None", found=repr(dim))
+        raise UsageError("dim", "not a dim", expected="an int from 0, or None", found=repr(dim))
     return dim
 
 
@@ -526,7 +526,7 @@ def _path(given: AnyPath, *, is_output: bool = False) -> Path:
     """Return a path that says something: an empty one would be the working directory."""
     refuse_address(os.fspath(given), is_output=is_output)
     if not os.fspath(given):
-        raise FileError("''", "this is no path", expected="a file or a folder")
+        raise FileError("''", "not a path", expected="a file or a folder")
     if "\0" in os.fspath(given):
         raise FileError(os.fspath(given), "no file can have this name")
     return Path(given)
@@ -540,7 +540,7 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
 
 def _check_jobs(jobs: int | None) -> None:
     if jobs is not None and not (type(jobs) is int and jobs > 0):
-        raise UsageError("jobs", "no number of threads", expected="1 or more", found=repr(jobs))
+        raise UsageError("jobs", "not a number of threads", expected="1 or more", found=repr(jobs))
 
 
 def _nothing(plan: Plan) -> NothingToDo:

@@ -83,9 +83,9 @@ def test_json_is_all_there_is_on_stdout(wn: Wn, tmp_path: Path) -> None:
     assert [note["code"] for note in notes] == ["optimizer"]
 
 
-def test_json_of_a_refusal_is_empty(wn_here: RunHere, tmp_path: Path) -> None:
+def test_a_refusal_is_json_on_stdout_and_text_on_stderr(wn_here: RunHere, tmp_path: Path) -> None:
     ran = wn_here("inspect", tmp_path / "none.pt", "--json")
-    assert (ran.code, ran.stdout) == (2, "")
+    assert (ran.code, json.loads(ran.stdout)["error"]["problem"]) == (2, "no such file")
     assert ran.stderr.startswith("error: ")
 
 
@@ -606,8 +606,8 @@ def test_options_do_what_the_functions_do(wn_here: RunHere, tmp_path: Path) -> N
         (("convert", "--naming", "auto"), ("--naming", "hook or parametrized", "auto")),
         (("remove", "--format", "onnx"), ("--format", "torch or safetensors", "onnx")),
         (("remove", "--format", "", "--output-dir", "o"), ("--format", "torch or safetensors")),
-        (("apply", "--dim", "x"), ("--dim", "'x' is no dim", "whole number")),
-        (("compare", "--rtol", "x"), ("--rtol", "no number", "x")),
+        (("apply", "--dim", "x"), ("--dim", "'x' is not a dim", "whole number")),
+        (("compare", "--rtol", "x"), ("--rtol", "not a number", "x")),
         (("compare", "--atol", "-1"), ("--atol", "0 or more", "-1")),
         (("compare", "--atol", "nan"), ("--atol", "0 or more", "nan")),
     ],

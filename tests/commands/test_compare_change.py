@@ -339,7 +339,7 @@ def test_a_table_replaces_no_checkpoint(wn_here: RunHere, tmp_path: Path) -> Non
     assert files[1].read_bytes() == (tmp_path / "model").read_bytes() == held
     assert (tmp_path / "t.csv").read_text().startswith("root,name,")
     refused = wn_here("compare", *files, "--csv", "-", "--json")
-    assert (refused.code, refused.stdout) == (2, "")
+    assert (refused.code, json.loads(refused.stdout)["error"]["where"]) == (2, "--csv -")
 
 
 # The screen

@@ -20,7 +20,7 @@ from tests.support.shells import CLEAR, STARTS, TAB, Shell, with_wn
 from wncli.checkpoint.naming import SPELLINGS
 from wncli.cli.commands import app
 from wncli.cli.shells import script
-from wncli.formats.registry import FORMATS, SUFFIXES
+from wncli.formats.registry import OFFERED, SUFFIXES
 
 RunHere = Callable[..., Ran]
 GROUP: Any = typer.main.get_command(app)
@@ -74,7 +74,7 @@ def test_all_options_are_offered(command: str, offered: Offered) -> None:
     [
         (("convert", "--naming", ""), list(SPELLINGS)),
         (("apply", "--naming", ""), ["auto", *SPELLINGS]),
-        (("remove", "--format", ""), list(reversed(FORMATS))),
+        (("remove", "--format", ""), list(OFFERED)),
         (("remove", "--format=s"), ["--format=safetensors"]),
         (("remove", "a", "--output-dir", ""), ["[folders]"]),
         (("convert", "--like", ""), ["[files]"]),

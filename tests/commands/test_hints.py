@@ -74,6 +74,9 @@ ADVICE = (
     "wn compare A B --plot draws two",
     "pip install 'wncli[plot]'",
     "wncli.inspect('g', statistics=True).plot(ratio=True)",
+    "leave --max-shard-size out",
+    "- < FILE",
+    "- > FILE",
     "run wn where the byte order is little: on x86-64 or arm64",
     "load it with PyTorch and save it again",
     "load it with NumPy and save it again",
@@ -268,7 +271,7 @@ OPTIONS = re.compile(r"(?<!\S)--[a-z]+|(?<!\S)-[lx]\b|\bwn inspect|OUTPUT|CHECKP
 
 def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
     """The call that a command makes, its paths and other arguments; None where it makes none."""
-    if re.search(r"--output-dir|\$PWD|^cd ", typed):
+    if re.search(r"--output-dir|\$PWD|^cd | -(?!\S)", typed):
         return None
     _, name, *words = shlex.split(typed)
     group = typer.main.get_group(app_for(name))
@@ -279,7 +282,7 @@ def call_of(typed: str) -> tuple[str, list[str], dict[str, Any]] | None:
     outputs = list(given.pop("output") or ()) if "output" in given else []
     paths = [given.pop(one) for one in ("checkpoint", "a", "b") if one in given]
     paths += given.pop("checkpoints", ())
-    shown = ("json", "quiet", "verbose", "show_all", "sort", "csv")
+    shown = ("json", "quiet", "verbose", "show_all", "sort", "csv", "plot")
     for option in (*shown, "output_dir", "output_option"):
         given.pop(option, None)
     given["only"] = next(iter(given["only"]), None)

@@ -102,7 +102,7 @@ def _truncated() -> dict[str, Lie]:
         inside = f"the file ends inside storage '{'1' if 'last' in name else '0'}'"
         says = inside if raw or "count" in name else _EARLY
         if name == "magic_number":
-            says = "this is no checkpoint|" + says
+            says = "not a checkpoint|" + says
         found[f"legacy_cut_in_its_{name}.pt"] = Lie(SOUND[: end - len(part) // 2], says, SOUND)
         found[f"legacy_without_the_last_byte_of_its_{name}.pt"] = Lie(SOUND[: end - 1], says, SOUND)
         if end < len(SOUND):
@@ -117,9 +117,9 @@ _VERSION = "this legacy torch file has an unknown version"
 
 HEADS: dict[str, Lie] = {
     "legacy_magic_number_one_too_large.pt": _lie(
-        "this is no checkpoint", magic=pickled(0x1950A86A20F9469CFC6D)
+        "not a checkpoint", magic=pickled(0x1950A86A20F9469CFC6D)
     ),
-    "legacy_magic_number_text.pt": _lie("this is no checkpoint", magic=pickled("1950a86a20f9")),
+    "legacy_magic_number_text.pt": _lie("not a checkpoint", magic=pickled("1950a86a20f9")),
     "legacy_version_one_too_large.pt": _lie(_VERSION, version=pickled(1002)),
     "legacy_version_zero.pt": _lie(_VERSION, version=pickled(0)),
     "legacy_version_negative.pt": _lie(_VERSION, version=pickled(-1001)),

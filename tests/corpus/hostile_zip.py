@@ -123,9 +123,9 @@ ENDS: dict[str, Lie] = {
         zip_of([Member(b"a/b", b"x")]) + SOUND, "a file of several zip archives", SOUND
     ),
     "behind_it_more_than_a_comment_can_be.pt": Lie(SOUND + bytes(70_000), _NO_END, SOUND),
-    "no_members.pt": Lie(zip_of([]), "this is no checkpoint", SOUND),
+    "no_members.pt": Lie(zip_of([]), "not a checkpoint", SOUND),
     "no_members_and_no_zip64_record.pt": Lie(
-        zip_of([], Ends(is_zip64=False)), "this is no checkpoint", _PLAIN
+        zip_of([], Ends(is_zip64=False)), "not a checkpoint", _PLAIN
     ),
     "comment_that_begins_as_an_end_record.pt": _ends(
         f"{_DIRECTORY}|{_DISKS}", comment=END + b"x" * 30, truth=Ends(comment=b"x" * 34)

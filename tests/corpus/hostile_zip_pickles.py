@@ -276,7 +276,7 @@ OPCODES: dict[str, Lie] = {
     "pickle_with_a_memo_place_of_a_million_digits.pt": _opcodes(
         "digits", b"Np" + _DIGITS + b"\n", b"Np101\n"
     ),
-    "pickle_with_letters_for_a_number.pt": _opcodes("no number", b"Iten\n", b"I10\n"),
+    "pickle_with_letters_for_a_number.pt": _opcodes("not a number", b"Iten\n", b"I10\n"),
     "pickle_with_a_line_that_never_ends.pt": _opcodes(_EARLY, b"L" + _DIGITS, b"L9L\n"),
     "pickle_with_a_million_marks_open.pt": _opcodes(
         _EMPTY, b"(" * _MANY, b"(" * _MANY + b"1" * _MANY + b"N"

@@ -188,7 +188,7 @@ def socket(path: Path) -> None:
 
 LOOPS = "leads back to itself|Too many levels"
 LEAVES = "this link leaves its folder"
-NO_FILE = "no regular file"
+NO_FILE = "not a regular file"
 PLACED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a FIFO": (os.mkfifo, NO_FILE),
     "a socket": (socket, NO_FILE),
@@ -243,14 +243,14 @@ def test_an_index_that_is_no_file_of_the_folder_is_refused(
 def test_an_index_that_names_itself_is_refused(wn_here: RunHere, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_text(json.dumps({"weight_map": {"a": path.name}}))
-    hold_refused_by_all(wn_here, path, "this is no checkpoint")
+    hold_refused_by_all(wn_here, path, "not a checkpoint")
 
 
 def test_two_indexes_that_name_each_other_are_refused(wn_here: RunHere, tmp_path: Path) -> None:
     one, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     one.write_text(json.dumps({"weight_map": {"a": other.name}}))
     other.write_text(json.dumps({"weight_map": {"a": one.name}}))
-    hold_refused_by_all(wn_here, one, "this is no checkpoint", other)
+    hold_refused_by_all(wn_here, one, "not a checkpoint", other)
 
 
 def test_a_hostile_index_is_refused_as_reference_and_in_a_comparison(

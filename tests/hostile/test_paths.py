@@ -117,11 +117,11 @@ def device(name: str) -> Put:
     return lambda _: Path("/dev") / name
 
 
-NO_FILE = "no regular file"
+NO_FILE = "not a regular file"
 LOOPS = "Too many levels of symbolic links"
 TOO_LONG = "File name too long"
 MISSING = "no such file"
-FOLDER = "no checkpoint stands in this directory"
+FOLDER = "no checkpoint in this directory"
 
 CHECKPOINTS: dict[str, tuple[Put, str]] = {
     "a FIFO": (fifo, NO_FILE),
@@ -252,7 +252,7 @@ def test_a_path_with_nul_is_refused(path: str, sound: Path) -> None:
 
 def test_an_empty_path_is_refused(wn_here: RunHere, sound: Path) -> None:
     for arguments in (("inspect", ""), ("convert", sound, ""), ("compare", sound, "")):
-        hold_refused(wn_here(*arguments), "''", "this is no path")
+        hold_refused(wn_here(*arguments), "''", "not a path")
 
 
 def test_a_name_that_is_no_text_is_read_written_and_shown(wn_here: RunHere, sound: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_name_that_is_no_text_is_read_written_and_shown(wn_here: RunHere, soun
     assert torch.load(output).keys() == STATE.keys()
     assert json.loads(wn_here("inspect", path, "--json").stdout)["checkpoint"] == str(path)
     path.write_bytes(b"x")
-    hold_refused(wn_here("inspect", path), escaped(path), "no checkpoint")
+    hold_refused(wn_here("inspect", path), escaped(path), "not a checkpoint")
 
 
 # -- permissions -------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ OUTPUTS: dict[str, tuple[Put, str]] = {
     "a file in no folder": (named("nowhere/out"), "the directory does not exist"),
     "a name of 300 characters": (named("x" * 300), TOO_LONG),
     "a path of 5000 characters": (named("x/" * 2500), f"{TOO_LONG}|the directory does not exist"),
-    "a file in a file": (in_a_file, "is no directory|Not a directory"),
+    "a file in a file": (in_a_file, "is not a directory|Not a directory"),
 }
 
 
@@ -337,7 +337,7 @@ def test_what_cannot_be_replaced_by_a_file_is_refused_as_output(
     arguments: tuple[str, ...] = (command,)
     if command == "make shards":
         arguments = ("convert", "--max-shard-size", "16")
-        says = f"{says}|OUTPUT is a file|the directory does not exist|is no directory"
+        says = f"{says}|OUTPUT is a file|the directory does not exist|is not a directory"
     ran = wn_here(*arguments, sound, output, "--format", "torch", *force)
     hold_refused(ran, output, says)
     assert snapshot(sound.parent) == before

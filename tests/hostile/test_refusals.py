@@ -92,18 +92,18 @@ def hold_refused(ran: Ran, *fragments: str) -> None:
 # A file that is no checkpoint, or a damaged one: every command refuses it alike
 
 FILES: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
-    "empty": (lambda: b"", ("no checkpoint", "an empty file")),
-    "text": (lambda: b"Hello, world.\n", ("no checkpoint", "a text file")),
-    "noise": (lambda: bytes(range(256)) * 9, ("no checkpoint", "safetensors file, or one that")),
-    "web page": (lambda: b"<!DOCTYPE html><html></html>", ("no checkpoint", "web page")),
+    "empty": (lambda: b"", ("not a checkpoint", "an empty file")),
+    "text": (lambda: b"Hello, world.\n", ("not a checkpoint", "a text file")),
+    "noise": (lambda: bytes(range(256)) * 9, ("not a checkpoint", "safetensors file, or one that")),
+    "web page": (lambda: b"<!DOCTYPE html><html></html>", ("not a checkpoint", "web page")),
     "git lfs": (
         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-        ("no checkpoint", "git lfs pull"),
+        ("not a checkpoint", "git lfs pull"),
     ),
-    "gzip": (lambda: b"\x1f\x8b\x08" + b"\0" * 64, ("no checkpoint", "gunzip")),
-    "hdf5": (lambda: b"\x89HDF\r\n\x1a\n" + b"\0" * 64, ("no checkpoint", "HDF5")),
-    "tar": (tar, ("no checkpoint", "tar archive", "torch.save")),
-    "pickle": (lambda: b"\x80\x04}\x94.", ("no checkpoint", "plain pickle")),
+    "gzip": (lambda: b"\x1f\x8b\x08" + b"\0" * 64, ("not a checkpoint", "gunzip")),
+    "hdf5": (lambda: b"\x89HDF\r\n\x1a\n" + b"\0" * 64, ("not a checkpoint", "HDF5")),
+    "tar": (tar, ("not a checkpoint", "tar archive", "torch.save")),
+    "pickle": (lambda: b"\x80\x04}\x94.", ("not a checkpoint", "plain pickle")),
     "other zip": (lambda: archive({"a/b.txt": b"x"}), ("no torch checkpoint", "data.pkl")),
     "torchscript": (scripted, ("TorchScript",)),
     "scrambled zip": (lambda: b"XXXX" + saved(PLAIN)[4:], ("first bytes have been changed", "dd")),
@@ -207,9 +207,9 @@ CASES: dict[str, Case] = {
     ),
     "an empty rule": Case(PLAIN, "apply", ("the rule is empty",), ("-l", "=0")),
     "a word for a dim in a rule": Case(
-        PLAIN, "apply", ("-l up=x", "'x' is no dim", "a whole number"), ("-l", "up=x")
+        PLAIN, "apply", ("-l up=x", "'x' is not a dim", "a whole number"), ("-l", "up=x")
     ),
-    "nothing for a dim in a rule": Case(PLAIN, "apply", ("-l up=", "is no dim"), ("-l", "up=")),
+    "nothing for a dim in a rule": Case(PLAIN, "apply", ("-l up=", "is not a dim"), ("-l", "up=")),
     "a dim in a rule of remove": Case(
         NORMALIZED, "remove", ("-l up=1", "along another dim", "-l up"), ("-l", "up=1")
     ),
@@ -224,19 +224,23 @@ CASES: dict[str, Case] = {
         PLAIN, "apply", ("up.weight", "dim -2", "0 to 1", "not the last"), ("--dim", "-2")
     ),
     "a word for a dim": Case(
-        PLAIN, "apply", ("--dim", "'all' is no dim", "none"), ("--dim", "all")
+        PLAIN, "apply", ("--dim", "'all' is not a dim", "none"), ("--dim", "all")
     ),
     # pairs
     "a magnitude without its direction": Case(
-        {"up.weight_g": torch.ones(4, 1)}, "remove", ("up.weight", "half", "up.weight_v", "-x")
+        {"up.weight_g": torch.ones(4, 1)},
+        "remove",
+        ("up.weight", "incomplete", "up.weight_v", "-x"),
     ),
     "a direction without its magnitude": Case(
-        {"up.weight_v": torch.ones(4, 3)}, "remove", ("up.weight", "half", "up.weight_g", "-x")
+        {"up.weight_v": torch.ones(4, 3)},
+        "remove",
+        ("up.weight", "incomplete", "up.weight_g", "-x"),
     ),
     "half of a parametrized pair": Case(
         {"up.parametrizations.weight.original0": torch.ones(4, 1)},
         "remove",
-        ("up.weight", "half", "up.parametrizations.weight.original1"),
+        ("up.weight", "incomplete", "up.parametrizations.weight.original1"),
     ),
     "a magnitude that fits no dim": Case(
         pairs(up=((5, 1), (4, 3))), "remove", ("up.weight", "[5, 1]", "[4, 3]", "fits no dim")
@@ -368,7 +372,7 @@ CASES: dict[str, Case] = {
         PLAIN, "apply", ("directory does not exist", "mkdir -p"), output="none/such/out.pt"
     ),
     "an OUTPUT that is a device": Case(
-        PLAIN, "apply", ("/dev/null", "no regular file"), output="/dev/null"
+        PLAIN, "apply", ("/dev/null", "not a regular file"), output="/dev/null"
     ),
     "an OUTPUT of an unknown suffix": Case(
         PLAIN, "apply", ("out.onnx", ".onnx", "--format", ".safetensors"), output="out.onnx"
@@ -426,7 +430,7 @@ def test_a_folder_without_a_checkpoint_is_refused(wn_here: RunHere, tmp_path: Pa
 
 def test_a_fifo_is_refused_and_not_waited_for(wn: Wn, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    hold_refused(wn("inspect", tmp_path / "pipe"), "pipe", "no regular file")
+    hold_refused(wn("inspect", tmp_path / "pipe"), "pipe", "not a regular file")
 
 
 @pytest.mark.parametrize("arguments", [(), ("apply",), ("apply", "model.pt"), ("bogus",)])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import wncli
 from tests.support.run import ROOT
 
 IGNORED = shutil.ignore_patterns(
@@ -58,12 +59,19 @@ def test_the_source_archive_has_all_that_builds_and_no_tests(unpacked: Path) -> 
     assert package_files(".py", ".pyi", ".c", ".h") <= found
     assert {"LICENSE", "README.md"} <= {path.name for path in unpacked.iterdir()}
     folders = {path.name for path in unpacked.iterdir() if path.is_dir()}
-    assert folders <= {"wncli", "wncli.egg-info", "build", "dist"}
+    assert folders <= {"wncli", "wncli.egg-info", "build", "dist", "docs"}
+    assert [path.name for path in (unpacked / "docs").iterdir()] == ["wn.1"]
 
 
 def test_the_wheel_has_the_package_and_its_types_and_nothing_else(wheel: dict[str, bytes]) -> None:
-    package = {name for name in wheel if ".dist-info/" not in name}
+    package = {name for name in wheel if ".dist-info/" not in name and ".data/" not in name}
     assert package == package_files(".py", ".pyi")
+
+
+def test_the_wheel_has_the_manual_where_man_looks(wheel: dict[str, bytes]) -> None:
+    (name,) = (name for name in wheel if ".data/" in name)
+    assert name == f"wncli-{wncli.__version__}.data/data/share/man/man1/wn.1"
+    assert wheel[name] == (ROOT / "docs" / "wn.1").read_bytes()
 
 
 def test_the_wheel_has_the_licence_and_the_command(wheel: dict[str, bytes]) -> None:

@@ -146,13 +146,13 @@ LAYERS = {
     ),
     "vast weights to fill in": Case(
         file(plain("b"), ref=plain("b") | WIDE), f"wn convert {IN} {OUT} --like {REF} --fill",
-        "{--partial} writes what meets, in place of --fill", instead_of="--fill",
+        "{--partial} writes what matches, in place of --fill", instead_of="--fill",
     ),
     "vast tensors to fill in": Case(
         file(plain("b"), ref=plain("b") | {
             str(n): VAST.reshape(-1)[n:5000].expand(2000, -1) for n in range(9)}),
         f"wn convert {IN} {OUT} --like {REF} --fill",
-        "{--partial} writes what meets, in place of --fill", instead_of="--fill",
+        "{--partial} writes what matches, in place of --fill", instead_of="--fill",
     ),
     "vast tensors over one storage": Case(
         file({str(n): VAST.reshape(-1)[n:5000].expand(2000, -1) for n in range(9)}),
@@ -365,8 +365,13 @@ OUTPUTS = {
         directory(f"{STEM}/{STEM}.pt"), f"wn remove {IN} {typed(STEM)}", "{*/} writes into it",
         instead_of=typed(STEM),
     ),
+    "a dry run where something is": Case(
+        both(file(SOUND), lambda: Path(shlex.split(OUT)[0]).write_bytes(b"mine")),
+        f"wn remove {IN} {OUT} --dry-run", "* exists already: without {--force} it is refused",
+        first=0,
+    ),
     "another checkpoint in a folder": Case(
-        both(both(file(SOUND), directory(STEM)), lambda: shutil.copy(f"{STEM}.pt", STEM)),
+        both(directory(STEM), lambda: shutil.copy(f"{STEM}.pt", STEM)),
         f"wn remove {IN} {typed(STEM)}", "{--force} replaces it, and what it holds is lost",
         changes=f"{STEM}/",
     ),
@@ -450,6 +455,7 @@ OUTPUTS = {
     "nothing like a command": Case(file(SOUND), f"wn nonsense {IN}", "{wn help}"),
     "another name of a command": Case(file(SOUND), f"wn fold {IN} {OUT}", "{wn remove *}"),
     "a mistyped command": Case(file(SOUND), f"wn insepct {IN}", "{wn inspect *}"),
+    "shards for stdout": Case(shards, f"wn remove {FOLDER} -", "{--format safetensors}"),
     "no such shell": Case(
         file(SOUND), "wn --show-completion tcsh", "{wn --show-completion bash}"
     ),
@@ -467,11 +473,11 @@ OUTPUTS = {
     "a checkpoint that fits in part": Case(
         file(SOUND | pair("b") | pair(), ref=plain("sound") | plain("b") | plain("c")),
         f"wn convert {IN} {OUT} --like {REF}",
-        "{--partial} writes those that meet, {--fill} takes the others from REFERENCE",
+        "{--partial} writes those that match, {--fill} takes the others from REFERENCE",
     ),
     "a checkpoint with more than REFERENCE": Case(
         file(SOUND | pair("b") | pair(), ref=plain("sound") | plain("b")),
-        f"wn convert {IN} {OUT} --like {REF}", "{--partial} writes those that meet",
+        f"wn convert {IN} {OUT} --like {REF}", "{--partial} writes those that match",
     ),
     "a checkpoint of another model": Case(
         file(SOUND, ref={"q.u": torch.ones(7)}), f"wn convert {IN} {OUT} --like {REF}",
@@ -605,6 +611,10 @@ INPUTS = {
     ),
     "an address of a repository": Case(
         file(SOUND), "wn inspect hf://owner/name", "{hf download owner/name}"
+    ),
+    "a model of the Hub by its name": Case(
+        file(SOUND), f"wn remove owner/name {OUT}",
+        "{hf download owner/name} prints the folder to give",
     ),
     "an address in a hub": Case(
         file(SOUND), "wn inspect hf://owner/name/'a b.pt'", "{hf download owner/name 'a b.pt'}"

@@ -90,7 +90,7 @@ def fails(says: str, refused: Callable[[], object]) -> None:
 
 
 def test_what_is_no_regular_file_is_refused_as_that() -> None:
-    fails("this is no regular file", lambda: wncli.inspect(os.devnull))
+    fails("not a regular file", lambda: wncli.inspect(os.devnull))
 
 
 @pytest.mark.parametrize("what", ["full", "file"])

@@ -18,6 +18,7 @@ import wncli
 from wncli.cli import options as o
 from wncli.cli.progress import progress_bar
 from wncli.cli.results import Shown, print_comparison
+from wncli.cli.streams import from_stdin, result_as_typed
 
 if TYPE_CHECKING:
     from wncli.report import Report
@@ -248,8 +249,9 @@ def convert(  # noqa: PLR0913
     from wncli.cli.rule_files import expand_files
 
     return functools.partial(
-        wncli.convert, naming=o.one_of("--naming", naming, o.NAMINGS), like=like, partial=partial,
-        fill=fill, rename=expand_files("--rename", rename), flatten=flatten, layers=layers,
+        wncli.convert, naming=o.one_of("--naming", naming, o.NAMINGS),
+        like=like and from_stdin(like), partial=partial, fill=fill,
+        rename=expand_files("--rename", rename), flatten=flatten, layers=layers,
         exclude=exclude, dim=o.count("--dim", dim, least=0),
     )  # fmt: skip
 
@@ -282,13 +284,14 @@ def compare(  # noqa: PLR0913
         check_plot(plot)
     with progress_bar(("comparing",), quiet=quiet or json or csv == "-") as progress:
         found = wncli.compare(
-            a, b, rtol=o.number("--rtol", rtol), atol=o.number("--atol", atol), layers=layers,
-            exclude=exclude, only=o.single("--only", only), jobs=o.count("--jobs", jobs),
-            progress=progress,
+            from_stdin(a), from_stdin(b), rtol=o.number("--rtol", rtol),
+            atol=o.number("--atol", atol), layers=layers, exclude=exclude,
+            only=o.single("--only", only), jobs=o.count("--jobs", jobs), progress=progress,
         )  # fmt: skip
     if plot is not None:
         narrowed = bool(layers or exclude)
         draw_comparison(plot, found, o.single("--only", only), is_narrowed=narrowed)
+    found = result_as_typed(found)
     code = print_comparison(found, json=json, quiet=quiet, shows_all=show_all, csv=csv)
     if plot is not None and not (json or quiet or csv == "-"):
         show_written(plot)

@@ -94,6 +94,7 @@ def _run(arguments: list[str]) -> int:
 
     from wncli.cli.commands import app_for
     from wncli.cli.results import error_of, nothing_to_do, print_json
+    from wncli.cli.streams import as_typed
     from wncli.errors import WnError
 
     try:
@@ -107,7 +108,7 @@ def _run(arguments: list[str]) -> int:
             return _refused(arguments, error_of(outcome))
         if "--json" in arguments:
             print_json(nothing_to_do(outcome))
-        show_refusal("nothing to do", outcome.in_shell)
+        show_refusal("nothing to do", as_typed(outcome.in_shell))
         return NEGATIVE
     except TyperException as refusal:
         return _refused(arguments, _problem(refusal.format_message(), _help(arguments)))
@@ -130,12 +131,13 @@ def _problem(problem: str, hint: str) -> dict[str, str | None]:
 
 def _refused(arguments: list[str], error: dict[str, str | None]) -> int:
     """Say what is wrong on stderr, and with `--json` on stdout as well."""
-    if "--json" in arguments:
-        from wncli.cli.results import print_json, refusal
+    from wncli.cli.results import print_json, refusal
+    from wncli.cli.streams import as_typed
 
+    if "--json" in arguments:
         command = next((word for word in arguments[:1] if word in COMMANDS), None)
         print_json(refusal(command, error))
-    show_refusal("error", error["message"] or "")
+    show_refusal("error", as_typed(error["message"] or ""))
     return REFUSED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,6 +31,7 @@ from wncli.cli.rows import (
     warnings_of,
     written_row,
 )
+from wncli.cli.streams import STREAM, from_stdin, result_as_typed, to_stdout
 from wncli.cli.terminal import show_refusal
 from wncli.errors import FileError, UsageError, WnError
 from wncli.formats.huggingface.folder import checkpoints_at
@@ -37,6 +39,8 @@ from wncli.parallel import Progress
 from wncli.plan.destination import beside
 from wncli.report import NothingToDo, Report
 from wncli.storage.signals import REFUSED
+
+_NAMELESS = "what is read from stdin has no name that it could have in a folder"
 
 
 def write_all(run: partial[Report], typed: Writing) -> int:
@@ -50,9 +54,11 @@ def write_all(run: partial[Report], typed: Writing) -> int:
     phases = (_PHASES[command], *("verifying",) * typed.verify)
     if typed.output_dir is None:
         output = _one_output(command, typed)
-        with progress_bar(phases, quiet=shown.is_silent) as progress:
-            report = run(typed.checkpoint, output, **keywords, progress=progress)
-        return print_report(report, shown)
+        with to_stdout(output, typed) as path:
+            checkpoint = from_stdin(typed.checkpoint)
+            with progress_bar(phases, quiet=shown.is_silent) as progress:
+                report = run(checkpoint, path, **keywords, progress=progress)
+        return print_report(result_as_typed(report), shown)
     outputs = _outputs(typed, Path(typed.output_dir))
 
     def written(checkpoint: str, progress: Progress) -> Report:
@@ -80,7 +86,8 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
     phases = ("reading",)
     if paths == checkpoints[:1]:
         with progress_bar(phases, quiet=shown.is_silent) as progress:
-            return print_report(run(checkpoints[0], progress=progress), shown)
+            report = run(from_stdin(checkpoints[0]), progress=progress)
+        return print_report(result_as_typed(report), shown)
 
     if shown.plot is not None:
         raise UsageError(
@@ -172,6 +179,8 @@ def _one_output(command: str, typed: Writing) -> str:
     if typed.output_option is not None:
         words.append(typed.output_option)
     if len(words) == 1:
+        if typed.checkpoint == STREAM and os.path.isdir(words[0]):  # noqa: PTH112 - as in `streams`
+            raise UsageError(words[0], _NAMELESS, expected="a file's name")
         return words[0]
     if not words:
         hint = f"wn {command} --help"
@@ -193,6 +202,8 @@ def _outputs(typed: Writing, folder: Path) -> dict[str, str]:
         raise FileError(str(folder), "--output-dir is a file", expected="a folder's name")
     found: dict[str, str] = {}
     for checkpoint in (typed.checkpoint, *(typed.output or [])):
+        if checkpoint == STREAM:
+            raise UsageError(STREAM, _NAMELESS, expected="one - and one OUTPUT")
         path = Path(checkpoint)
         if path.name.endswith(".index.json"):
             path = path.resolve().parent

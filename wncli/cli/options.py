@@ -48,7 +48,8 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A safetensors, torch or npz file, whose content says which; or a folder of shards.",
+        help="A safetensors, torch or npz file, whose content says which; a folder of shards; "
+        "or - for stdin.",
     ),
 ]
 Checkpoints = Annotated[
@@ -56,7 +57,7 @@ Checkpoints = Annotated[
     typer.Argument(
         metavar="CHECKPOINT",
         help="Safetensors, torch or npz files, whose content says which; folders of shards, or of "
-        "checkpoints. Several have a row each.",
+        "checkpoints; - for stdin. Several have a row each.",
     ),
 ]
 A = Annotated[str, typer.Argument(metavar="A", help="The checkpoint to compare.")]
@@ -71,7 +72,8 @@ Output = Annotated[
     typer.Argument(
         metavar="OUTPUT",
         help="The file to write: .safetensors, .pt, .pth, .npz or the like; an existing folder "
-        "gets a file of the same name; shards are a folder. With --output-dir: more checkpoints.",
+        "gets a file of the same name; shards are a folder; - is stdout. With "
+        "--output-dir: more checkpoints.",
         show_default=False,
     ),
 ]
@@ -411,7 +413,7 @@ def number(option: str, word: str | None) -> float | None:
     try:
         return None if word is None else float(word)
     except ValueError:
-        raise UsageError(option, "no number", found=str(word)) from None
+        raise UsageError(option, "not a number", found=str(word)) from None
 
 
 def refuse_without(needed: str, option: str) -> NoReturn:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import wncli
+from wncli.cli.streams import as_typed
 from wncli.cli.terminal import STDOUT
 from wncli.errors import is_typable
 from wncli.hints import in_shell
@@ -98,7 +99,7 @@ def print_json(value: dict[str, Any]) -> None:
     for report in (value, *value.get("files", ())):
         for note in (*report.get("notes", ()), *(report.get("findings") or ())):
             note["message"] = in_shell(note["message"])
-    print(dumps(value, indent=2, allow_nan=False), flush=True)
+    print(as_typed(dumps(value, indent=2, allow_nan=False)), flush=True)
 
 
 def refusal(command: str | None, error: dict[str, str | None]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def _expanded(flag: str, text: str) -> Iterator[str]:
     try:
         lines = Path(text[1:]).read_text("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "this is no text"
+        reason = getattr(error, "strerror", None) or "not text"
         raise FileError(f"{flag} {text}", reason, expected="a file with a rule a line") from None
     rules = [rule for line in lines if (rule := _COMMENT.sub("", line).strip(" \t"))]
     if not rules:

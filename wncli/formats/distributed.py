@@ -141,7 +141,7 @@ def distributed_file(path: Path, what: str) -> FormatError:
     is_whole = any(map(_METADATA.fullmatch, (entry.name for entry in path.parent.iterdir())))
     return FormatError(
         str(path),
-        f"this is {what} (torch.distributed.checkpoint), and no checkpoint by itself",
+        f"this is {what} (torch.distributed.checkpoint), not a checkpoint by itself",
         expected="one file with whole tensors, or shards with an index",
         hint=gather_command(path.parent)
         if is_whole

@@ -37,7 +37,7 @@ def refuse_file(source: Source, start: bytes) -> FormatError:
     refuse_distributed_file(Path(source.name), start)
     found = _what(source, start)
     return FormatError(
-        source.name, "this is no checkpoint", expected=_READABLE, found=found.what, hint=found.hint
+        source.name, "not a checkpoint", expected=_READABLE, found=found.what, hint=found.hint
     )
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from wncli.checkpoint.checkpoint import DISTRIBUTED, Checkpoint
 from wncli.errors import FileError, FormatError, WnError
-from wncli.formats.registry import LONGEST_START, kinds_of
+from wncli.formats.registry import LONGEST_START, SUFFIXES, kinds_of
 from wncli.hints import either, path_text
 from wncli.notes import Note
+from wncli.storage.addresses import repository_hint
 from wncli.storage.source import LocalSource, Source, Sources, unreadable
 
 
@@ -93,7 +94,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _refuse_irregular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise FileError(str(path), "this is no regular file", expected="a checkpoint file")
+        raise FileError(str(path), "not a regular file", expected="a checkpoint file")
 
 
 @contextmanager
@@ -105,7 +106,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise FileError(
-            str(path), "no such file", expected="a checkpoint", hint=_near_files(path)
+            str(path),
+            "no such file",
+            expected="a checkpoint",
+            hint=_near_files(path) or _near_repository(path),
         ) from None
     except OSError as error:
         raise unreadable(str(path), error) from None
@@ -192,6 +196,10 @@ def _is_tar(start: bytes) -> bool:
     except tarfile.HeaderError:
         return False
     return True
+
+
+def _near_repository(path: Path) -> str:
+    return "" if path.suffix.lower() in SUFFIXES else repository_hint(path)
 
 
 def _near_files(path: Path) -> str:

@@ -11,7 +11,7 @@ from wncli.checkpoint.naming import Naming
 from wncli.checkpoint.pairs import Halves, is_plain_weight
 from wncli.checkpoint.tensors import NORMALIZABLE, TensorSpec
 from wncli.errors import WeightNormError, WnError
-from wncli.hints import parameter, phrase, setting
+from wncli.hints import given, parameter, phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Action, Decompose, Plan
 from wncli.plan.guards import refuse_expansion, refuse_taken_names
@@ -23,7 +23,7 @@ from wncli.plan.request import (
     make_plan,
     surveys_of,
 )
-from wncli.plan.rules import Candidate, choose_weights, glob_of
+from wncli.plan.rules import Candidate, Chosen, choose_weights, glob_of
 from wncli.plan.survey import Survey
 from wncli.plan.ungathered import refuse_ungathered
 
@@ -72,6 +72,7 @@ def plan_apply(
     refuse_taken_names(checkpoint, surveys, actions)
     notes = list(checkpoint.notes)
     notes += [] if request.layers or not actions else [_default_note(len(actions))]
+    notes += _last_axis_notes(chosen, dim)
     notes += look_alike_notes(surveys)
     return make_plan("apply", checkpoint, request, surveys, actions, notes)
 
@@ -111,6 +112,21 @@ def _spellings(surveys: Sequence[Survey]) -> dict[str, Naming]:
         found.state_dict.root: found.pairs[0].naming if found.pairs else anywhere
         for found in surveys
     }
+
+
+def _last_axis_notes(chosen: Chosen, dim: int | None) -> list[Note]:
+    """Note what -1 is, which in NumPy would be an axis."""
+    typed: dict[str, set[int]] = {}
+    for item, rule in chosen.items():
+        own = rule is not None and rule.has_dim
+        if (rule.dim if rule and own else dim) == -1:
+            spelled = given(layers=[rule.text]) if rule and own else given(dim=-1)
+            typed.setdefault(spelled, set()).add(item.rank - 1)
+    message = "{}: the whole tensor, as in torch; the last axis is {}"
+    return [
+        Note("whole-tensor", phrase(message, spelled, " or ".join(map(str, sorted(axes)))))
+        for spelled, axes in typed.items()
+    ]
 
 
 def _default_note(count: int) -> Note:

@@ -60,6 +60,6 @@ def plan_convert(checkpoint: Checkpoint, request: Request, naming: Naming | None
     if not chosen:
         notes.append(Note("no-weight-norm", "there is no weight norm to spell otherwise"))
     elif not actions:
-        notes.append(Note("same-naming", f"every layer is spelled {naming} already"))
+        notes.append(Note("same-naming", f"every layer has {naming} names already"))
     notes += stale_notes(respelled, ": left out")
     return make_plan("convert", checkpoint, request, surveys, actions, notes)

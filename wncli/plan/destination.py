@@ -11,6 +11,7 @@ from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import UsageError
 from wncli.formats.registry import FORMATS, OFFERED, SUFFIXES, FormatName, written_format
 from wncli.hints import Text, either, given, parameter, path_text, phrase, setting
+from wncli.notes import Note
 
 _UNITS = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -53,7 +54,8 @@ def decide_target(  # noqa: PLR0913 - what it depends on
     suffix = path.suffix.lower()
     slash = output.endswith(("/", os.sep))
     kept = written_format(checkpoint)
-    if max_shard is None and not from_folder and not is_named and path.is_dir():
+    enters = os.path.isdir(path)  # noqa: PTH112 - which takes names that are too long, too
+    if max_shard is None and not from_folder and not is_named and enters:
         return Target(beside(path, Path(checkpoint.name), chosen), chosen or kept)
     if max_shard is None and not slash and (suffix in SUFFIXES or not from_folder):
         return Target(path, chosen or format_of(path, checkpoint))
@@ -72,6 +74,17 @@ def decide_target(  # noqa: PLR0913 - what it depends on
             ),
         )
     return Target(path, chosen or kept, is_folder=True, max_shard=max_shard)
+
+
+def suffix_notes(target: Target) -> list[Note]:
+    """Warn of a suffix that says another format than the one which is written."""
+    said = SUFFIXES.get(target.path.suffix.lower())
+    if target.is_folder or said in {None, target.format}:
+        return []
+    message = (
+        f"a {target.format} file is written, though its suffix {target.path.suffix} says {said}"
+    )
+    return [Note("suffix", message, str(target.path), is_warning=True)]
 
 
 def format_of(output: Path, checkpoint: Checkpoint) -> FormatName:
@@ -116,6 +129,6 @@ def parse_size(text: str) -> int:
     nbytes = int(float(match[1]) * unit) if match and unit else 0
     if not nbytes:
         raise UsageError(
-            given(max_shard_size=text), "no size", expected="bytes, as 5GB, 500MB or 2GiB"
+            given(max_shard_size=text), "not a size", expected="bytes, as 5GB, 500MB or 2GiB"
         )
     return nbytes

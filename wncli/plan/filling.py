@@ -13,7 +13,9 @@ from wncli.plan.guards import refuse_damage, refuse_expansion, refuse_growth
 from wncli.plan.pairing import Place, plain_tensors
 from wncli.plan.survey import Survey
 
-_WITHOUT = phrase("{} writes what meets, in place of {}", setting(partial=True), parameter("fill"))
+_WITHOUT = phrase(
+    "{} writes what matches, in place of {}", setting(partial=True), parameter("fill")
+)
 
 
 def parts_to_fill(

@@ -112,7 +112,7 @@ def plan_like(
     _judge(checkpoint, reference, fit, partial=partial or fill)
     notes += [note for found in ours for note in narrowing_notes(checkpoint, found.state_dict)]
     notes += renaming_notes(checkpoint, request._replace(only=our_only))
-    notes.append(Note("matched", f"{fit.matched:,} tensors meet those of {reference.name}", ""))
+    notes.append(Note("matched", f"{fit.matched:,} tensors match those of {reference.name}", ""))
     lacking = {*without, *fit.misshapen} if fill else set()
     tied = _tied(checkpoint, meetings, theirs, lacking, fit.axes)
     lacking -= tied.keys()
@@ -323,14 +323,14 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     if fit.matched and (partial or not bad):
         return
     expected = "the same tensors, but for weight norm, prefixes and roots"
-    found = "; ".join((f"{fit.matched:,} that meet", *bad))
-    hint = phrase("{} writes those that meet", setting(partial=True))
+    found = "; ".join((f"{fit.matched:,} that match", *bad))
+    hint = phrase("{} writes those that match", setting(partial=True))
     if fit.missing or fit.mismatched:
         hint = phrase("{}, {} takes the others from {}", hint, setting(fill=True), REFERENCE)
     if 2 * fit.matched < min(fit.ours, fit.theirs) or not fit.matched:
         # What few of the names meet is another model, or one whose names were changed.
         expected = f"names as in {reference.name}: {few(fit.missing)}"
-        found = f"{fit.matched:,} that meet; here: {few(fit.unexpected)}"
+        found = f"{fit.matched:,} that match; here: {few(fit.unexpected)}"
         hint = phrase("{}{}{}", listing(checkpoint), Text("; ", " && "), listing(reference))
     raise WeightNormError(
         checkpoint.name,

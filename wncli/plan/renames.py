@@ -66,7 +66,7 @@ def _parse(text: str) -> RenameRule:
     match = _RULE.fullmatch(text)
     if not match or not match[1] or not match[2]:
         raise UsageError(
-            given(rename=[text]), "this is no rule", expected="OLD=NEW, as 'decoder.*=dec.*'"
+            given(rename=[text]), "not a rule", expected="OLD=NEW, as 'decoder.*=dec.*'"
         )
     sides: list[list[list[str]]] = [[[]], [[]]]
     for side, glob in zip(sides, match.groups(), strict=True):
@@ -115,7 +115,7 @@ def rename_all(
             raise UsageError(
                 given(rename=[rule.text]),
                 "the rule matches no name that is left to it",
-                expected=f"a name or glob, as of {few(names)}" if names else "",
+                expected=f"a name or glob, such as {few(names)}" if names else "",
                 hint=inspecting(checkpoint.name, tensors=True),
             )
     return found

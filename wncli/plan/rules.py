@@ -13,8 +13,9 @@ from wncli.errors import UsageError
 from wncli.hints import Text, either, given, setting
 
 _NO_DIM = "none"
-#: As many names are searched for one that a rule may have meant.
-_MOST_COMPARED = 5000
+#: As many names are searched for one that a rule may have meant, as many are offered, and so much
+#: these have in common with it, of 1.
+_MOST_COMPARED, _MOST_OFFERED, _ALIKE = 5000, 3, 0.5
 _WILDCARDS = re.compile(r"[*?]|\[.*\]")
 #: A glob and the dim behind it; the `=` of a `[=]` is the glob's.
 _WITH_DIM = re.compile(r"(.*)=([^]=]*)", re.DOTALL)
@@ -80,7 +81,7 @@ def parse_dim(text: str, where: str) -> int | None:
     except ValueError:
         raise UsageError(
             where,
-            f"{text!r} is no dim",
+            f"{text!r} is not a dim",
             expected="a whole number from 0, or none for the whole tensor",
         ) from None
 
@@ -108,7 +109,7 @@ def _parse_layer(text: str, *, with_dims: bool) -> Rule:
     if with_dims and not is_dim:
         raise UsageError(
             where,
-            f"{match[2]!r} is no dim",
+            f"{match[2]!r} is not a dim",
             expected="a whole number from 0, or none for the whole tensor",
             hint=setting(layers=[re.sub(r"\[=]|=", "[=]", text)]),
         )
@@ -262,15 +263,38 @@ def _no_match(  # noqa: PLR0913, PLR0917 - what such a rule is compared with
     """
     reason = next((f"{name} {why}" for name, why in others.items() if rule.matches(name)), "")
     known = list(dict.fromkeys(part for name in names for part in (name, split(name)[0]) if part))
-    near = [name for name in names if rule.matches(name)][:3]
-    near = near or difflib.get_close_matches(rule.glob, known[:_MOST_COMPARED], n=3, cutoff=0.5)
-    text = rule.glob.strip("*.").lower()
-    near = near or [name for name in known if text and text in name.lower()][:3]
-    globs = [glob for glob in map(glob_of, near) if takes(Rule(glob, glob))]
+    offered = [glob_of(name) for name in names if rule.matches(name)] or _near(rule.glob, known)
+    globs = [glob for glob in offered if takes(Rule(glob, glob))][:_MOST_OFFERED]
     dim = rule.text[len(rule.glob) :]
     return UsageError(
         given(**{name: [rule.text]}),
         reason or "the rule matches nothing that could be chosen here",
-        expected=f"a name or glob, as of {', '.join(known[:3])}" if known else "",
+        expected=f"a name or glob, such as {', '.join(known[:3])}" if known else "",
         hint=either(setting(**{name: [f"{glob}{dim}"]}) for glob in globs) or listing,
     )
+
+
+def _near(glob: str, known: Sequence[str]) -> list[str]:
+    """Return globs that may be meant, the best first: of names, and of all that is below a module.
+
+    `known` are names of weights and of their modules.
+    """
+    known = known[:_MOST_COMPARED]
+    dots = ((name, place.start()) for name in known for place in re.finditer(r"\.", name))
+    parents = dict.fromkeys(name[:end] for name, end in dots)
+    globs = {name: f"{glob_of(name)}.*" for name in parents}
+    if not glob.endswith(".*"):
+        globs |= {name: glob_of(name) for name in known}
+    wanted = glob.removesuffix(".*")
+    if wanted in globs:
+        return [globs[wanted]]
+    alike = difflib.SequenceMatcher(b=wanted)
+    scores: dict[str, float] = {}
+    for name in globs:
+        alike.set_seq1(name)
+        if alike.real_quick_ratio() >= _ALIKE and alike.quick_ratio() >= _ALIKE:
+            scores[name] = alike.ratio()
+    near = sorted((name for name in scores if scores[name] >= _ALIKE), key=lambda n: -scores[n])
+    text = glob.strip("*.").lower()
+    near = near or [name for name in known if text and text in name.lower()]
+    return [globs.get(name) or glob_of(name) for name in near]

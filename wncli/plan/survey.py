@@ -164,7 +164,7 @@ def _half(weight: str, half: Half, names: tuple[str, ...]) -> LookAlike | None:
         return None  # any parameter may happen to end in _g or _v
     g, v = pair_names(weight, half.naming)
     missing = v if half.role == "g" else g
-    return LookAlike("half-pair", weight, names, f"is half a pair: {missing} is missing")
+    return LookAlike("half-pair", weight, names, f"is incomplete: {missing} is missing")
 
 
 def _pair(

@@ -11,6 +11,8 @@ from wncli.hints import free_path, parameter, path_text, path_word, phrase, then
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 #: Characters of the name that a file gets here.
 _LONGEST = 60
+#: A model of the Hugging Face Hub, as its owner and its name.
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FETCH = {"s3": "aws s3 cp", "gs": "gcloud storage cp"}
 
 
@@ -29,6 +31,14 @@ def refuse_address(text: str, *, is_output: bool) -> None:
         found="an address",
         hint="write a file, and upload that" if is_output else _fetch(text),
     )
+
+
+def repository_hint(path: Path) -> str:
+    """Return what fetches a model of the Hub, where a path that leads nowhere may name one."""
+    text = path.as_posix()
+    if not _REPOSITORY.fullmatch(text) or path.parent.exists():
+        return ""
+    return phrase("{} prints the folder to give", f"hf download {word(text)}")
 
 
 def _fetch(text: str) -> str:

@@ -31,7 +31,7 @@ def check_output(output: Path, *, force: bool, takes_files: bool = True) -> None
         takes_files: were it a directory, the file could go into it.
 
     Raises:
-        FileError: it exists and `force` is not given, is no regular file, or has no directory.
+        FileError: it exists and `force` is not given, is not a regular file, or has no directory.
     """
     where = str(output)
     try:
@@ -52,7 +52,7 @@ def check_output(output: Path, *, force: bool, takes_files: bool = True) -> None
         )
     if mode is not None and not stat.S_ISREG(mode):
         raise FileError(
-            where, phrase("{} is no regular file", parameter("output")), expected="a file's name"
+            where, phrase("{} is not a regular file", parameter("output")), expected="a file's name"
         )
     if mode is not None and not force:
         raise FileError(
@@ -73,7 +73,7 @@ def check_parent(where: str, folder: Path) -> None:
         return
     above = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
     if os.path.lexists(above) and not above.is_dir():
-        raise FileError(where, f"{above} is no directory")
+        raise FileError(where, f"{above} is not a directory")
     raise FileError(where, "the directory does not exist", hint=f"mkdir -p {path_word(folder)}")
 
 

@@ -218,7 +218,7 @@ def test_a_rule_is_a_glob_and_at_most_a_dim(
 
 @pytest.mark.parametrize("text", ["ups=x", "ups=", "ups=1.5", "ups=0x1", "ups=all"])
 def test_a_dim_that_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no dim") as refusal:
+    with pytest.raises(UsageError, match="is not a dim") as refusal:
         parse_layers([text], with_dims=True)
     assert f"layers=[{text!r}]: " in str(refusal.value)
 

@@ -216,10 +216,11 @@ def refused(call: Callable[[], object], kind: type[WnError] = FileError) -> str:
     return str(caught.value)
 
 
-def test_a_directory_as_output_is_refused(model: Path) -> None:
-    (model.parent / "out.pt").mkdir()
+def test_a_directory_in_place_of_the_output_is_refused(model: Path) -> None:
+    (model.parent / "out.pt" / model.name).mkdir(parents=True)
     assert "directory" in refused(lambda: wncli.apply(model, model.parent / "out.pt", force=True))
-    assert names(model.parent / "out.pt") == []
+    assert names(model.parent / "out.pt") == [model.name]
+    assert names(model.parent / "out.pt" / model.name) == []
 
 
 def test_an_output_in_no_directory_is_refused(model: Path) -> None:
@@ -230,7 +231,7 @@ def test_an_output_in_no_directory_is_refused(model: Path) -> None:
 
 def test_a_device_or_pipe_as_output_is_refused(model: Path) -> None:
     os.mkfifo(model.with_name("out.pt"))
-    assert "no regular file" in refused(
+    assert "not a regular file" in refused(
         lambda: wncli.apply(model, model.with_name("out.pt"), force=True)
     )
     out = Path(os.devnull)
@@ -240,7 +241,7 @@ def test_a_device_or_pipe_as_output_is_refused(model: Path) -> None:
 
 def test_a_pipe_or_a_directory_of_several_files_as_input_is_refused(model: Path) -> None:
     os.mkfifo(model.with_name("in.pt"))
-    assert "no regular file" in refused(lambda: wncli.inspect(model.with_name("in.pt")))
+    assert "not a regular file" in refused(lambda: wncli.inspect(model.with_name("in.pt")))
     assert "directory" in refused(lambda: wncli.inspect(model.parent))
     assert "no such file" in refused(lambda: wncli.inspect(model.with_name("mode.pt")))
 

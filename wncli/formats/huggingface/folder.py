@@ -67,8 +67,8 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
         what = "indexes" if best in _INDEX_RANKS.values() else "checkpoints"
         raise NotOneCheckpoint(
             str(folder),
-            f"several {what} stand in this directory",
-            expected="one that can be meant",
+            f"several {what} are in this directory",
+            expected="one checkpoint",
             found=few(chosen, 8),
             hint=phrase(
                 "give one of them: {}", either(path_text(folder / name) for name in chosen[:3])
@@ -130,7 +130,7 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
     near = places_of_checkpoints(folder)
     return NotOneCheckpoint(
         str(folder),
-        "no checkpoint stands in this directory",
+        "no checkpoint in this directory",
         expected="a checkpoint file, or the index of a sharded one,"
         f" by the names {' '.join(sorted(SUFFIXES))} .index.json",
         found=few(names, 8) or "no files",

@@ -35,7 +35,7 @@ def resolve(path: Path) -> Path | None:
     """Return the file that `path`, an index or a shard, leads to; None where there is none.
 
     Raises:
-        FileError: it is no regular file, or cannot be read.
+        FileError: it is not a regular file, or cannot be read.
         FormatError: it is a link that leaves its folder.
     """
     where = str(path)
@@ -62,7 +62,7 @@ def resolve(path: Path) -> Path | None:
     if not stat.S_ISREG(mode):
         raise FileError(
             where,
-            "this is a directory" if stat.S_ISDIR(mode) else "this is no regular file",
+            "this is a directory" if stat.S_ISDIR(mode) else "not a regular file",
             expected="a checkpoint file",
         )
     return target

@@ -153,7 +153,7 @@ def _state_dict(checkpoint: Checkpoint) -> StateDict:
     roots = [state_dict.holder or state_dict.root or "the top" for state_dict in found]
     raise FormatError(
         checkpoint.name,
-        "this shard is no plain state dict",
+        "this shard is not a plain state dict",
         expected="tensors by their names at the top, and nothing else",
         found=f"state dicts at {few(roots)}" if roots else "no state dict",
     )

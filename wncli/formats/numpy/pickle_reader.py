@@ -48,7 +48,7 @@ def read_pickled_arrays(source: Source) -> Checkpoint:
     if not found.has_arrays:
         raise FormatError(
             source.name,
-            "this is no checkpoint",
+            "not a checkpoint",
             expected="a safetensors file, or one that torch.save wrote",
             found="a plain pickle, without names of NumPy arrays",
             hint="save its state dict with torch.save",

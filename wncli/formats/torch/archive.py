@@ -30,7 +30,7 @@ def no_checkpoint(source: Source, members: list[str]) -> FormatError:
     """Make the refusal of a zip that PyTorch did not write, which has these members."""
     return FormatError(
         source.name,
-        "this zip is no torch checkpoint",
+        "this zip is not a torch checkpoint",
         expected="a folder with a member data.pkl, as torch.save writes",
         found=", ".join(members[:5]) or "an empty archive",
     )

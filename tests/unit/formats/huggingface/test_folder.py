@@ -153,7 +153,7 @@ def test_a_directory_without_a_checkpoint_is_refused_with_what_is_there(
     for name in names:
         (tmp_path / name).write_text("{}")
     message = refused(tmp_path, FileError)
-    assert "no checkpoint stands in this directory" in message
+    assert "no checkpoint in this directory" in message
     assert ", ".join(sorted(names)) in message
     assert "give the file itself" in message
 

@@ -141,7 +141,7 @@ def test_an_index_that_is_too_long_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(LONGEST_INDEX + 1)
     assert "too long" in refused(index)
     other = index.rename(tmp_path / "model.json")
-    assert "no checkpoint" in refused(other)
+    assert "not a checkpoint" in refused(other)
 
 
 @pytest.mark.parametrize("name", ["config.json", "index.json.txt"])
@@ -309,7 +309,7 @@ def test_a_shard_that_is_no_file_is_refused_and_not_waited_for(what: str, tmp_pa
         os.mknod(shard, 0o140644)
     message = refused(index, FileError)
     assert shard_name(2) in message
-    assert ("directory" if what == "a directory" else "no regular file") in message
+    assert ("directory" if what == "a directory" else "not a regular file") in message
 
 
 def test_a_shard_that_may_not_be_read_is_refused(tmp_path: Path) -> None:

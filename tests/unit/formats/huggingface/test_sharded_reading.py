@@ -358,4 +358,4 @@ def test_a_torch_shard_that_is_no_plain_state_dict_is_refused(defect: str, tmp_p
     torch.save(NO_SHARDS[defect], tmp_path / shard_name(2, "torch"))
     message = refused(index)
     assert shard_name(2, "torch") in message
-    assert "no plain state dict" in message
+    assert "not a plain state dict" in message
