@@ -105,7 +105,7 @@ def add_layers(page: Page, report: Report, view: View) -> None:
     known = [found.get((layer.root, layer.name)) for layer in report.layers]
     has_ratio = any(one and one.ratio for one in known)
     layers = report.layers
-    columns = [Column("g shape", goes=3)]
+    columns = [Column("g shape", goes=5)]
     columns += [Column("dim", is_right=True)] if len({one.dim for one in layers}) > 1 else []
     columns += [Column("dtype", goes=2)] if len({one.dtype for one in layers}) > 1 else []
     columns += [Column("names", goes=1)] if len({one.naming for one in layers}) > 1 else []
@@ -200,7 +200,7 @@ def _add_rows(  # noqa: PLR0913, PLR0917 - what its tables differ in
         Column("min", is_right=True, goes=4),
         Column("median", is_right=True),
         Column("max", is_right=True, goes=4),
-        Column(header, goes=5, style="cyan"),
+        Column(header, goes=3, style="cyan"),
     )
     tail = tail if shown else ()
     drawn = []

@@ -27,8 +27,8 @@ _SINGLE = frozenset("×·…─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉→�
 class Column(NamedTuple):
     """A column of a table.
 
-    On a terminal that is too narrow those with the largest `goes` are left out first; 0 always
-    stays. `is_name` is shortened in the middle where nothing else can go.
+    On a terminal that is too narrow those with the largest `goes` are left out first, together;
+    0 always stays. `is_name` is shortened in the middle where nothing else can go.
     """
 
     header: str
@@ -80,8 +80,8 @@ class Table(NamedTuple):
         def too_much(sizes: list[int]) -> int:
             return 1 + sum(sizes[at] for at in kept) + _GAP * (len(kept) - 1) - room
 
-        while too_much(least) > 0 and self._goes(going := max(kept, key=self._goes)):
-            kept.remove(going)
+        while too_much(least) > 0 and (first := max(map(self._goes, kept))):
+            kept = [at for at in kept if self._goes(at) != first]
         widths = list(widths)
         names = [at for at in kept if self.columns[at].is_name]
         while names and too_much(widths) > 0:
