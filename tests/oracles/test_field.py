@@ -439,26 +439,28 @@ NO_WEIGHTS: dict[str, tuple[Callable[[bytes], list[tuple[tarfile.TarInfo, bytes]
     "a symbolic link": (
         lambda raw: [member("other.ckpt", raw),
                      member(WEIGHTS, type=tarfile.SYMTYPE, linkname="other.ckpt")],
-        "no checkpoint",
+        "not a checkpoint",
     ),
     "a hard link": (
         lambda raw: [member("other.ckpt", raw),
                      member(WEIGHTS, type=tarfile.LNKTYPE, linkname="other.ckpt")],
-        "no checkpoint",
+        "not a checkpoint",
     ),
     "a link outside": (
-        lambda _: [member(WEIGHTS, type=tarfile.SYMTYPE, linkname="/etc/passwd")], "no checkpoint"
+        lambda _: [member(WEIGHTS, type=tarfile.SYMTYPE, linkname="/etc/passwd")],
+        "not a checkpoint",
     ),
-    "a folder": (lambda _: [member(WEIGHTS, type=tarfile.DIRTYPE)], "no checkpoint"),
-    "a fifo": (lambda _: [member(WEIGHTS, type=tarfile.FIFOTYPE)], "no checkpoint"),
-    "text": (lambda _: [member(WEIGHTS, b"text")], "no checkpoint"),
-    "nothing": (lambda _: [member(WEIGHTS)], "no checkpoint"),
-    "in a folder": (lambda raw: [member(f"a/{WEIGHTS}", raw)], "no checkpoint"),
+    "a folder": (lambda _: [member(WEIGHTS, type=tarfile.DIRTYPE)], "not a checkpoint"),
+    "a fifo": (lambda _: [member(WEIGHTS, type=tarfile.FIFOTYPE)], "not a checkpoint"),
+    "text": (lambda _: [member(WEIGHTS, b"text")], "not a checkpoint"),
+    "nothing": (lambda _: [member(WEIGHTS)], "not a checkpoint"),
+    "in a folder": (lambda raw: [member(f"a/{WEIGHTS}", raw)], "not a checkpoint"),
     "too many members": (
-        lambda raw: [*(member(f"{n}") for n in range(1001)), member(WEIGHTS, raw)], "no checkpoint"
+        lambda raw: [*(member(f"{n}") for n in range(1001)), member(WEIGHTS, raw)],
+        "not a checkpoint",
     ),
     "a name of megabytes": (
-        lambda raw: [member("x" * (2 << 20)), member(WEIGHTS, raw)], "no checkpoint"
+        lambda raw: [member("x" * (2 << 20)), member(WEIGHTS, raw)], "not a checkpoint"
     ),
     "damaged": (
         lambda raw: [member(WEIGHTS, raw[:80] + b"\xff" * 8 + raw[88:])], "cannot be read|damaged"
@@ -485,7 +487,7 @@ def test_a_nemo_archive_that_ends_early_is_refused(wn_here: RunHere, tmp_path: P
         info, content = member(WEIGHTS, saved_in(tmp_path))
         archive.addfile(info, io.BytesIO(content))
     path.write_bytes(path.read_bytes()[:900])
-    hold_refused_by_all(wn_here, path, "the file ends inside|no checkpoint")
+    hold_refused_by_all(wn_here, path, "the file ends inside|not a checkpoint")
 
 
 def test_headers_that_lead_on_and_on_are_refused(wn_here: RunHere, tmp_path: Path) -> None:
@@ -496,7 +498,7 @@ def test_headers_that_lead_on_and_on_are_refused(wn_here: RunHere, tmp_path: Pat
     block = long.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")
     info, content = member(WEIGHTS, saved_in(tmp_path))
     path.write_bytes(block * 3000 + info.tobuf(tarfile.GNU_FORMAT) + content + bytes(2000))
-    hold_refused_by_all(wn_here, path, "no checkpoint")
+    hold_refused_by_all(wn_here, path, "not a checkpoint")
 
 
 #: Those that GPT-SoVITS' `head2version` has, and the one that forks have gone on with.
