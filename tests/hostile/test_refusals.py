@@ -147,7 +147,7 @@ def test_truncated_safetensors_are_refused(
     before = snapshot(tmp_path)
     ran = wn_here(command, source, *([] if command == "inspect" else [target]))
     hold_refused(ran, str(source))
-    assert "truncated" in ran.stderr or "no checkpoint" in ran.stderr
+    assert "truncated" in ran.stderr or "not a checkpoint" in ran.stderr
     assert snapshot(tmp_path) == before
 
 

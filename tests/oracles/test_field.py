@@ -441,26 +441,28 @@ NO_WEIGHTS: dict[str, tuple[Callable[[bytes], list[tuple[tarfile.TarInfo, bytes]
     "a symbolic link": (
         lambda raw: [member("other.ckpt", raw),
                      member(WEIGHTS, type=tarfile.SYMTYPE, linkname="other.ckpt")],
-        "no checkpoint",
+        "not a checkpoint",
     ),
     "a hard link": (
         lambda raw: [member("other.ckpt", raw),
                      member(WEIGHTS, type=tarfile.LNKTYPE, linkname="other.ckpt")],
-        "no checkpoint",
+        "not a checkpoint",
     ),
     "a link outside": (
-        lambda _: [member(WEIGHTS, type=tarfile.SYMTYPE, linkname="/etc/passwd")], "no checkpoint"
+        lambda _: [member(WEIGHTS, type=tarfile.SYMTYPE, linkname="/etc/passwd")],
+        "not a checkpoint",
     ),
-    "a folder": (lambda _: [member(WEIGHTS, type=tarfile.DIRTYPE)], "no checkpoint"),
-    "a fifo": (lambda _: [member(WEIGHTS, type=tarfile.FIFOTYPE)], "no checkpoint"),
-    "text": (lambda _: [member(WEIGHTS, b"text")], "no checkpoint"),
-    "nothing": (lambda _: [member(WEIGHTS)], "no checkpoint"),
-    "in a folder": (lambda raw: [member(f"a/{WEIGHTS}", raw)], "no checkpoint"),
+    "a folder": (lambda _: [member(WEIGHTS, type=tarfile.DIRTYPE)], "not a checkpoint"),
+    "a fifo": (lambda _: [member(WEIGHTS, type=tarfile.FIFOTYPE)], "not a checkpoint"),
+    "text": (lambda _: [member(WEIGHTS, b"text")], "not a checkpoint"),
+    "nothing": (lambda _: [member(WEIGHTS)], "not a checkpoint"),
+    "in a folder": (lambda raw: [member(f"a/{WEIGHTS}", raw)], "not a checkpoint"),
     "too many members": (
-        lambda raw: [*(member(f"{n}") for n in range(1001)), member(WEIGHTS, raw)], "no checkpoint"
+        lambda raw: [*(member(f"{n}") for n in range(1001)), member(WEIGHTS, raw)],
+        "not a checkpoint",
     ),
     "a name of megabytes": (
-        lambda raw: [member("x" * (2 << 20)), member(WEIGHTS, raw)], "no checkpoint"
+        lambda raw: [member("x" * (2 << 20)), member(WEIGHTS, raw)], "not a checkpoint"
     ),
     "damaged": (
         lambda raw: [member(WEIGHTS, raw[:80] + b"\xff" * 8 + raw[88:])], "cannot be read|damaged"
@@ -501,7 +503,7 @@ def test_headers_that_lead_on_and_on_are_refused(wn_here: RunHere, tmp_path: Pat
     block = long.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")
     info, content = member(WEIGHTS, saved_in(tmp_path))
     path.write_bytes(block * 3000 + info.tobuf(tarfile.GNU_FORMAT) + content + bytes(2000))
-    hold_refused_by_all(wn_here, path, "no checkpoint")
+    hold_refused_by_all(wn_here, path, "not a checkpoint")
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
@@ -523,7 +525,7 @@ def test_a_header_with_a_size_of_any_number_is_refused_at_once(
     whole = bytes(raw) + info.tobuf(tarfile.GNU_FORMAT) + content + bytes(2000)
     path.write_bytes(pack(whole))
     begun = time.monotonic()
-    hold_refused_by_all(wn_here, path, "no checkpoint|the file ends inside")
+    hold_refused_by_all(wn_here, path, "not a checkpoint|the file ends inside")
     assert time.monotonic() - begun < SECONDS
 
 

@@ -75,7 +75,7 @@ def test_a_direction_that_is_still_to_be_negated_is_not_folded(tmp_path: Path) -
     direction = torch.randn(2, 3, dtype=torch.cfloat).conj().imag
     assert direction.is_neg()
     torch.save(PAIR | {"c.weight_v": direction}, tmp_path / "in.pt")
-    with pytest.raises(wncli.WeightNormError, match="half a pair"):
+    with pytest.raises(wncli.WeightNormError, match="is incomplete"):
         wncli.remove(tmp_path / "in.pt", tmp_path / "out.pt")
 
 

@@ -130,9 +130,10 @@ def run(command: list[str]) -> tuple[int | None, str, str]:
 
 
 def import_everything() -> None:
-    """Import every room of the package, and with them all libraries that it uses."""
-    for room in pkgutil.walk_packages(wncli.__path__, "wncli."):
-        if room.name != "wncli.__main__":
+    """Import every room of the package, and with them all libraries that it uses for files."""
+    others = ("wncli.__main__", "wncli.arithmetic.torch_tensors", "wncli.pytorch")
+    for room in pkgutil.walk_packages(wncli.__path__, "wncli.", onerror=lambda _name: None):
+        if not room.name.startswith(others):
             importlib.import_module(room.name)
     for name in ("numpy", "ml_dtypes", "typer", "rich"):
         assert name in sys.modules or importlib.import_module(name)

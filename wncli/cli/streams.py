@@ -21,7 +21,6 @@ from wncli.errors import FileError, UsageError
 from wncli.formats.registry import FORMATS
 from wncli.hints import setting
 from wncli.storage.signals import unfinished
-from wncli.storage.temporary import uninterrupted
 
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison
@@ -122,6 +121,8 @@ def to_stdout(output: str, typed: Writing) -> Iterator[str]:
         what = "a terminal" if sys.__stdout__ else "closed"
         raise FileError(STREAM, f"stdout is {what}", expected="a file", hint="- > FILE")
     from tempfile import mkdtemp
+
+    from wncli.storage.temporary import uninterrupted
 
     stdout, sys.stdout = sys.stdout, sys.stderr
     suffix = FORMATS[typed.format].suffixes[0] if typed.format in FORMATS else ""
