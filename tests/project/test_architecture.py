@@ -33,7 +33,8 @@ PACKAGE = Path(wncli.__file__).parent
 #: The packages from the bottom up; each imports from itself and from those below it.
 PACKAGES = (
     *("hints", "errors", "notes", "checkpoint", "arithmetic", "storage", "parallel", "formats"),
-    *("plan", "streaming", "layout", "report", "analysis", "fill", "api", "cli"),
+    *("plan", "streaming", "layout", "report", "analysis", "fill", "api", "pytorch"),
+    "cli",
 )
 #: Types alone point upward here: a checkpoint keeps what its format read, and looks at none of it.
 UPWARD = {
@@ -112,8 +113,14 @@ def test_only_the_command_line_knows_the_terminal_libraries() -> None:
                 else []
             )
         }
-        assert "torch" not in names
+        assert "torch" not in names or package_of(f"{room}.") == "pytorch"
         assert room.startswith("wncli.cli") or not names & {"typer", "rich", "click"}
+
+
+def test_nothing_else_imports_the_package_that_needs_torch() -> None:
+    for room, imported in graph().items():
+        inner = {name for name in imported if package_of(name) == "pytorch"}
+        assert not inner or package_of(room) == "pytorch"
 
 
 # What is loaded when

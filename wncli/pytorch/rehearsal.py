@@ -1,0 +1,97 @@
+"""Has a model judge a state dict before anything of it changes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from wncli.errors import WeightNormError
+
+#: As much is shown of what PyTorch says.
+_SHOWN = 8
+
+
+class Judgement(NamedTuple):
+    """What `load_state_dict` says of names: those that it misses, those that it does not know."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def rehearse(
+    model: nn.Module, tensors: Mapping[str, Tensor], versions: Mapping[str, object] | None
+) -> Judgement:
+    """Load tensors without numbers into the model, its parameters being without numbers as well.
+
+    All hooks run, and versions count. Whatever a module's attributes become is undone.
+
+    Args:
+        model: what is to be loaded into.
+        tensors: by name, on the meta device.
+        versions: those of the modules that the state dict is of.
+
+    Raises:
+        WeightNormError: the model refuses them whatever `strict` is.
+    """
+    made = OrderedDict(tensors)
+    if versions is not None:
+        made._metadata = dict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+    with _without_numbers(model), torch.inference_mode(mode=False):
+        try:
+            found = model.load_state_dict(made, strict=False)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise WeightNormError(
+                "the model",
+                "its load_state_dict refuses what would be loaded",
+                found="; ".join(lines[:_SHOWN]),
+            ) from None
+    return Judgement(tuple(found.missing_keys), tuple(found.unexpected_keys))
+
+
+@contextmanager
+def _without_numbers(model: nn.Module) -> Iterator[None]:
+    modules = list(model.modules())
+    before = [(module, _state(module)) for module in modules]
+    try:
+        for module in modules:
+            for held in (module._parameters, module._buffers):  # noqa: SLF001
+                for name, tensor in held.items():
+                    if tensor is not None and not is_lazy(tensor):
+                        held[name] = _empty(tensor)  # type: ignore[assignment]
+        yield
+    finally:
+        for module, (own, inner) in before:
+            vars(module).clear()
+            vars(module).update(own)
+            for name, content in inner.items():
+                _restore(vars(module)[name], content)
+
+
+def _state(module: nn.Module) -> tuple[dict[str, object], dict[str, object]]:
+    """Return a module's attributes, and what is in those that are mappings or lists."""
+    own = dict(vars(module))
+    inner = {name: value.copy() for name, value in own.items() if type(value) in _MUTABLE}
+    return own, inner
+
+
+_MUTABLE = (dict, list, set, OrderedDict)
+
+
+def _restore(value: object, content: object) -> None:
+    if isinstance(value, list):
+        value[:] = content  # type: ignore[call-overload]
+    else:
+        value.clear()  # type: ignore[attr-defined]
+        value.update(content)  # type: ignore[attr-defined]
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    found = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return nn.Parameter(found, requires_grad=False) if isinstance(tensor, nn.Parameter) else found

@@ -1,0 +1,79 @@
+"""This rank's part of a tensor, as a DTensor like the model's; nothing is said to other ranks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from wncli.checkpoint.pairs import Pair
+from wncli.checkpoint.tensors import TensorSpec
+
+
+class Box(NamedTuple):
+    """Where a part begins on each axis, and its sizes."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this rank has nothing of it."""
+        return 0 in self.shape
+
+    def narrows_only(self, axis: int | None, whole: tuple[int, ...]) -> bool:
+        """Whether it is all of every axis but one."""
+        return axis is not None and all(
+            size == mine for n, (size, mine) in enumerate(zip(whole, self.shape, strict=True))
+            if n != axis
+        )  # fmt: skip
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the part, a view."""
+        for axis, (start, size) in enumerate(zip(self.start, self.shape, strict=True)):
+            tensor = tensor.narrow(axis, min(start, tensor.shape[axis]), size)
+        return tensor
+
+    def of_spec(self, spec: TensorSpec, axis: int) -> TensorSpec:
+        """Describe the rows along an axis that are in the part; a g of other rank is a vector."""
+        axis_of_spec = axis if len(spec.shape) == len(self.shape) else 0
+        if spec.shape[axis_of_spec] == 1 and self.shape[axis] != 1:
+            return spec
+        shape = tuple(
+            self.shape[axis] if n == axis_of_spec else s for n, s in enumerate(spec.shape)
+        )
+        offset = spec.offset + spec.strides[axis_of_spec] * self.start[axis]
+        return spec._replace(shape=shape, offset=offset)
+
+    def of_pair(self, pair: Pair, axis: int) -> Pair:
+        """Describe the rows of a pair that are in the part."""
+        return pair._replace(g=self.of_spec(pair.g, axis), v=self.of_spec(pair.v, axis), stale=None)
+
+
+def box_of(target: Any) -> Box:  # noqa: ANN401 - a DTensor, whose module is not always there
+    """Return which part of it this rank has."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, start = compute_local_shape_and_global_offset(
+        target.shape, target.device_mesh, target.placements
+    )
+    return Box(tuple(start), tuple(shape))
+
+
+def distributed_like(target: Any, local: Tensor) -> Tensor:  # noqa: ANN401 - as above
+    """Make the DTensor that has this part here, the other parts being elsewhere."""
+    from torch.distributed.tensor import DTensor
+
+    mesh = target.device_mesh
+    made: Tensor = DTensor.from_local(
+        local.to(_device(target)), mesh, target.placements,
+        run_check=False, shape=target.shape, stride=target.stride(),
+    )  # fmt: skip
+    return made
+
+
+def _device(target: Any) -> Any:  # noqa: ANN401 - as above
+    """Where a part goes: on the meta device's stead, where the mesh is."""
+    if target.device.type != "meta":
+        return target.device
+    return target.device_mesh.device_type
