@@ -169,9 +169,10 @@ def lazy_in(model: nn.Module) -> list[str]:
 def refresh(model: nn.Module) -> None:
     """Make the weights of hooks anew from g and v, without a graph: else they are those of before.
 
-    As leaves they can be copied, too (`copy.deepcopy`).
+    As leaves they can be copied, too (`copy.deepcopy`). Of DTensors only the next forward makes
+    any, which has them whole.
     """
     with torch.inference_mode(mode=False), torch.no_grad():
         for layer in layers_of(model).values():
-            if layer.hook:
+            if layer.hook and not (is_distributed(layer.g) or is_distributed(layer.v)):
                 setattr(layer.module, layer.parameter, layer.hook.compute_weight(layer.module))

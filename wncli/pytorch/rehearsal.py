@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ def rehearse(
     made = OrderedDict(tensors)
     if versions is not None:
         made._metadata = dict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
-    with _without_numbers(model), torch.inference_mode(mode=False):
+    with torch.inference_mode(mode=False), _without_numbers(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it is told that nothing is copied
         try:
             found = model.load_state_dict(made, strict=False)
         except RuntimeError as error:
@@ -65,6 +67,9 @@ def _without_numbers(model: nn.Module) -> Iterator[None]:
                 for name, tensor in held.items():
                     if tensor is not None and not is_lazy(tensor):
                         held[name] = _empty(tensor)  # type: ignore[assignment]
+            for hooks in (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks):  # noqa: SLF001
+                for number in [n for n, hook in hooks.items() if _moves_parameters(hook)]:
+                    del hooks[number]
         yield
     finally:
         for module, (own, inner) in before:
@@ -72,6 +77,12 @@ def _without_numbers(model: nn.Module) -> Iterator[None]:
             vars(module).update(own)
             for name, content in inner.items():
                 _restore(vars(module)[name], content)
+
+
+def _moves_parameters(hook: object) -> bool:
+    """Whether a hook is one of FSDP's, which judge nothing, and look for their parts of tensors."""
+    function = getattr(hook, "hook", hook)
+    return str(getattr(function, "__module__", "")).startswith("torch.distributed.")
 
 
 def _state(module: nn.Module) -> tuple[dict[str, object], dict[str, object]]:
