@@ -204,7 +204,7 @@ def test_another_shape_is_refused_however_strict_as_pytorch_does() -> None:
     state = vocoder(None).state_dict() | {"0.weight": torch.ones(6, 4, 5)}
     model = vocoder(None, seed=1)
     before = everything(model)
-    with pytest.raises(wncli.WeightNormError, match="size mismatch for 0[.]weight"):
+    with pytest.raises(wncli.WeightNormError, match=r"size mismatch for 0\.weight"):
         wn.load_weights(model, state, strict=False)
     assert everything(model) == before
 
@@ -245,7 +245,7 @@ def test_the_models_own_hooks_and_versions_judge(tmp_path: Path) -> None:
 def test_an_old_batch_norm_without_a_counter_loads_as_in_pytorch() -> None:
     state = vocoder("hook").state_dict()
     del state["3.num_batches_tracked"]
-    del state._metadata  # type: ignore[attr-defined]
+    del state._metadata
     assert not wn.load_weights(vocoder("parametrized", seed=1), state).missing
 
 
@@ -286,7 +286,7 @@ def test_extra_state_of_a_class_is_refused_and_nothing_runs(tmp_path: Path) -> N
     torch.save(source.state_dict(), tmp_path / "in.pt")
     model = nn.Sequential(WithState())
     before = everything(model)
-    with pytest.raises(wncli.FormatError, match="0[.]_extra_state: this extra state is no plain"):
+    with pytest.raises(wncli.FormatError, match=r"0\._extra_state: this extra state is no plain"):
         wn.load_weights(model, tmp_path / "in.pt")
     assert everything(model) == before
 

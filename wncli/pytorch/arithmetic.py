@@ -189,7 +189,7 @@ def _compose_by_torch(where: str, pair: Pair, g: Tensor, v: Tensor) -> Tensor:
     magnitudes = g.reshape(magnitude_shape(tuple(v.shape), pair.dim) or [1] * v.dim())
     norms = norms.reshape(magnitudes.shape)
     undefined = (norms == 0) & (magnitudes != 0)
-    if v.numel() and bool(undefined.any()):
+    if v.numel() and not v.is_meta and bool(undefined.any()):
         raise without_direction(where, pair, undefined.flatten().nonzero().flatten().tolist())
     same = (g.dtype == v.dtype) & (magnitudes == norms.to(g.dtype))
     one = torch.ones((), dtype=norms.dtype, device=norms.device)
@@ -212,6 +212,8 @@ def without_direction(where: str, pair: Pair, channels: list[int]) -> WeightNorm
 def _decompose_by_torch(where: str, name: str, weight: Tensor, dim: int | None) -> Split:
     norms = _norms(weight, dim).reshape(magnitude_shape(tuple(weight.shape), dim))
     g = norms.to(weight.dtype)
+    if weight.is_meta:
+        return Split(g, weight)
     if bool((g.isinf() & norms.isfinite()).any()):
         raise WeightNormError(
             f"{where}: {name}",
