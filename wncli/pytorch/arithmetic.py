@@ -177,7 +177,9 @@ def _norms(weight: Tensor, dim: int | None) -> Tensor:
         return norms
     largest = weight.abs().amax(axes, keepdim=True)
     usable = (largest > 0) & largest.isfinite()
-    scale = torch.where(usable, largest, torch.ones_like(largest))
+    # A power of two, so that it costs no rounding.
+    power = torch.exp2(torch.frexp(largest).exponent.to(wide) - 1)
+    scale = torch.where(usable, power, torch.ones_like(largest))
     scaled: Tensor = torch.linalg.vector_norm(weight / scale, dim=axes, keepdim=True)
     return scale * scaled
 

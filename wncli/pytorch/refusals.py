@@ -9,6 +9,10 @@ from typing import ParamSpec, TypeVar
 
 from wncli.checkpoint.naming import SPELLINGS
 from wncli.errors import UsageError, WnError
+from wncli.hints import Text
+
+#: How a hint begins that lists what is in no file.
+_LISTINGS = ("wncli.inspect('the ", "wncli.inspect('model'")
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -22,6 +26,8 @@ def in_python(
     The planner's hints name what commands have, and list what is in a file.
     """
 
+    allowed = {*known, "tensors", "check"}
+
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         @functools.wraps(function)
         def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -29,8 +35,9 @@ def in_python(
                 return function(*args, **kwargs)
             except WnError as error:
                 named = set(re.findall(r"\b([a-z_]+)=", error.hint))
-                is_listing = error.hint.startswith(("wncli.inspect('the ", "wncli.inspect('model'"))
-                if is_listing or not named <= {*known, "tensors", "check"}:
+                is_listing = error.hint.startswith(_LISTINGS)
+                # What is no such text is advice, which names nobody's parameters.
+                if isinstance(error.hint, Text) and (is_listing or not named <= allowed):
                     error.hint = ""
                 raise
 
