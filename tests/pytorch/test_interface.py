@@ -140,7 +140,9 @@ REFUSED: dict[str, tuple[Callable[..., object], Callable[[], tuple[Any, ...]], d
         {},
     ),
     "a rule": (wn.remove_weight_norm, lambda: (vocoder("hook"),), {"layers": ["2.wieght"]}),
-    "a rule with a dim": (wn.apply_weight_norm, lambda: (vocoder(None),), {"layers": ["0.wieght=1"]}),
+    "a rule with a dim": (
+        wn.apply_weight_norm, lambda: (vocoder(None),), {"layers": ["0.wieght=1"]}
+    ),
     "an exclusion": (wn.fold, lambda: (vocoder("hook").state_dict(),), {"exclude": ["2.wieght"]}),
 }  # fmt: skip
 

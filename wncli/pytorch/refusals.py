@@ -25,7 +25,6 @@ def in_python(
 
     The planner's hints name what commands have, and list what is in a file.
     """
-
     allowed = {*known, "tensors", "check"}
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -34,7 +33,7 @@ def in_python(
             try:
                 return function(*args, **kwargs)
             except WnError as error:
-                named = set(re.findall(r"\b([a-z_]+)=", error.hint))
+                named = set(re.findall(r"(?:^|[ (])([a-z_]+)=(?=['\[TFN\d])", error.hint))
                 is_listing = error.hint.startswith(_LISTINGS)
                 # What is no such text is advice, which names nobody's parameters.
                 if isinstance(error.hint, Text) and (is_listing or not named <= allowed):
