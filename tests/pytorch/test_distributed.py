@@ -90,6 +90,10 @@ def load_one(
     assert "unchecked" in {note.code for note in done.notes}
     found = model(batch())
     torch.testing.assert_close(found, source(batch()), rtol=0, atol=2e-6)
+    state = {name: value.to_local().clone() for name, value in model.state_dict().items()}
+    wn.load_weights(model, source.state_dict())  # from memory, which gives the same
+    again = {name: value.to_local() for name, value in model.state_dict().items()}
+    assert {n: bits(v) for n, v in again.items()} == {n: bits(v) for n, v in state.items()}
     found.square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from wncli.checkpoint.dims import magnitude_shape
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import TensorSpec
+from wncli.plan.actions import Action, Compose, Decompose
+from wncli.pytorch.actions import Executor
+from wncli.pytorch.tensors import is_distributed
 
 
 class Box(NamedTuple):
@@ -15,11 +21,6 @@ class Box(NamedTuple):
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether this rank has nothing of it."""
-        return 0 in self.shape
 
     def narrows_only(self, axis: int | None, whole: tuple[int, ...]) -> bool:
         """Whether it is all of every axis but one."""
@@ -77,3 +78,45 @@ def _device(target: Any) -> Any:  # noqa: ANN401 - as above
     if target.device.type != "meta":
         return target.device
     return target.device_mesh.device_type
+
+
+def carry_out_in_part(
+    executor: Executor,
+    action: Action,
+    held: Mapping[str, object],
+    split_in: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """Carry an action out on this rank's rows, or on all of a layer whose norms run over others'.
+
+    Args:
+        executor: carries actions out.
+        action: of the plan.
+        held: what the model has under the names of what the action leaves.
+        split_in: the dtype that a weight is cast to before it is split.
+    """
+    boxes = {name: box_of(target) for name, target in held.items() if is_distributed(target)}
+    mine = _in_part(action, boxes)
+    if mine is not None:
+        made = executor.tensors(mine, split_in)
+        return {name: distributed_like(held[name], part) for name, part in made.items()}
+    return {
+        name: distributed_like(held[name], boxes[name].of(tensor).clone())
+        if name in boxes and not is_distributed(tensor)
+        else tensor
+        for name, tensor in executor.tensors(action, split_in).items()
+    }
+
+
+def _in_part(action: Action, boxes: Mapping[str, Box]) -> Action | None:
+    """Return the action on the rows of a part alone; None where it takes more than these."""
+    match action:
+        case Compose(pair, name) if name in boxes:
+            if boxes[name].narrows_only(pair.dim, pair.shape):
+                return action._replace(pair=boxes[name].of_pair(pair, pair.dim or 0))
+        case Decompose(weight, dim, halves) if {halves.g, halves.v} <= boxes.keys():
+            box = boxes[halves.v]
+            g_shape = magnitude_shape(box.shape, dim)
+            if box.narrows_only(dim, weight.shape) and boxes[halves.g].shape == g_shape:
+                own = halves._replace(g_shape=g_shape)
+                return action._replace(weight=box.of_spec(weight, dim or 0), halves=own)
+    return None
