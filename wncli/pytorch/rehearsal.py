@@ -88,19 +88,26 @@ def _moves_parameters(hook: object) -> bool:
 def _state(module: nn.Module) -> tuple[dict[str, object], dict[str, object]]:
     """Return a module's attributes, and what is in those that are mappings or lists."""
     own = dict(vars(module))
-    inner = {name: value.copy() for name, value in own.items() if type(value) in _MUTABLE}
+    inner = {
+        name: value.copy() if value else None
+        for name, value in own.items()
+        if type(value) in _MUTABLE
+    }
     return own, inner
 
 
-_MUTABLE = (dict, list, set, OrderedDict)
+_MUTABLE = {dict, list, set, OrderedDict}
 
 
 def _restore(value: object, content: object) -> None:
+    """Put back what was in a mapping, a list or a set; most are empty, and stay so."""
+    if content is None and not value:
+        return
     if isinstance(value, list):
-        value[:] = content  # type: ignore[call-overload]
+        value[:] = content or ()  # type: ignore[call-overload]
     else:
         value.clear()  # type: ignore[attr-defined]
-        value.update(content)  # type: ignore[attr-defined]
+        value.update(content or ())  # type: ignore[attr-defined]
 
 
 def _empty(tensor: Tensor) -> Tensor:

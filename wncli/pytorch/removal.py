@@ -58,8 +58,20 @@ def remove_weight_norm(
     refuse_other(model)
     refuse_sharded(model, "remove_weight_norm")
     request = Request.parse(layers, exclude, None, with_dims=True)
-    described = parameters_of(model)
-    plan = plan_remove(described.checkpoint, request)
+    chosen, notes = _choose(model, request)
+    for layer, pair in chosen:
+        _refuse_without_direction(layer, pair)
+    names = [layer.name for layer, _ in chosen]
+    chosen.reverse()
+    with torch.inference_mode(mode=False), torch.no_grad():
+        while chosen:  # one after the other, and what a layer had is let go of then
+            _fold(*chosen.pop(), notes)
+    return Layers(names, [*notes, *[NEW_PARAMETERS][: len(names)]])
+
+
+def _choose(model: nn.Module, request: Request) -> tuple[list[tuple[Layer, Pair]], list[Note]]:
+    """Return the layers that the rules take, and what there is to know of the others."""
+    plan = plan_remove(parameters_of(model).checkpoint, request)
     live = layers_of(model)
     notes = [note for note in plan.notes if not note.is_warning]
     chosen: list[tuple[Layer, Pair]] = []
@@ -79,14 +91,13 @@ def remove_weight_norm(
         else:
             message = f"{action.name} is normalized by code of its own: left alone"
             notes.append(Note("own-code", message, action.name, is_warning=True))
-    for layer, pair in chosen:
-        _refuse_without_direction(layer, pair)
-    with torch.inference_mode(mode=False), torch.no_grad():
-        for layer, pair in chosen:  # one after the other: no more than one is there twice
-            weight, found = compose(described.checkpoint.name, pair, layer.g, layer.v)
-            notes += found
-            _put_in_place(layer, weight)
-    return Layers((layer.name for layer, _ in chosen), [*notes, *[NEW_PARAMETERS][: len(chosen)]])
+    return chosen, notes
+
+
+def _fold(layer: Layer, pair: Pair, notes: list[Note]) -> None:
+    weight, found = compose("the model", pair, layer.g, layer.v)
+    notes += found
+    _put_in_place(layer, weight)
 
 
 def _refuse_without_direction(layer: Layer, pair: Pair) -> None:
