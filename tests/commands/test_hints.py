@@ -97,6 +97,7 @@ ADVICE = (
     "run a batch through the model first",
     "make the model on its device, or these buffers after it",
     "call remove_weight_norm before fully_shard",
+    "call load_weights before FullyShardedDataParallel",
     "call it before fully_shard, or on a full state dict",
     "call initialize before DistributedDataParallel, which copies it to all ranks",
     "load it with torch.load, and give the state dict",

@@ -118,6 +118,33 @@ def test_what_has_no_direction_or_no_norm_is_refused(device: str) -> None:
         arithmetic._decompose_by_torch("here", "weight", large, 0)
 
 
+@pytest.mark.parametrize("spelling", ["hook", "parametrized"])
+def test_every_function_works_by_pytorchs_operations_alone(
+    spelling: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on another device, up to an ulp of what the loops give."""
+    made: dict[str, list[Tensor]] = {}
+    for way in ("loops", "torch"):
+        if way == "torch":
+            monkeypatch.setattr(
+                arithmetic,
+                "_compose_by_loops",
+                lambda where, pair, g, v, _: (arithmetic._compose_by_torch(where, pair, g, v), ()),
+            )
+            monkeypatch.setattr(arithmetic, "_decompose_by_loops", arithmetic._decompose_by_torch)
+        model = vocoder(None)
+        wn.apply_weight_norm(model, naming=spelling)
+        wn.initialize(model, torch.randn(8, 4, 12, generator=torch.Generator().manual_seed(2)))
+        other = vocoder(None, seed=1)
+        wn.load_weights(other, model)
+        split = wn.split(wn.fold(model.state_dict()), dim=1, naming=spelling)
+        wn.remove_weight_norm(model)
+        made[way] = [*split.values(), *model.state_dict().values(), *other.state_dict().values()]
+    for one, two in zip(*made.values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("spelling", ["hook", "parametrized"])
 def test_a_model_on_a_device_stays_there(spelling: str, tmp_path: Any) -> None:  # noqa: ANN401

@@ -185,6 +185,21 @@ def test_a_module_in_two_places_is_folded_once(spelling: Spelling) -> None:
 
 
 @both_spellings
+def test_layers_of_one_g_and_v_have_one_weight_afterwards(spelling: Spelling) -> None:
+    model: Any = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+    wn.apply_weight_norm(model, naming=spelling)
+    norms_of_their_own(model)
+    for layer in model[1:]:
+        if spelling == "hook":
+            layer.weight_g, layer.weight_v = model[0].weight_g, model[0].weight_v
+        else:
+            own, first = layer.parametrizations.weight, model[0].parametrizations.weight
+            own.original0, own.original1 = first.original0, first.original1
+    assert wn.remove_weight_norm(model) == ("0.weight", "1.weight", "2.weight")
+    assert model[0].weight is model[1].weight is model[2].weight
+
+
+@both_spellings
 @pytest.mark.parametrize(
     "wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["DP", "compile"]
 )

@@ -89,6 +89,20 @@ def test_a_normalized_model_cannot_be_scripted(spelling: Spelling) -> None:
 
 
 @both_spellings
+def test_traced_and_compiled_models_compute_the_same_and_keep_g_and_v(spelling: Spelling) -> None:
+    model, fed = nn.Sequential(linear(spelling)), torch.ones(1, 4)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, fed)
+        assert len(traced.state_dict()) == 3
+        assert bits(torch.compile(model, backend="eager")(fed)) == bits(model(fed))
+    wn.remove_weight_norm(model)
+    with torch.no_grad():
+        again = torch.jit.trace(model, fed)
+        torch.testing.assert_close(again(fed), traced(fed), rtol=1e-6, atol=0)
+    assert len(again.state_dict()) == 2
+
+
+@both_spellings
 @pytest.mark.filterwarnings("ignore:The tensor attribute self.0.weight was assigned:UserWarning")
 def test_exported_programs_keep_g_and_v_until_they_are_folded(spelling: Spelling) -> None:
     model, fed = nn.Sequential(linear(spelling)), (torch.ones(1, 4),)

@@ -226,6 +226,6 @@ def _decompose_by_torch(where: str, name: str, weight: Tensor, dim: int | None) 
     zero = (norms == 0).flatten().nonzero().flatten()
     if not weight.numel() or not zero.numel():
         return Split(g, weight)
-    message = f"{zero.numel()} slices of {name} are all zero: g = 0 and a unit direction"
+    message = f"{zero.numel()} of the slices of {name} all zero: g = 0 and a unit direction"
     note = Note("zero-slices", message, f"{where}: {name}", is_warning=True)
     return Split(g, _with_units(weight, zero, dim), (note,))

@@ -34,8 +34,8 @@ class _Item(NamedTuple):
 
     @property
     def is_kept(self) -> bool:
-        """Whether the tensors are those of the checkpoint as they are."""
-        return isinstance(self.action, (Copy, Respell))
+        """Whether a tensor of it is the checkpoint's as it is; of a weight that is split, v."""
+        return isinstance(self.action, (Copy, Respell, Decompose))
 
 
 class Arriving:
@@ -160,7 +160,12 @@ class Arriving:
             advance(0)
             return made
 
-        nbytes = sum(one.nbytes for item in self.items if not item.is_kept for one in item.tensors)
+        nbytes = sum(
+            one.nbytes
+            for item in self.items
+            if not isinstance(item.action, (Copy, Respell))
+            for one in item.tensors
+        )
         results = run_tasks(make, self.items, nbytes=nbytes, jobs=None, progress=lambda _: None)
         found: dict[str, object] = {n: made for result in results for n, made in result.items()}
         found.update({name: found[other] for name, other in self.ties.items()})

@@ -15,7 +15,7 @@ from wncli.plan.like import plan_like
 from wncli.plan.request import Request
 from wncli.pytorch.arriving import Arriving
 from wncli.pytorch.givens import Given, InMemory, Tensors, of_module, opened
-from wncli.pytorch.modules import refresh, refuse_other
+from wncli.pytorch.modules import refresh, refuse_flattened, refuse_other
 from wncli.pytorch.refusals import in_python
 from wncli.pytorch.rehearsal import Judgement, rehearse
 from wncli.pytorch.results import NEW_PARAMETERS, Loaded
@@ -67,6 +67,7 @@ def load_weights(
         <Loaded: 1 layer changed on the way>
     """
     refuse_other(model)
+    refuse_flattened(model)
     target = of_module(model)
     _refuse_meta(model, target, assign=assign)
     with opened(checkpoint, owned=assign) as given:

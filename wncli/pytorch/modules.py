@@ -156,6 +156,22 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
             )
 
 
+def refuse_flattened(model: nn.Module) -> None:
+    """Refuse a model whose state dict takes all ranks to be made.
+
+    Raises:
+        WeightNormError: that is so.
+    """
+    for path, module in walk(model):
+        if "FullyShardedDataParallel" in {kind.__name__ for kind in type(module).__mro__}:
+            raise WeightNormError(
+                f"the model: {path or type(module).__name__}",
+                "FSDP has flattened its parameters",
+                expected="a model before that, or one after fully_shard",
+                hint="call load_weights before FullyShardedDataParallel",
+            )
+
+
 def lazy_in(model: nn.Module) -> list[str]:
     """List the parameters that get their shapes with the first forward."""
     return [

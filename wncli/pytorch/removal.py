@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import Parameter
 
 from wncli.checkpoint.pairs import Pair
@@ -63,10 +64,23 @@ def remove_weight_norm(
         _refuse_without_direction(layer, pair)
     names = [layer.name for layer, _ in chosen]
     chosen.reverse()
+    ties = Counter(_identity(layer) for layer, _ in chosen)
+    made: dict[tuple[int, int], Parameter] = {}
     with torch.inference_mode(mode=False), torch.no_grad():
         while chosen:  # one after the other, and what a layer had is let go of then
-            _fold(*chosen.pop(), notes)
+            layer, pair = chosen.pop()
+            weight = made.get(_identity(layer))
+            if weight is None:
+                weight = _folded(layer, pair, notes)
+            if ties[_identity(layer)] > 1:
+                made[_identity(layer)] = weight
+            _put_in_place(layer, weight)
     return Layers(names, [*notes, *[NEW_PARAMETERS][: len(names)]])
+
+
+def _identity(layer: Layer) -> tuple[int, int]:
+    """Return what layers have in common that are made from the same g and v."""
+    return id(layer.g), id(layer.v)
 
 
 def _choose(model: nn.Module, request: Request) -> tuple[list[tuple[Layer, Pair]], list[Note]]:
@@ -94,10 +108,10 @@ def _choose(model: nn.Module, request: Request) -> tuple[list[tuple[Layer, Pair]
     return chosen, notes
 
 
-def _fold(layer: Layer, pair: Pair, notes: list[Note]) -> None:
+def _folded(layer: Layer, pair: Pair, notes: list[Note]) -> Parameter:
     weight, found = compose("the model", pair, layer.g, layer.v)
     notes += found
-    _put_in_place(layer, weight)
+    return Parameter(weight, requires_grad=layer.g.requires_grad or layer.v.requires_grad)
 
 
 def _refuse_without_direction(layer: Layer, pair: Pair) -> None:
@@ -109,20 +123,19 @@ def _refuse_without_direction(layer: Layer, pair: Pair) -> None:
     raise without_direction("the model", pair, zero.nonzero().flatten().tolist())
 
 
-def _put_in_place(layer: Layer, weight: Tensor) -> None:
+def _put_in_place(layer: Layer, weight: Parameter) -> None:
     """Make the weight a parameter of its module, and clear away what made it before."""
     module, name = layer.module, layer.parameter
     is_parameter = isinstance(layer.v, Parameter) or isinstance(layer.g, Parameter)
-    trains = layer.g.requires_grad or layer.v.requires_grad
     if layer.hook:
         _remove_hook(layer, layer.hook)
     else:
         _remove_parametrization(module, name)
     _remove_loading_hook(module, name)
     if is_parameter:
-        _register(module, name, Parameter(weight, requires_grad=trains))
+        _register(module, name, weight)
     else:
-        module.register_buffer(name, weight)
+        module.register_buffer(name, weight.detach())
 
 
 def _remove_hook(layer: Layer, hook: object) -> None:

@@ -98,7 +98,8 @@ def carry_out_in_part(
     mine = _in_part(action, boxes)
     if mine is not None:
         made = executor.tensors(mine, split_in)
-        return {name: distributed_like(held[name], part) for name, part in made.items()}
+        # v is a view of a weight that may be a mapped file's.
+        return {name: distributed_like(held[name], part.clone()) for name, part in made.items()}
     return {
         name: distributed_like(held[name], boxes[name].of(tensor).clone())
         if name in boxes and not is_distributed(tensor)
