@@ -249,6 +249,28 @@ def test_an_old_batch_norm_without_a_counter_loads_as_in_pytorch() -> None:
     assert not wn.load_weights(vocoder("parametrized", seed=1), state).missing
 
 
+@pytest.mark.parametrize("error", [KeyError, ValueError, RuntimeError])
+def test_whatever_a_hook_of_the_model_raises_is_a_refusal(error: type[Exception]) -> None:
+    def judge(*_: object) -> None:
+        raise error("these are no weights of mine")
+
+    model = vocoder("parametrized", seed=1)
+    model[4].register_load_state_dict_pre_hook(judge)
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match="these are no weights of mine"):
+        wn.load_weights(model, vocoder("hook"))
+    assert everything(model) == before
+
+
+def test_names_that_do_not_meet_in_a_file_are_listed_by_no_command_on_a_model(
+    tmp_path: Path,
+) -> None:
+    torch.save({"encoder.layer": torch.ones(3, 3)}, tmp_path / "in.pt")
+    with pytest.raises(wncli.WeightNormError, match="does not fit the model") as caught:
+        wn.load_weights(vocoder("hook"), tmp_path / "in.pt")
+    assert not caught.value.hint
+
+
 class WithState(nn.Linear):
     """A layer with extra state."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import wncli
@@ -76,6 +79,27 @@ def test_tensors_of_every_layout_are_split_and_folded(dim: int | None, tmp_path:
     assert held(folded) == held(load(tmp_path / "folded.pt"))
     last = "channels_last.weight"
     assert folded[last].stride() == state[last].stride()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    # One of a single element is taken for a placeholder of DeepSpeed's.
+    st.lists(st.integers(1, 5), min_size=1, max_size=4).filter(lambda shape: shape != [1]),
+    st.data(),
+    st.sampled_from(DTYPES),
+    st.sampled_from(["hook", "parametrized"]),
+)
+def test_what_is_split_and_folded_is_what_it_was_bit_for_bit(
+    shape: list[int], data: st.DataObject, dtype: torch.dtype, spelling: Spelling
+) -> None:
+    dim = data.draw(st.sampled_from([None, *range(len(shape))]))
+    order = data.draw(st.permutations(range(len(shape))))
+    numbers = st.floats(-2.0, 2.0, width=16)
+    drawn = data.draw(st.lists(numbers, min_size=prod(shape), max_size=prod(shape)))
+    weight = torch.tensor(drawn).reshape(shape).to(dtype).permute(order)
+    split = wn.split({"weight": weight}, layers=["weight"], dim=dim, naming=spelling)
+    folded = wn.fold(wn.respell(split, "hook"))["weight"]
+    assert bits(folded) == bits(weight)
 
 
 def test_untouched_tensors_are_the_same_objects() -> None:

@@ -11,7 +11,7 @@ from wncli.checkpoint.naming import SPELLINGS
 from wncli.errors import UsageError, WnError
 from wncli.hints import Text
 
-#: How a hint begins that lists what is in no file.
+#: What is in a hint that lists what is in no file.
 _LISTINGS = ("wncli.inspect('the ", "wncli.inspect('model'")
 
 Parameters = ParamSpec("Parameters")
@@ -34,7 +34,7 @@ def in_python(
                 return function(*args, **kwargs)
             except WnError as error:
                 named = set(re.findall(r"(?:^|[ (])([a-z_]+)=(?=['\[TFN\d])", error.hint))
-                is_listing = error.hint.startswith(_LISTINGS)
+                is_listing = any(listing in error.hint for listing in _LISTINGS)
                 # What is no such text is advice, which names nobody's parameters.
                 if isinstance(error.hint, Text) and (is_listing or not named <= allowed):
                     error.hint = ""

@@ -14,7 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from wncli.errors import WeightNormError
 
-#: As much is shown of what PyTorch says.
+#: What PyTorch raises for names and shapes, and what a model's own hooks may.
+_REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+#: As many lines are shown of what it says.
 _SHOWN = 8
 
 
@@ -47,13 +49,14 @@ def rehearse(
         warnings.simplefilter("ignore", UserWarning)  # it is told that nothing is copied
         try:
             found = model.load_state_dict(made, strict=False)
-        except RuntimeError as error:
+        except _REFUSALS as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise WeightNormError(
                 "the model",
                 "its load_state_dict refuses what would be loaded",
-                found="; ".join(lines[:_SHOWN]),
-            ) from None
+                expected="names, shapes and dtypes that it takes, whatever the numbers are",
+                found=f"{type(error).__name__}: {'; '.join(lines[:_SHOWN])}",
+            ) from error
     return Judgement(tuple(found.missing_keys), tuple(found.unexpected_keys))
 
 
