@@ -140,8 +140,12 @@ def refuse_sharded(_folder: Path) -> None:
     for spelling in ("hook", "parametrized"):
         model = sharded(network(spelling))
         for function in (wn.remove_weight_norm, wn.apply_weight_norm):
-            with pytest.raises(wncli.WeightNormError, match="are sharded") as caught:
+            before = {name: id(value) for name, value in model.named_parameters()}
+            with pytest.raises(
+                wncli.WeightNormError, match=r"the model: 0\.bias: .* sharded"
+            ) as caught:
                 function(model)
+            assert {name: id(value) for name, value in model.named_parameters()} == before
             assert caught.value.hint == f"call {function.__name__} before fully_shard"
         with pytest.raises(wncli.WeightNormError, match="are sharded"):
             wn.initialize(model, batch())

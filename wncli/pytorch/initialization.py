@@ -102,16 +102,16 @@ def initialize(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
-        kept = stack.enter_context(_kept(model, chosen))
-        for one in chosen:
-            _Setting(one, done, notes).attach(stack)
+        every = [_Setting(one, done, notes) for one in chosen]
+        kept = stack.enter_context(_kept(model, every))
+        for one in every:
+            one.attach(stack)
         _run(unwrapped(model), batch)
         kept.succeed()
     refresh(model)
-    for one in chosen:
-        if one.layer.name not in done:
-            message = f"{one.layer.name} is left alone: the forward does not call its module"
-            notes.append(Note("not-reached", message, one.layer.name, is_warning=True))
+    for name in [one.layer.name for one in chosen if one.layer.name not in done]:
+        message = f"{name} is left alone: the forward does not call its module"
+        notes.append(Note("not-reached", message, name, is_warning=True))
     return Layers(done, notes)
 
 
@@ -185,6 +185,12 @@ class _Setting:
         found = self.module.bias
         return found if isinstance(found, Tensor) else None
 
+    @property
+    def changed(self) -> list[Tensor]:
+        """The tensors of the layer that are set."""
+        found = [self.layer.g] if self.is_direct else [self.layer.g, self.layer.v]
+        return found if self.bias is None else [*found, self.bias]
+
     def before(self, _module: nn.Module, _inputs: object) -> None:
         """Have the layer compute t, or what its weight gives, without a bias."""
         if self.layer.name in self.done:
@@ -257,11 +263,8 @@ class _Setting:
 class _Kept:
     """What a model was before the forward: all that this can change."""
 
-    def __init__(self, model: nn.Module, chosen: Iterable[_Chosen]) -> None:
-        changed = []
-        for layer, _ in chosen:
-            bias = layer.module.bias if isinstance(layer.module.bias, Tensor) else None
-            changed += [layer.g, layer.v, *([bias] if bias is not None else [])]
+    def __init__(self, model: nn.Module, every: Iterable[_Setting]) -> None:
+        changed = [tensor for one in every for tensor in one.changed]
         self.changed = [(tensor, tensor.detach().clone()) for tensor in changed]
         self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         self.is_done = False
@@ -277,8 +280,8 @@ class _Kept:
 
 
 @contextmanager
-def _kept(model: nn.Module, chosen: Iterable[_Chosen]) -> Iterator[_Kept]:
-    kept = _Kept(model, chosen)
+def _kept(model: nn.Module, every: Iterable[_Setting]) -> Iterator[_Kept]:
+    kept = _Kept(model, every)
     try:
         yield kept
     finally:

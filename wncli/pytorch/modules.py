@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from wncli.checkpoint.naming import Naming, join
-from wncli.errors import UsageError, WeightNormError
+from wncli.errors import UsageError, WeightNormError, few
 from wncli.pytorch.givens import InMemory
 from wncli.pytorch.tensors import is_distributed
 
@@ -22,6 +22,8 @@ _WRAPPERS = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
 }
+#: What shards a model's parameters: `fully_shard` puts it among a module's classes.
+_SHARDED = {"FSDPModule", "FullyShardedDataParallel"}
 
 
 class Layer(NamedTuple):
@@ -144,16 +146,31 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
     Raises:
         WeightNormError: that is so.
     """
-    for path, module in walk(model):
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        parts = [name for name, held in module._parameters.items() if is_distributed(held)]  # noqa: SLF001
-        if parts or kinds & {"FSDPModule", "FullyShardedDataParallel"}:
-            raise WeightNormError(
-                f"the model: {join(path, parts[0]) if parts else path or type(module).__name__}",
-                "its parameters are sharded: each rank has a part of them",
-                expected="whole parameters",
-                hint=f"call {what} before fully_shard",
-            )
+    parts = [
+        join(path, name)
+        for path, module in walk(model)
+        for name, held in module._parameters.items()  # noqa: SLF001
+        if is_distributed(held)
+    ]
+    parts += [
+        join(path, f"parametrizations.{parameter}")
+        for path, module in walk(model)
+        for parameter, chain in _parametrizations(module)
+        if any(map(is_distributed, chain.parameters()))
+    ]
+    sharded = [module for _, module in walk(model) if _kinds(module) & _SHARDED]
+    if parts or sharded:
+        raise WeightNormError(
+            f"the model: {parts[0] if parts else type(sharded[0]).__name__}",
+            "its parameters are sharded: each rank has a part of them",
+            expected="whole parameters",
+            found=f"{len(parts)} DTensors: {few(parts)}" if parts else "",
+            hint=f"call {what} before fully_shard",
+        )
+
+
+def _kinds(module: nn.Module) -> set[str]:
+    return {kind.__name__ for kind in type(module).__mro__}
 
 
 def refuse_flattened(model: nn.Module) -> None:
@@ -163,7 +180,7 @@ def refuse_flattened(model: nn.Module) -> None:
         WeightNormError: that is so.
     """
     for path, module in walk(model):
-        if "FullyShardedDataParallel" in {kind.__name__ for kind in type(module).__mro__}:
+        if "FullyShardedDataParallel" in _kinds(module):
             raise WeightNormError(
                 f"the model: {path or type(module).__name__}",
                 "FSDP has flattened its parameters",
