@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -444,7 +445,29 @@ def _write(
     options: WriteOptions,
     more: Sources = (),
 ) -> Report:
-    """Open, decide where to, plan, guard, lay out, write, report; `more` are REFERENCE's files."""
+    """Write what becomes of a file; `more` are REFERENCE's files."""
+    path = _path(checkpoint)
+    return write_checkpoint(make_plan, open_checkpoint(path), path, output, options, more)
+
+
+def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and how
+    make_plan: Callable[[Checkpoint], Plan],
+    opening: AbstractContextManager[tuple[Checkpoint, Sources]],
+    path: Path,
+    output: AnyPath,
+    options: WriteOptions,
+    more: Sources = (),
+) -> Report:
+    """Decide where to, plan, guard, lay out, write, report.
+
+    Args:
+        make_plan: says what becomes of the checkpoint.
+        opening: gives it, and what its tensors are read from.
+        path: where it is, or what it is called.
+        output: where to write.
+        options: how.
+        more: files that the plan reads beside the checkpoint's.
+    """
     from wncli.analysis.values import read_values
     from wncli.fill.write import make_parent, write
     from wncli.layout.files import lay_out
@@ -457,9 +480,8 @@ def _write(
     _check_jobs(options.jobs)
     size = options.max_shard_size
     limit = parse_size(str(size)) if size is not None else None
-    path = _path(checkpoint)
     _path(output, is_output=True)
-    with open_checkpoint(path) as (opened, sources):
+    with opening as (opened, sources):
         from_folder = path.is_dir() or bool(opened.shards)
         folder = path if path.is_dir() else path.parent
         target = decide_target(

@@ -34,7 +34,7 @@ PACKAGE = Path(wncli.__file__).parent
 PACKAGES = (
     *("hints", "errors", "notes", "checkpoint", "arithmetic", "storage", "parallel", "formats"),
     *("plan", "streaming", "layout", "statistics", "figures", "report"),
-    *("analysis", "fill", "api", "cli"),
+    *("analysis", "fill", "api", "pytorch", "cli"),
 )
 #: Types alone point upward here: a checkpoint keeps what its format read, and looks at none of it.
 UPWARD = {
@@ -113,9 +113,16 @@ def test_only_the_command_line_knows_the_terminal_libraries() -> None:
                 else []
             )
         }
-        assert "torch" not in names or room == "wncli.arithmetic.torch_tensors"
+        takes_torch = package_of(f"{room}.") == "pytorch" or room.endswith(".torch_tensors")
+        assert "torch" not in names or takes_torch
         assert "matplotlib" not in names or room in {"wncli.figures.chart", "wncli.report"}
         assert room.startswith("wncli.cli") or not names & {"typer", "rich", "click"}
+
+
+def test_nothing_else_imports_the_package_that_needs_torch() -> None:
+    for room, imported in graph().items():
+        inner = {name for name in imported if package_of(name) == "pytorch"}
+        assert not inner or package_of(room) == "pytorch"
 
 
 # What is loaded when

@@ -18,7 +18,6 @@ import io
 import json
 import os
 import pickle
-import pkgutil
 import sys
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -132,9 +131,11 @@ def run(command: list[str]) -> tuple[int | None, str, str]:
 def import_everything() -> None:
     """Import every room of the package, and with them all libraries that it uses for files."""
     others = ("wncli.__main__", "wncli.arithmetic.torch_tensors", "wncli.pytorch")
-    for room in pkgutil.walk_packages(wncli.__path__, "wncli.", onerror=lambda _name: None):
-        if not room.name.startswith(others):
-            importlib.import_module(room.name)
+    package = Path(wncli.__file__).parent
+    for path in package.rglob("*.py"):
+        room = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        if not room.startswith(others):
+            importlib.import_module(room.removesuffix(".__init__"))
     for name in ("numpy", "ml_dtypes", "typer", "rich"):
         assert name in sys.modules or importlib.import_module(name)
     assert "torch" not in sys.modules

@@ -1,0 +1,524 @@
+"""`load_weights`: whatever is given goes into whatever model, or nothing changes."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import wncli
+import wncli.pytorch as wn
+from tests.support.layers import Spelling
+from tests.support.live import everything, heard, mel, norms_of_their_own, vocoder
+from tests.support.oracles import bits
+
+SPELLINGS: tuple[Spelling | None, ...] = (None, "hook", "parametrized")
+#: As far as PyTorch's own product is off the exact one, times a layer's fan-in.
+ROUNDING = 2e-6
+
+each_spelling = pytest.mark.parametrize("spelling", SPELLINGS)
+each_target = pytest.mark.parametrize("into", SPELLINGS)
+
+
+def given_as(how: str, model: nn.Module, folder: Path) -> Any:  # noqa: ANN401
+    """A model's weights in one of the ways that people have them."""
+    state = model.state_dict()
+    match how:
+        case "module":
+            return model
+        case "state dict":
+            return state
+        case "torch":
+            torch.save(state, folder / "in.pt")
+        case "legacy":
+            torch.save(state, folder / "in.pt", _use_new_zipfile_serialization=False)
+        case "safetensors":
+            save_file(state, folder / "in.safetensors")
+            return folder / "in.safetensors"
+        case "training":
+            wrapped = {f"module.{name}": value for name, value in state.items()}
+            torch.save({"epoch": 3, "model": wrapped, "args": {"lr": 0.1}}, folder / "in.pt")
+        case "loaded":
+            return {"epoch": 3, "model": {f"module.{name}": v for name, v in state.items()}}
+    return folder / "in.pt"
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(
+    "how", ["module", "state dict", "torch", "legacy", "safetensors", "training", "loaded"]
+)
+@each_target
+@each_spelling
+@pytest.mark.thinned(5)
+def test_any_spelling_and_format_loads_into_any_structure(
+    spelling: Spelling | None, into: Spelling | None, how: str, tmp_path: Path, *, assign: bool
+) -> None:
+    source = vocoder(spelling)
+    expected = heard(source)
+    model = vocoder(into, seed=1)
+    assert not torch.allclose(heard(model), expected, atol=0.01)
+    given = given_as(how, source, tmp_path)
+    done = wn.load_weights(model.to("meta") if assign else model, given, assign=assign)
+    assert not done.missing
+    assert not done.unexpected
+    is_folded = into is None and spelling is not None
+    is_split = spelling is None and into is not None
+    found = heard(model)
+    if is_folded or is_split:
+        torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)
+        assert len(done.layers) == 3
+    else:
+        assert bits(found) == bits(expected)
+        assert len(done.layers) == (3 if spelling != into else 0)
+    assert bits(model[3].num_batches_tracked) == bits(source[3].num_batches_tracked)
+
+
+@pytest.mark.parametrize("stored", ["torch", "safetensors"])
+@each_spelling
+def test_what_is_folded_has_the_bits_that_the_command_writes(
+    spelling: Spelling | None, stored: str, tmp_path: Path
+) -> None:
+    path = given_as(stored, vocoder(spelling), tmp_path)
+    if spelling:
+        wncli.remove(path, tmp_path / "folded.pt")
+    else:
+        torch.save(vocoder(None).state_dict(), tmp_path / "folded.pt")
+    folded = torch.load(tmp_path / "folded.pt")
+    model = vocoder(None, seed=1)
+    wn.load_weights(model, path)
+    assert {n: bits(v) for n, v in model.state_dict().items()} == {
+        n: bits(v) for n, v in folded.items()
+    }
+
+
+def test_what_is_split_has_the_bits_that_the_command_writes(tmp_path: Path) -> None:
+    path = given_as("torch", vocoder(None), tmp_path)
+    wncli.apply(path, tmp_path / "split.pt", naming="parametrized")
+    split = torch.load(tmp_path / "split.pt")
+    model = vocoder("parametrized", seed=1)
+    wn.load_weights(model, path)
+    assert {n: bits(v) for n, v in model.state_dict().items()} == {
+        n: bits(v) for n, v in split.items()
+    }
+
+
+# -- precision ----------------------------------------------------------------------------------
+
+
+def test_a_weight_is_cast_to_the_models_dtype_before_it_is_split() -> None:
+    weight = torch.randn(6, 4, 3)
+    model = parametrizations.weight_norm(nn.Conv1d(4, 6, 3, bias=False).bfloat16())
+    wn.load_weights(model, {"weight": weight})
+    held = model.parametrizations.weight
+    assert bits(held.original1) == bits(weight.bfloat16())
+    exact = weight.bfloat16().double().square().sum((1, 2), keepdim=True).sqrt()
+    assert bits(held.original0) == bits(exact.bfloat16())
+
+
+def test_a_pair_is_folded_in_the_files_dtype_before_it_is_cast() -> None:
+    g, v = torch.rand(6, 1, 1) + 0.5, torch.randn(6, 4, 3)
+    model = nn.Conv1d(4, 6, 3, bias=False).bfloat16()
+    wn.load_weights(model, {"weight_g": g, "weight_v": v})
+    exact = g.double() * v.double() / v.double().square().sum((1, 2), keepdim=True).sqrt()
+    assert bits(model.weight) == bits(exact.float().bfloat16())
+
+
+# -- which names ----------------------------------------------------------------------------------
+
+
+def test_the_generator_is_found_in_a_training_checkpoint(tmp_path: Path) -> None:
+    source, other = vocoder("hook"), nn.Sequential(nn.Conv2d(1, 4, 5), nn.Conv2d(4, 1, 3))
+    state = {"generator": source.state_dict(), "discriminator": other.state_dict(), "steps": 10}
+    torch.save(state, tmp_path / "in.pt")
+    model = vocoder("parametrized", seed=1)
+    wn.load_weights(model, tmp_path / "in.pt")
+    assert bits(heard(model)) == bits(heard(source))
+
+
+def test_of_two_copies_only_says_which(tmp_path: Path) -> None:
+    source, ema = vocoder("hook"), vocoder("hook", seed=2)
+    torch.save({"model": source.state_dict(), "ema": ema.state_dict()}, tmp_path / "in.pt")
+    model = vocoder("parametrized", seed=1)
+    before = everything(model)
+    with pytest.raises(wncli.UsageError, match="only='ema'"):
+        wn.load_weights(model, tmp_path / "in.pt")
+    assert everything(model) == before
+    wn.load_weights(model, tmp_path / "in.pt", only="ema")
+    assert bits(heard(model)) == bits(heard(ema))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.generator."])
+def test_prefixes_go_and_come(prefix: str) -> None:
+    source = vocoder("hook")
+    model = vocoder("parametrized", seed=1)
+    wn.load_weights(model, {f"{prefix}{n}": v for n, v in source.state_dict().items()})
+    assert bits(heard(model)) == bits(heard(source))
+    wrapped = nn.ModuleDict({"generator": vocoder("parametrized", seed=1)})
+    wn.load_weights(nn.ModuleDict({"model": wrapped}), source)
+    assert bits(heard(wrapped["generator"])) == bits(heard(source))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_wrappers_are_seen_through(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    source, model = vocoder("hook"), vocoder("parametrized", seed=1)
+    wn.load_weights(wrap(model), source)
+    assert bits(heard(model)) == bits(heard(source))
+
+
+def test_missing_and_unexpected_names_are_refused_and_nothing_changes() -> None:
+    state = vocoder("hook").state_dict()
+    del state["0.bias"]
+    state["9.weight"] = torch.ones(3)
+    model = vocoder("parametrized", seed=1)
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError) as caught:
+        wn.load_weights(model, state)
+    assert "1 missing: 0.bias; 1 unexpected: 9.weight" in str(caught.value)
+    assert caught.value.hint == "strict=False"
+    assert everything(model) == before
+    done = wn.load_weights(model, state, strict=False)
+    assert (done.missing, done.unexpected) == (("0.bias",), ("9.weight",))
+    assert bits(model[2].weight) == bits(
+        torch._weight_norm(state["2.weight_v"], state["2.weight_g"], 0)
+    )
+
+
+def test_nothing_that_meets_is_refused_however_strict() -> None:
+    model = vocoder("parametrized")
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match="does not fit"):
+        wn.load_weights(model, {"encoder.layer": torch.ones(3, 3)}, strict=False)
+    assert everything(model) == before
+
+
+def test_another_shape_is_refused_however_strict_as_pytorch_does() -> None:
+    state = vocoder(None).state_dict() | {"0.weight": torch.ones(6, 4, 5)}
+    model = vocoder(None, seed=1)
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match=r"size mismatch for 0\.weight"):
+        wn.load_weights(model, state, strict=False)
+    assert everything(model) == before
+
+
+class Renamed(nn.Module):
+    """A layer that knows its old name, as PyTorch's do."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(3))
+        self.seen: list[Any] = []
+
+    def _load_from_state_dict(self, state: Any, prefix: str, local: Any, *more: Any) -> None:  # noqa: ANN401
+        self.seen.append(local.get("version"))
+        if f"{prefix}gain" in state:
+            state[f"{prefix}scale"] = state.pop(f"{prefix}gain")
+        super()._load_from_state_dict(state, prefix, local, *more)
+
+
+def test_the_models_own_hooks_and_versions_judge(tmp_path: Path) -> None:
+    conv, norm = vocoder("parametrized", seed=1), Renamed()
+    model = nn.ModuleDict({"conv": conv, "norm": norm})
+    state = OrderedDict(nn.ModuleDict({"conv": vocoder("hook")}).state_dict())
+    state["norm.gain"] = torch.arange(3.0)
+    state._metadata = {"": {}, "norm": {"version": 1}}  # type: ignore[attr-defined]
+    torch.save({"model": {**state}}, tmp_path / "plain.pt")
+    torch.save(state, tmp_path / "in.pt")
+    for given, version in ((state, 1), (tmp_path / "in.pt", 1), (tmp_path / "plain.pt", None)):
+        norm.scale.data.zero_()
+        assert not wn.load_weights(model, given).missing
+        assert norm.scale.tolist() == [0, 1, 2]
+        assert norm.seen == [version]
+        norm.seen.clear()
+
+
+def test_an_old_batch_norm_without_a_counter_loads_as_in_pytorch() -> None:
+    state = vocoder("hook").state_dict()
+    del state["3.num_batches_tracked"]
+    del state._metadata
+    assert not wn.load_weights(vocoder("parametrized", seed=1), state).missing
+
+
+@pytest.mark.parametrize("error", [KeyError, ValueError, RuntimeError])
+def test_whatever_a_hook_of_the_model_raises_is_a_refusal(error: type[Exception]) -> None:
+    def judge(*_: object) -> None:
+        raise error("these are no weights of mine")
+
+    model = vocoder("parametrized", seed=1)
+    model[4].register_load_state_dict_pre_hook(judge)
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match="these are no weights of mine"):
+        wn.load_weights(model, vocoder("hook"))
+    assert everything(model) == before
+
+
+def test_names_that_do_not_meet_in_a_file_are_listed_by_no_command_on_a_model(
+    tmp_path: Path,
+) -> None:
+    torch.save({"encoder.layer": torch.ones(3, 3)}, tmp_path / "in.pt")
+    with pytest.raises(wncli.WeightNormError, match="does not fit the model") as caught:
+        wn.load_weights(vocoder("hook"), tmp_path / "in.pt")
+    assert not caught.value.hint
+
+
+class WithState(nn.Linear):
+    """A layer with extra state."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.extra: Any = None
+
+    def get_extra_state(self) -> Any:  # noqa: ANN401
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:  # noqa: ANN401
+        self.extra = state
+
+
+def test_extra_state_that_is_plain_data_is_loaded_once_from_memory_and_files(
+    tmp_path: Path,
+) -> None:
+    source: Any = nn.Sequential(WithState())
+    source[0].extra = {"steps": 3, "names": ["a", ("b", None)], "rate": 0.5}
+    torch.save({"epoch": 1, "model": source.state_dict()}, tmp_path / "in.pt")
+    for given in (source.state_dict(), tmp_path / "in.pt"):
+        model: Any = nn.Sequential(WithState())
+        parametrizations.weight_norm(model[0])
+        wn.load_weights(model, given)
+        assert model[0].extra == source[0].extra
+
+
+class Configuration:
+    """No plain data."""
+
+
+def test_extra_state_of_a_class_is_refused_and_nothing_runs(tmp_path: Path) -> None:
+    source: Any = nn.Sequential(WithState())
+    source[0].extra = Configuration()
+    torch.save(source.state_dict(), tmp_path / "in.pt")
+    model = nn.Sequential(WithState())
+    before = everything(model)
+    with pytest.raises(wncli.FormatError, match=r"0\._extra_state: this extra state is no plain"):
+        wn.load_weights(model, tmp_path / "in.pt")
+    assert everything(model) == before
+
+
+# -- ties -----------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the head's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_tied_weight_that_is_stored_once_loads_under_both_names(*, assign: bool) -> None:
+    state = {"embedding.weight": torch.randn(5, 3)}
+    model = Tied()
+    if assign:
+        model = model.to("meta")
+        model.head.weight = model.embedding.weight
+    assert not wn.load_weights(model, state, assign=assign).missing
+    assert model.head.weight is model.embedding.weight
+    assert bits(model.head.weight) == bits(state["embedding.weight"])
+
+
+# -- what comes after -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_the_weights_of_hooks_are_made_anew_so_that_nothing_is_stale(*, assign: bool) -> None:
+    model = vocoder("hook", seed=1)
+    wn.load_weights(model.to("meta") if assign else model, vocoder("hook"), assign=assign)
+    g, v = model[0].weight_g, model[0].weight_v
+    assert bits(model[0].weight) == bits(torch._weight_norm(v, g, 0))
+    assert bits(copy.deepcopy(model)[0].weight) == bits(model[0].weight)
+
+
+def test_the_optimizer_that_was_made_before_goes_on_where_nothing_is_assigned() -> None:
+    model = vocoder("parametrized", seed=1)
+    before = [id(parameter) for parameter in model.parameters()]
+    wn.load_weights(model, vocoder(None))
+    assert [id(parameter) for parameter in model.parameters()] == before
+    done = wn.load_weights(model, vocoder(None), assign=True)
+    assert [id(parameter) for parameter in model.parameters()] != before
+    assert "optimizer" in {note.code for note in done.notes}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_frozen_parameters_stay_frozen(*, assign: bool) -> None:
+    model = vocoder("parametrized", seed=1).requires_grad_(requires_grad=False)
+    model[4].requires_grad_(requires_grad=True)
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    wn.load_weights(model, vocoder("hook"), assign=assign)
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+
+
+@each_target
+@each_spelling
+def test_what_is_assigned_from_a_file_outlives_it(
+    spelling: Spelling | None, into: Spelling | None, tmp_path: Path
+) -> None:
+    """Were it mapped, a model would end the process with what comes after `torch.save`."""
+    source = vocoder(spelling)
+    torch.save(source.state_dict(), tmp_path / "in.pt")
+    model = vocoder(into, seed=1).to("meta")
+    wn.load_weights(model, tmp_path / "in.pt", assign=True)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(tmp_path) not in maps.read_text()
+    with (tmp_path / "in.pt").open("r+b") as file:  # as torch.save to the same path begins
+        file.truncate(0)
+    torch.testing.assert_close(heard(model), heard(source), rtol=0, atol=ROUNDING)
+
+
+# -- the meta device ------------------------------------------------------------------------------
+
+
+def test_a_model_on_the_meta_device_asks_for_assign() -> None:
+    model = vocoder("parametrized").to("meta")
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match="meta device") as caught:
+        wn.load_weights(model, vocoder("hook"))
+    assert caught.value.hint == "assign=True"
+    assert everything(model) == before
+
+
+def test_buffers_on_the_meta_device_that_no_state_dict_has_are_refused() -> None:
+    model = vocoder("parametrized")
+    model.register_buffer("window", torch.ones(3), persistent=False)
+    model.to("meta")
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match="in no state dict") as caught:
+        wn.load_weights(model, vocoder("hook"), assign=True)
+    assert "1: window" in caught.value.found
+    assert everything(model) == before
+
+
+# -- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("into", [None, "parametrized"])
+def test_bytes_that_have_changed_are_refused_and_nothing_changes(
+    into: Spelling | None, tmp_path: Path, *, assign: bool
+) -> None:
+    path = given_as("torch", vocoder("hook"), tmp_path)
+    state = torch.load(path)
+    data = path.read_bytes()
+    place = data.index(state["0.weight_v"].numpy().tobytes())
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert not torch.equal(torch.load(path)["0.weight_v"], state["0.weight_v"])  # without a word
+    model = vocoder(into, seed=1)
+    before = everything(model)
+    with pytest.raises(wncli.FormatError, match="damaged"):
+        wn.load_weights(model, path, assign=assign)
+    assert everything(model) == before
+
+
+def test_a_direction_that_is_undefined_is_refused_and_nothing_changes() -> None:
+    state = vocoder("hook").state_dict()
+    state["2.weight_v"][3] = 0
+    model = vocoder(None, seed=1)
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match="slice 3"):
+        wn.load_weights(model, state)
+    assert everything(model) == before
+
+
+def test_a_norm_that_the_models_dtype_cannot_hold_is_refused_and_nothing_changes() -> None:
+    model = parametrizations.weight_norm(nn.Linear(3, 2).half())
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match="beyond what float16 can hold"):
+        wn.load_weights(model, {"weight": torch.full((2, 3), 6e4), "bias": torch.ones(2)})
+    assert everything(model) == before
+
+
+def test_a_distributed_directory_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(wncli.FileError, match="no such file"):
+        wn.load_weights(vocoder(None), tmp_path / "nothing.pt")
+    with pytest.raises(wncli.UsageError, match="this is no checkpoint"):
+        wn.load_weights(vocoder(None), 3)  # type: ignore[arg-type]
+
+
+# -- results --------------------------------------------------------------------------------------
+
+
+def test_what_was_done_is_shown_in_a_line() -> None:
+    done = wn.load_weights(vocoder("parametrized", seed=1), vocoder("hook"))
+    assert repr(done) == "<Loaded: 3 layers changed on the way>"
+    assert [(layer.module, layer.action) for layer in done.layers] == [
+        ("0", "convert"), ("2", "convert"), ("4", "convert"),
+    ]  # fmt: skip
+    done = wn.load_weights(vocoder("hook", seed=1), vocoder("hook"))
+    assert repr(done) == "<Loaded: all names meet>"
+    assert not done.layers
+
+
+def test_a_model_that_was_used_under_inference_mode_can_be_loaded_into() -> None:
+    model = vocoder("hook", seed=1)
+    with torch.inference_mode():
+        wn.load_weights(model, vocoder(None))
+    model(mel()).sum().backward()
+    assert model[0].weight_v.grad is not None
+
+
+def test_another_dim_is_split_again() -> None:
+    weight = torch.randn(6, 4, 3)
+    source = parametrizations.weight_norm(nn.Conv1d(4, 6, 3), dim=0)
+    norms_of_their_own(source)
+    model = parametrizations.weight_norm(nn.Conv1d(4, 6, 3), dim=2)
+    done = wn.load_weights(model, source)
+    assert [layer.action for layer in done.layers] == ["renormalize"]
+    torch.testing.assert_close(model(weight), source(weight), rtol=0, atol=ROUNDING)
+
+
+def test_the_state_dict_that_is_given_is_not_changed() -> None:
+    state = vocoder("hook").state_dict()
+    before = {name: (id(value), bits(value)) for name, value in state.items()}
+    wn.load_weights(vocoder("parametrized", seed=1), state)
+    assert {name: (id(value), bits(value)) for name, value in state.items()} == before
+    metadata: Any = getattr(state, "_metadata", {})
+    assert not any("assign" in str(about) for about in metadata.values())
+
+
+def test_tensors_of_one_storage_load_as_they_are(tmp_path: Path) -> None:
+    whole = torch.randn(8, 6)
+    state: dict[str, Tensor] = {"weight": whole[::2, :3], "bias": whole[1, 2:6]}
+    torch.save(state, tmp_path / "in.pt")
+    for assign in (False, True):
+        model = nn.Linear(3, 4)
+        wn.load_weights(model, tmp_path / "in.pt", assign=assign)
+        assert bits(model.weight) == bits(state["weight"])
+        assert bits(model.bias) == bits(state["bias"])
+
+
+def test_an_odd_place_in_a_safetensors_file_is_read(tmp_path: Path) -> None:
+    """Its own writer aligns tensors; others put a byte before them."""
+    header = (
+        '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+        '"weight":{"dtype":"F32","shape":[1,1],"data_offsets":[1,5]}}'
+    )
+    data = len(header).to_bytes(8, "little") + header.encode()
+    weight = torch.tensor([[1.5]])
+    (tmp_path / "in.safetensors").write_bytes(data + b"\0" + weight.numpy().tobytes())
+    model = nn.Linear(1, 1, bias=False)
+    wn.load_weights(model, tmp_path / "in.safetensors", strict=False)
+    assert bits(model.weight) == bits(weight)
+    assert re.search("1 unexpected", repr(wn.load_weights(
+        model, tmp_path / "in.safetensors", strict=False
+    )))  # fmt: skip

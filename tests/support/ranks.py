@@ -1,0 +1,29 @@
+"""Runs a function on several ranks, each a process of its own, over gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+from torch.multiprocessing.spawn import spawn
+
+RANKS = 2
+
+
+def on_ranks(function: Callable[[Path], None], folder: Path) -> None:
+    """Call a function of a module with a folder on each rank; what one raises is raised here."""
+    spawn(_run, (function, folder), nprocs=RANKS)
+
+
+def _run(rank: int, function: Callable[[Path], None], folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = FileStore(str(folder / "store"), RANKS)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
+    try:
+        function(folder)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

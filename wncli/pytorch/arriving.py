@@ -1,0 +1,230 @@
+"""What a checkpoint comes to for a live model: tensors, versions and extra state by its names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wncli.checkpoint.output import OutputTensor
+from wncli.checkpoint.prefixes import PrefixMap, unwrap
+from wncli.checkpoint.tensors import TensorSpec
+from wncli.notes import Note
+from wncli.parallel import Advance, run_tasks
+from wncli.plan.actions import Action, Copy, Decompose, Part, Plan, Renormalize, Respell
+from wncli.plan.guards import refuse_growth, refuse_same_names
+from wncli.plan.lower import lower, lower_plan
+from wncli.pytorch.actions import Executor
+from wncli.pytorch.givens import InMemory, Tensors
+from wncli.pytorch.sharded import carry_out_in_part
+from wncli.pytorch.tensors import TORCH_DTYPES, is_distributed
+
+_EXTRA_STATE = "_extra_state"
+
+
+class _Item(NamedTuple):
+    """An action, the part of the plan that it is in, and the tensors that it leaves."""
+
+    part: Part
+    action: Action
+    tensors: tuple[OutputTensor, ...]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a tensor of it is the checkpoint's as it is; of a weight that is split, v."""
+        return isinstance(self.action, (Copy, Respell, Decompose))
+
+
+class Arriving:
+    """What goes to a model.
+
+    Args:
+        given: the checkpoint.
+        target: the model's own state dict.
+        plan: what becomes of the checkpoint's tensors.
+        assign: whether they become the model's own.
+
+    Raises:
+        FormatError: tensors over shared storages would come to many times their file.
+        UsageError: two tensors would have one name.
+    """
+
+    def __init__(self, given: Tensors, target: InMemory, plan: Plan, *, assign: bool) -> None:
+        self.given = given
+        self.target = target
+        self.assign = assign
+        self.parts = plan.parts
+        self.notes: list[Note] = []
+        self.prefixes = {part.state_dict.keys: _prefixes(part) for part in plan.parts}
+        refuse_same_names(lower_plan(plan))
+        self.items = [_Item(part, action, lower(action).tensors) for part, action in self._all()]
+        used = [(spec, None) for item in self.items for spec in item.action.sources]
+        refuse_growth(given.checkpoint, used, lambda _: "")
+        self.specs = {tensor.name: tensor for item in self.items for tensor in item.tensors}
+        self.known = {spec.name: spec for spec in target.top.tensors}
+        #: Names of the model, and those that they are tied to where the checkpoint has just these.
+        self.ties = self._ties()
+
+    def _all(self) -> Iterator[tuple[Part, Action]]:
+        """Give all actions, and a copy of each tensor that the plan has no place for.
+
+        These get the names that they would have: the model's hooks may know them.
+        """
+        for part in self.parts:
+            prefixes = self.prefixes[part.state_dict.keys]
+            used = {spec.name for action in part.actions for spec in action.sources}
+            made = {tensor.name for action in part.actions for tensor in lower(action).tensors}
+            yield from ((part, action) for action in part.actions)
+            for spec in part.state_dict.tensors:
+                name = prefixes.rename(spec.name) or unwrap(spec.name)
+                if spec.name not in used and name not in made:
+                    yield part, Copy(spec, name)
+
+    def _ties(self) -> dict[str, str]:
+        first: dict[object, str] = {}
+        for name in self.specs:
+            if name in self.known and self.known[name].numel:
+                first.setdefault(self.known[name].view, name)
+        return {
+            name: first[spec.view]
+            for name, spec in self.known.items()
+            if name not in self.specs and spec.view in first
+        }
+
+    def shapes(self) -> dict[str, Tensor]:
+        """Return what would be loaded, without numbers."""
+        found = {}
+        for name, made in self.specs.items():
+            dtype = TORCH_DTYPES.get(made.dtype, torch.uint8)
+            found[name] = torch.empty(made.shape, dtype=dtype, device="meta")
+        found.update({name: found[other] for name, other in self.ties.items()})
+        return found
+
+    @cached_property
+    def versions(self) -> Mapping[str, object] | None:
+        """The versions of modules that the checkpoint has, by the model's paths."""
+        found: dict[str, object] = {}
+        known = [(part, self.given.metadata(part.state_dict.keys)) for part in self.parts]
+        for part, versions in known:
+            prefixes = self.prefixes[part.state_dict.keys]
+            for path, about in (versions or {}).items():
+                renamed = prefixes.rename(f"{path}." if path else "")
+                if renamed is not None:
+                    found[renamed.removesuffix(".")] = about
+        return found if any(versions is not None for _, versions in known) else None
+
+    def extra_state(self) -> dict[str, object]:
+        """Return the extra state of modules, where the model has such.
+
+        Raises:
+            FormatError: that of a file is no plain data.
+        """
+        taken = {name for name in self.target.top.others if name.endswith(_EXTRA_STATE)}
+        found = {}
+        for part in self.parts:
+            keys = part.state_dict.keys
+            for name in part.state_dict.others:
+                renamed = self.prefixes[keys].rename(name)
+                if renamed in taken:
+                    found[renamed] = self.given.value(keys, name)
+        return found
+
+    def tensors(self) -> dict[str, object]:
+        """Return what is to be loaded.
+
+        Raises:
+            FormatError: a file's bytes are not those that were written.
+            WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
+        """
+        whole = [item for item in self.items if not self._is_sharded(item)]
+        self.given.prepare(
+            [spec for item in whole if item.is_kept for spec in item.action.sources],
+            [spec for item in whole if not item.is_kept for spec in item.action.sources],
+        )
+        if len(whole) < len(self.items):
+            self._note_unchecked()
+        executors = {part.state_dict.keys: self._executor(part) for part in self.parts}
+
+        def make(item: _Item, advance: Advance) -> dict[str, Tensor]:
+            executor = executors[item.part.state_dict.keys]
+            with torch.inference_mode(mode=False), torch.no_grad():
+                split_in = self._split_in(item.action)
+                if self._is_sharded(item):
+                    held = {tensor.name: self._held(tensor.name) for tensor in item.tensors}
+                    made = carry_out_in_part(executor, item.action, held, split_in)
+                else:
+                    made = executor.tensors(item.action, split_in)
+            advance(0)
+            return made
+
+        nbytes = sum(
+            one.nbytes
+            for item in self.items
+            if not isinstance(item.action, (Copy, Respell))
+            for one in item.tensors
+        )
+        results = run_tasks(make, self.items, nbytes=nbytes, jobs=None, progress=lambda _: None)
+        found: dict[str, object] = {n: made for result in results for n, made in result.items()}
+        found.update({name: found[other] for name, other in self.ties.items()})
+        return self._as_parameters(found) if self.assign else found
+
+    def _executor(self, part: Part) -> Executor:
+        keys = part.state_dict.keys
+
+        def read(spec: TensorSpec) -> Tensor:
+            return self.given.tensor(keys, spec)
+
+        return Executor(self.given.checkpoint.name, read, self.notes)
+
+    def _held(self, name: str) -> object:
+        """Return the model's tensor of this name, if it has one."""
+        return self.target.state_dicts[()].get(name)
+
+    def _is_sharded(self, item: _Item) -> bool:
+        return any(is_distributed(self._held(tensor.name)) for tensor in item.tensors)
+
+    def _note_unchecked(self) -> None:
+        sharded = [spec for item in self.items if self._is_sharded(item)
+                   for spec in item.action.sources]  # fmt: skip
+        if any(spec.storage.crc is not None for spec in sharded):
+            message = "checksums were not compared: each rank reads its rows alone"
+            self.notes.append(Note("unchecked", message, is_warning=True))
+
+    def _split_in(self, action: Action) -> torch.dtype | None:
+        """Return the dtype that a weight is cast to before it is split: that of the model's v."""
+        if self.assign or not isinstance(action, (Decompose, Renormalize)):
+            return None
+        v = self.known.get(action.halves.v)
+        return TORCH_DTYPES.get(v.dtype) if v else None
+
+    def _as_parameters(self, found: Mapping[str, object]) -> dict[str, object]:
+        """Make one parameter of each that is one in the model: assigned alone, ties would break."""
+        made: dict[object, nn.Parameter] = {}
+        result: dict[str, object] = {}
+        for name, tensor in found.items():
+            held = self._held(name)
+            if not isinstance(held, nn.Parameter) or not isinstance(tensor, Tensor):
+                result[name] = tensor
+                continue
+            if id(held) not in made:
+                made[id(held)] = nn.Parameter(tensor.detach(), requires_grad=held.requires_grad)
+            result[name] = made[id(held)]
+        return result
+
+
+def _prefixes(part: Part) -> PrefixMap:
+    """Return what leads from the names of a part to the model's, as its first tensor shows."""
+    for action in part.actions:
+        source = action.sources[0].name
+        if not isinstance(action, (Copy, Decompose)):
+            source = action.pair.weight
+        ours, theirs = source.split("."), lower(action).weight.split(".")
+        while ours and theirs and ours[-1] == theirs[-1]:
+            ours.pop()
+            theirs.pop()
+        strip, add = (".".join([*parts, ""]) for parts in (ours, theirs))
+        return PrefixMap(strip if ours else "", add if theirs else "")
+    return PrefixMap()

@@ -1,0 +1,201 @@
+"""The tensors of an opened checkpoint: views of the mapped file, or memory that torch owns."""
+
+from __future__ import annotations
+
+import mmap
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from wncli.arithmetic.norms import raw
+from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.checkpoint.keys import Keys, shown
+from wncli.checkpoint.naming import join
+from wncli.checkpoint.tensors import Storage, TensorSpec
+from wncli.errors import FormatError
+from wncli.formats.pickles.nodes import Built, Call, Dict, Node, entries_of
+from wncli.parallel import Advance, run_tasks
+from wncli.pytorch.tensors import TORCH_DTYPES, bytes_of
+from wncli.storage.checked_source import damaged
+from wncli.storage.crc32 import crc32
+from wncli.storage.source import BLOCK, LocalSource, Source, Sources
+
+#: Plain values, as they are in a pickle.
+_PLAIN = (str, bytes, bool, int, float, type(None))
+#: Values that are inside each other, and no more.
+_DEEPEST = 64
+
+
+class InFiles:
+    """The tensors of a checkpoint's files.
+
+    Args:
+        checkpoint: what opening them gave.
+        sources: the files.
+        owned: read what is used as it is into memory of its own, so that the files can go.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, sources: Sources, *, owned: bool) -> None:
+        self.checkpoint = checkpoint
+        self.sources = sources
+        self.owned = owned
+        self.maps: dict[int, mmap.mmap] = {}
+        self.storages: dict[tuple[int, str], Tensor] = {}
+
+    def tensor(self, _keys: Keys, spec: TensorSpec) -> Tensor:
+        """Return a tensor; those of one storage share it.
+
+        Raises:
+            FormatError: this version of PyTorch has no such dtype, or no plain tensor of it.
+        """
+        dtype = TORCH_DTYPES.get(spec.dtype)
+        if dtype is None or dtype in _QUANTIZED or not spec.dtype.itemsize:
+            raise FormatError(
+                f"{self.checkpoint.name}: {spec.name}",
+                f"a {spec.dtype.label} tensor cannot be loaded here",
+                expected="a dtype of PyTorch's that is not quantized",
+            )
+        if not spec.numel:
+            return torch.empty(spec.shape, dtype=dtype)
+        whole = self.storages.get(spec.storage.identity)
+        if whole is None:
+            whole = self._mapped(spec.storage)
+            self.storages[spec.storage.identity] = whole
+        count = whole.numel() // spec.dtype.itemsize * spec.dtype.itemsize
+        if whole.data_ptr() % spec.dtype.itemsize:  # as no writer does it
+            whole = whole.clone()
+        flat = whole[:count].view(dtype)
+        return flat.as_strided(spec.shape, spec.strides, spec.offset)
+
+    def prepare(self, as_they_are: Iterable[TensorSpec], read: Iterable[TensorSpec]) -> None:
+        """Hold what is used against the checksums, and read what is to be owned; on all cores.
+
+        Args:
+            as_they_are: tensors that become the model's own.
+            read: those that something is computed from.
+
+        Raises:
+            FormatError: the bytes are not those that were written.
+        """
+        owned = {spec.storage.identity: spec.storage for spec in as_they_are} if self.owned else {}
+        checked = {spec.storage.identity: spec.storage for spec in (*as_they_are, *read)}
+        storages = [
+            storage
+            for identity, storage in checked.items()
+            if storage.nbytes and (identity in owned or storage.crc is not None)
+        ]
+        storages.sort(key=lambda storage: -storage.nbytes)
+
+        def use(storage: Storage, advance: Advance) -> Tensor:
+            whole = self._read(storage) if storage.identity in owned else self._mapped(storage)
+            _check(self.sources[storage.file], storage, whole)
+            advance(storage.nbytes)
+            return whole
+
+        total = sum(storage.nbytes for storage in storages)
+        made = run_tasks(use, storages, nbytes=total, jobs=None, progress=lambda _: None)
+        for storage, whole in zip(storages, made, strict=True):
+            self.storages[storage.identity] = whole
+
+    def _mapped(self, storage: Storage) -> Tensor:
+        """Return the bytes of a storage as they are mapped; what is packed, or empty, is read."""
+        source = self.sources[storage.file]
+        begin, end = storage.offset, storage.offset + storage.nbytes
+        if not isinstance(source, LocalSource) or end > source.nbytes or not storage.nbytes:
+            return self._read(storage)
+        if storage.file not in self.maps:
+            # Copied on writing, so that the file stays what it is; as `torch.load(mmap=True)` does.
+            self.maps[storage.file] = mmap.mmap(source.file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return torch.frombuffer(
+            self.maps[storage.file],
+            dtype=torch.uint8,
+            offset=source.begin + begin,
+            count=end - begin,
+        )
+
+    def _read(self, storage: Storage) -> Tensor:
+        whole = torch.empty(storage.nbytes, dtype=torch.uint8)
+        target = bytes_of(whole)
+        for place in range(0, storage.nbytes, BLOCK):
+            piece = target[place : place + BLOCK]
+            self.sources[storage.file].read_into(storage.offset + place, piece, "the tensors")
+        return whole
+
+    def value(self, keys: Keys, name: str) -> object:
+        """Return something that is no tensor, where it is plain data.
+
+        Raises:
+            FormatError: it is an object of a class, which is not loaded.
+        """
+        tree = self.checkpoint.tree
+        node = dict(entries_of(tree.mappings[keys]) or ())[name] if tree else None
+        try:
+            return plain_value(node)
+        except ValueError:
+            raise FormatError(
+                f"{self.checkpoint.name}: {join(shown(keys), name)}",
+                "this extra state is no plain data, and nothing that a file has is run",
+                expected="numbers, texts, None, and lists, tuples and dicts of these",
+                hint="load it with torch.load, and give the state dict",
+            ) from None
+
+    def metadata(self, keys: Keys) -> Mapping[str, object] | None:
+        """Return the versions of modules that `torch.save` keeps of a state dict."""
+        tree = self.checkpoint.tree
+        node = tree.mappings.get(keys) if tree else None
+        for effect in node.effects if isinstance(node, Call) else ():
+            if isinstance(effect, Built) and isinstance(effect.state, Dict):
+                found = dict(effect.state.entries).get("_metadata")
+                if entries_of(found) is not None:
+                    return _versions(found)
+        return None
+
+
+#: What a view of bytes is not enough for.
+_QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+
+
+def _check(source: Source, storage: Storage, whole: Tensor) -> None:
+    if storage.crc is None:
+        return
+    data, found = raw(whole.numpy()), 0
+    for place in range(0, len(data), BLOCK):
+        found = crc32(data[place : place + BLOCK], found)
+    if found != storage.crc:
+        raise damaged(source, f"storage {storage.key!r}", storage.crc, found)
+
+
+def _versions(node: Node) -> dict[str, object]:
+    found = {}
+    for prefix, about in entries_of(node) or ():
+        try:
+            found[prefix] = plain_value(about)
+        except ValueError:
+            continue
+    return {prefix: about for prefix, about in found.items() if isinstance(about, dict)}
+
+
+def plain_value(node: Node, depth: int = 0) -> object:
+    """Return the plain data that a node is.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(node, _PLAIN):
+        return node
+    entries = entries_of(node)
+    if depth > _DEEPEST or (entries is None and not isinstance(node, (list, tuple))):
+        raise ValueError
+    if entries is None:
+        items = [plain_value(item, depth + 1) for item in node]
+        return tuple(items) if isinstance(node, tuple) else items
+    if isinstance(node, Call) and str(node.function) != "collections.OrderedDict":
+        raise ValueError
+    made = OrderedDict[object, object]() if isinstance(node, Call) else {}
+    for key, value in entries:
+        if not isinstance(key, _PLAIN):
+            raise ValueError  # noqa: TRY004 - one reason for all
+        made[key] = plain_value(value, depth + 1)
+    return made

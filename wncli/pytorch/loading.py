@@ -1,0 +1,171 @@
+"""Loads a checkpoint of any spelling, format and place into a live model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from wncli.errors import WeightNormError, few
+from wncli.plan.actions import Plan, Respell
+from wncli.plan.like import plan_like
+from wncli.plan.request import Request
+from wncli.pytorch.arriving import Arriving
+from wncli.pytorch.givens import Given, InMemory, Tensors, of_module, opened
+from wncli.pytorch.modules import refresh, refuse_flattened, refuse_other
+from wncli.pytorch.refusals import in_python
+from wncli.pytorch.rehearsal import Judgement, rehearse
+from wncli.pytorch.results import NEW_PARAMETERS, Loaded
+from wncli.report import Layer, make_report
+
+#: What the model's own judgement says better.
+_SAID_BY_THE_MODEL = {"missing", "unexpected", "shape-mismatch", "moved"}
+#: As many names are shown.
+_NAMED = 5
+
+
+@in_python("only", "strict", "assign")
+def load_weights(
+    model: nn.Module,
+    checkpoint: Given,
+    *,
+    only: str | None = None,
+    strict: bool = True,
+    assign: bool = False,
+) -> Loaded:
+    """Load a checkpoint into a model, whichever of both is normalized, in whichever spelling.
+
+    What the model's layers want is composed, decomposed or renamed; then the model's own
+    `load_state_dict` loads it. Prefixes of wrappers and roots are added or taken off. On a refusal
+    the model is what it was, bit for bit.
+
+    Args:
+        model: any module, also in `torch.compile`, `DataParallel` or DDP, or after `fully_shard`:
+            then each rank reads its rows.
+        checkpoint: the path of anything that `wn` reads, what `torch.load` gives, or a module.
+        only: the root of the state dict that is meant, as `generator`, or a prefix of names.
+        strict: whether all names have to meet; else `missing` and `unexpected` list the others.
+        assign: whether tensors become the model's parameters, as they are in the checkpoint, rather
+            than being copied into those it has: for models on the meta device.
+
+    Returns:
+        What met, and what was done on the way.
+
+    Raises:
+        FileError: a file cannot be read.
+        FormatError: it is no checkpoint, or its bytes are not those that were written.
+        UsageError: `only` names nothing, or several state dicts could be meant.
+        WeightNormError: nothing meets, names or shapes do not, a layer has no direction, or tensors
+            would stay on the meta device.
+
+    Example:
+        >>> model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2))
+        >>> wn.load_weights(model, torch.nn.Linear(3, 2).state_dict())
+        <Loaded: 1 layer changed on the way>
+    """
+    refuse_other(model)
+    refuse_flattened(model)
+    target = of_module(model)
+    _refuse_meta(model, target, assign=assign)
+    with opened(checkpoint, owned=assign) as given:
+        request = Request.parse((), (), only)
+        plan = plan_like(given.checkpoint, target.checkpoint, request, partial=True)
+        arriving = Arriving(given, target, plan, assign=assign)
+        judged = rehearse(model, arriving.shapes(), arriving.versions)
+        extra = arriving.extra_state()
+        judged = Judgement(
+            tuple(name for name in judged.missing if name not in extra), judged.unexpected
+        )
+        if strict:
+            _refuse_unmet(given, judged)
+        made = arriving.tensors()
+        made.update(extra)
+        _load(model, made, arriving.versions, strict=strict, assign=assign)
+    refresh(model)
+    notes = [note for note in plan.notes if note.code not in _SAID_BY_THE_MODEL]
+    notes += arriving.notes
+    notes += [NEW_PARAMETERS] if assign else []
+    return Loaded(judged.missing, judged.unexpected, tuple(_changed(plan)), tuple(notes))
+
+
+def _changed(plan: Plan) -> Iterator[Layer]:
+    """Give the layers that are not in the model as they are in the checkpoint."""
+    for (_, action), layer in zip(plan.changes, make_report(plan, ()).layers, strict=True):
+        is_same = isinstance(action, Respell) and (
+            action.halves.naming,
+            action.halves.g_shape,
+        ) == (action.pair.naming, action.pair.g.shape)
+        if not is_same:
+            yield layer
+
+
+def _load(
+    model: nn.Module,
+    made: Mapping[str, object],
+    versions: Mapping[str, object] | None,
+    *,
+    strict: bool,
+    assign: bool,
+) -> None:
+    """Have the model load what it has judged already."""
+    state_dict = OrderedDict(made)
+    if versions is not None:
+        state_dict._metadata = dict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+    more = {"assign": True} if assign else {}  # which not every model's own method knows
+    with torch.inference_mode(mode=False):
+        model.load_state_dict(state_dict, strict=strict, **more)
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+def _refuse_meta(model: nn.Module, target: InMemory, *, assign: bool) -> None:
+    """Refuse to leave tensors without numbers, which nothing would say before they are used.
+
+    Raises:
+        WeightNormError: that is so.
+    """
+    loaded = {id(value) for value in target.state_dicts[()].values()}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    on_meta = [(n, t) for n, t in tensors if not is_lazy(t) and t.device.type == "meta"]
+    if on_meta and not assign:
+        raise WeightNormError(
+            f"the model: {on_meta[0][0]}",
+            "this tensor is on the meta device, and cannot be copied into",
+            expected="tensors with numbers",
+            found=f"{len(on_meta)} on the meta device: {few([name for name, _ in on_meta])}",
+            hint="assign=True",
+        )
+    outside = [name for name, tensor in on_meta if id(tensor) not in loaded]
+    if outside:
+        raise WeightNormError(
+            f"the model: {outside[0]}",
+            "this tensor is on the meta device, and in no state dict that could give it numbers",
+            expected="nothing on the meta device but what a state dict has",
+            found=f"{len(outside)}: {few(outside)}",
+            hint="make the model on its device, or these buffers after it",
+        )
+
+
+def _refuse_unmet(given: Tensors, judged: Judgement) -> None:
+    """Refuse names that do not meet, as `load_state_dict` does once it has loaded all others.
+
+    Raises:
+        WeightNormError: that is so.
+    """
+    said = [
+        f"{len(names)} {word}: {few(names, _NAMED)}"
+        for word, names in (("missing", judged.missing), ("unexpected", judged.unexpected))
+        if names
+    ]
+    if said:
+        raise WeightNormError(
+            given.checkpoint.name,
+            "this does not fit the model",
+            expected="the same tensors, but for weight norm, prefixes and roots",
+            found="; ".join(said),
+            hint="strict=False",
+        )

@@ -1,0 +1,118 @@
+"""Has a model judge a state dict before anything of it changes."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from wncli.errors import WeightNormError
+
+#: What PyTorch raises for names and shapes, and what a model's own hooks may.
+_REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+#: As many lines are shown of what it says.
+_SHOWN = 8
+
+
+class Judgement(NamedTuple):
+    """What `load_state_dict` says of names: those that it misses, those that it does not know."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def rehearse(
+    model: nn.Module, tensors: Mapping[str, Tensor], versions: Mapping[str, object] | None
+) -> Judgement:
+    """Load tensors without numbers into the model, its parameters being without numbers as well.
+
+    All hooks run, and versions count. Whatever a module's attributes become is undone.
+
+    Args:
+        model: what is to be loaded into.
+        tensors: by name, on the meta device.
+        versions: those of the modules that the state dict is of.
+
+    Raises:
+        WeightNormError: the model refuses them whatever `strict` is.
+    """
+    made = OrderedDict(tensors)
+    if versions is not None:
+        made._metadata = dict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+    with torch.inference_mode(mode=False), _without_numbers(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it is told that nothing is copied
+        try:
+            found = model.load_state_dict(made, strict=False)
+        except _REFUSALS as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise WeightNormError(
+                "the model",
+                "its load_state_dict refuses what would be loaded",
+                expected="names, shapes and dtypes that it takes, whatever the numbers are",
+                found=f"{type(error).__name__}: {'; '.join(lines[:_SHOWN])}",
+            ) from error
+    return Judgement(tuple(found.missing_keys), tuple(found.unexpected_keys))
+
+
+@contextmanager
+def _without_numbers(model: nn.Module) -> Iterator[None]:
+    modules = list(model.modules())
+    before = [(module, _state(module)) for module in modules]
+    try:
+        for module in modules:
+            for held in (module._parameters, module._buffers):  # noqa: SLF001
+                for name, tensor in held.items():
+                    if tensor is not None and not is_lazy(tensor):
+                        held[name] = _empty(tensor)  # type: ignore[assignment]
+            for hooks in (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks):  # noqa: SLF001
+                for number in [n for n, hook in hooks.items() if _moves_parameters(hook)]:
+                    del hooks[number]
+        yield
+    finally:
+        for module, (own, inner) in before:
+            vars(module).clear()
+            vars(module).update(own)
+            for name, content in inner.items():
+                _restore(vars(module)[name], content)
+
+
+def _moves_parameters(hook: object) -> bool:
+    """Whether a hook is one of FSDP's, which judge nothing, and look for their parts of tensors."""
+    function = getattr(hook, "hook", hook)
+    return str(getattr(function, "__module__", "")).startswith("torch.distributed.")
+
+
+def _state(module: nn.Module) -> tuple[dict[str, object], dict[str, object]]:
+    """Return a module's attributes, and what is in those that are mappings or lists."""
+    own = dict(vars(module))
+    inner = {
+        name: value.copy() if value else None
+        for name, value in own.items()
+        if type(value) in _MUTABLE
+    }
+    return own, inner
+
+
+_MUTABLE = {dict, list, set, OrderedDict}
+
+
+def _restore(value: object, content: object) -> None:
+    """Put back what was in a mapping, a list or a set; most are empty, and stay so."""
+    if content is None and not value:
+        return
+    if isinstance(value, list):
+        value[:] = content or ()  # type: ignore[call-overload]
+    else:
+        value.clear()  # type: ignore[attr-defined]
+        value.update(content or ())  # type: ignore[attr-defined]
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    found = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return nn.Parameter(found, requires_grad=False) if isinstance(tensor, nn.Parameter) else found
