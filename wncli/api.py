@@ -174,6 +174,7 @@ def apply(  # noqa: PLR0913 - the command's options
     exclude: Iterable[str] = (),
     dim: int | None = 0,
     naming: Literal["auto"] | Naming = "auto",
+    flatten: bool = False,
     only: str | None = None,
     drop: Iterable[str] = (),
     **options: Unpack[WriteKeywords],
@@ -188,6 +189,7 @@ def apply(  # noqa: PLR0913 - the command's options
         exclude: globs of layers to leave alone.
         dim: the dim of layers whose rule has none; None for the norm of the whole tensor.
         naming: the spelling to write; `auto` takes the one in the checkpoint, else hook.
+        flatten: write all state dicts as one: the root before each name, wrappers (`module.`) off.
         only: write the state dict at this root, or below this prefix of names, alone.
         drop: entries of the checkpoint, prefixes of names or globs, to leave out.
         options: how the output is written, see `WriteOptions`.
@@ -215,7 +217,8 @@ def apply(  # noqa: PLR0913 - the command's options
         raise UsageError("dim", "not a dim", expected="an int or None", found=repr(dim))
 
     def make_plan(opened: Checkpoint) -> Plan:
-        return plan_apply(opened, request, dim, naming)
+        plan = plan_apply(opened, request, dim, naming)
+        return flattened(plan, roots=only is None) if flatten else plan
 
     return _write(make_plan, checkpoint, output, WriteOptions(**options))
 
@@ -227,6 +230,7 @@ def remove(  # noqa: PLR0913 - the command's options
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     dim: int | None = None,
+    flatten: bool = False,
     only: str | None = None,
     drop: Iterable[str] = (),
     **options: Unpack[WriteKeywords],
@@ -240,6 +244,7 @@ def remove(  # noqa: PLR0913 - the command's options
         exclude: globs of layers to leave alone.
         dim: of layers whose g is a vector that fits several axes of v, where no `GLOB=DIM` rule
             says it.
+        flatten: write all state dicts as one: the root before each name, wrappers (`module.`) off.
         only: write the state dict at this root, or below this prefix of names, alone.
         drop: entries of the checkpoint, prefixes of names or globs, to leave out.
         options: how the output is written, see `WriteOptions`.
@@ -264,7 +269,8 @@ def remove(  # noqa: PLR0913 - the command's options
     request = Request.parse(layers, exclude, only, drop, with_dims=True)._replace(dim=_dim(dim))
 
     def make_plan(opened: Checkpoint) -> Plan:
-        return plan_remove(opened, request)
+        plan = plan_remove(opened, request)
+        return flattened(plan, roots=only is None) if flatten else plan
 
     return _write(make_plan, checkpoint, output, WriteOptions(**options))
 

@@ -567,3 +567,21 @@ def test_an_optimizer_that_safetensors_leaves_out_is_not_said_to_be_kept(tmp_pat
     torch.save({"model": state, "optimizer": optimizer}, tmp_path / "in.pt")
     report = wncli.remove(tmp_path / "in.pt", tmp_path / "out.safetensors")
     assert [note.code for note in report.notes] == ["left-out"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_several_roots_are_folded_into_one_flat_state_dict(suffix: str, tmp_path: Path) -> None:
+    model = nn.ModuleDict({"decoder": nn.Conv1d(3, 4, 2), "bert": nn.Linear(5, 2)})
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    for layer in model.values():
+        normalize(layer, "weight", 0, "hook")
+    roots = {
+        name: {f"module.{key}": value for key, value in layer.state_dict().items()}
+        for name, layer in model.items()
+    }
+    torch.save({"net": roots, "epoch": 3}, tmp_path / "in.pt")
+    wncli.remove(tmp_path / "in.pt", tmp_path / f"out{suffix}", flatten=True)
+    made = (load_file if suffix == ".safetensors" else load)(tmp_path / f"out{suffix}")
+    assert made.keys() == {f"net.{name}" for name in expected}
+    for name, value in expected.items():
+        torch.testing.assert_close(made[f"net.{name}"], value, rtol=2**-22, atol=0)

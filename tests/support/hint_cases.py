@@ -244,10 +244,14 @@ NAMES = {
     ),
     "several state dicts for shards": Case(
         file(SOUND | ROOTS), f"wn convert {IN} {FREE} --max-shard-size 1GB",
-        "{--only ''} or {*--only*} or {--only a.b} or {--flatten}",
+        "{--flatten} or {--only ''} or {*--only*} or {--only a.b}",
     ),
     "several state dicts for safetensors": Case(
-        file(ROOTS), f"wn convert {IN} {TENSORS}", "{*--only*} or {--only a.b} or {--flatten}"
+        file(ROOTS), f"wn convert {IN} {TENSORS}", "{--flatten} or {*--only*} or {--only a.b}"
+    ),
+    "several folded state dicts for safetensors": Case(
+        file({"a": SOUND, "c": SOUND}), f"wn remove {IN} {TENSORS}",
+        "{--flatten} or {--only a} or {--only c}",
     ),
     "two of one name": Case(
         file({ODD: {"b.w": torch.ones(2)}, f"{ODD}.b": {"w": torch.ones(2)}, "c": SOUND}),

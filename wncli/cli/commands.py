@@ -207,13 +207,14 @@ def apply(
     exclude: o.Exclude = [],  # noqa: B006
     dim: o.Dim = "0",
     naming: o.NamingToWrite = "auto",
+    flatten: o.Flatten = False,
 ) -> "functools.partial[Report]":
     """Split weights into magnitude g and direction v."""
     from wncli.plan.rules import parse_dim
 
     return functools.partial(
         wncli.apply, layers=layers, exclude=exclude, dim=parse_dim(dim, "--dim"),
-        naming=o.one_of("--naming", naming, o.NAMINGS_TO_WRITE),
+        naming=o.one_of("--naming", naming, o.NAMINGS_TO_WRITE), flatten=flatten,
     )  # fmt: skip
 
 
@@ -224,10 +225,15 @@ def remove(
     layers: o.LayersToFold = [],  # noqa: B006
     exclude: o.Exclude = [],  # noqa: B006
     dim: o.VectorDim = None,
+    flatten: o.Flatten = False,
 ) -> "functools.partial[Report]":
     """Fold g and v back into plain weights."""
     return functools.partial(
-        wncli.remove, layers=layers, exclude=exclude, dim=o.count("--dim", dim, least=0)
+        wncli.remove,
+        layers=layers,
+        exclude=exclude,
+        dim=o.count("--dim", dim, least=0),
+        flatten=flatten,
     )
 
 

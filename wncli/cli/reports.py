@@ -65,7 +65,7 @@ def done(report: Report) -> str:
         if counts[action]
     ]
     would = "would " if report.dry_run else ""
-    copy = "copy every tensor as it is" if report.dry_run else "copied every tensor as it is"
+    copy = f"{'copy' if report.dry_run else 'copied'} the tensors"
     return would + (", ".join(words) or copy)
 
 

@@ -44,6 +44,10 @@ _EXPANSION = 64 << 20
 _MOST_HINTS = 8
 
 
+#: As many state dicts are offered one by one.
+_MOST_ROOTS = 3
+
+
 def refuse_destination(  # noqa: PLR0913 - what it depends on
     target: Target,
     checkpoint: Path,
@@ -223,9 +227,9 @@ def _refuse_several(plan: Plan, target: Target) -> None:
     roots = [part.state_dict.root for part in plan.parts]
     holder = "a sharded checkpoint" if is_sharded else target.format
     is_like = any(note.code == "matched" for note in plan.notes)
-    ways = [setting(only=root) for root in roots]
-    if plan.command == "convert" and not is_like and len(roots) > 1:
-        ways.append(setting(flatten=True))
+    ways = [setting(only=root) for root in roots[:_MOST_ROOTS]]
+    if not is_like and len(roots) > 1:
+        ways.insert(0, setting(flatten=True))
     raise UsageError(
         plan.checkpoint.name,
         f"{holder} holds one state dict" if roots else "there is no state dict to write",
