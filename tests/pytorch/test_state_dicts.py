@@ -188,7 +188,7 @@ def test_rules_choose_layers_and_dims() -> None:
 
 def test_what_cannot_be_done_is_refused() -> None:
     state = vocoder("hook").state_dict()
-    with pytest.raises(wncli.WeightNormError, match=r"0\.weight: is half a pair"):
+    with pytest.raises(wncli.WeightNormError, match=r"0\.weight: is incomplete"):
         wn.fold({name: value for name, value in state.items() if name != "0.weight_g"})
     with pytest.raises(wncli.UsageError, match="there is no tensor in it"):
         wn.fold({"model": state})
