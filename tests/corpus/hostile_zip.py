@@ -318,13 +318,13 @@ MEMBERSHIP: dict[str, Lie] = {
         "NUL|name", [replace(member, name=b"\0" + member.name) for member in MEMBERS]
     ),
     "no_folder.pt": _lie(
-        "no torch checkpoint",
+        "not a torch checkpoint",
         [replace(member, name=member.name[2:].replace(b"/", b"_")) for member in MEMBERS],
     ),
     "two_folders_deep.pt": _lie(
-        "no torch checkpoint", [replace(member, name=b"m/" + member.name) for member in MEMBERS]
+        "not a torch checkpoint", [replace(member, name=b"m/" + member.name) for member in MEMBERS]
     ),
-    "no_pickle.pt": _lie("no torch checkpoint", without(MEMBERS, "m/data.pkl")),
+    "no_pickle.pt": _lie("not a torch checkpoint", without(MEMBERS, "m/data.pkl")),
     "storage_missing.pt": _lie("storage data/0 is missing", without(MEMBERS, "m/data/0")),
     "storage_smaller_than_the_pickle_says.pt": _content("m/data/0", DATA[:44], _WRONG_SIZE),
     "storage_larger_than_the_pickle_says.pt": _content("m/data/0", DATA + DATA[:4], _WRONG_SIZE),
@@ -355,7 +355,7 @@ MEMBERSHIP: dict[str, Lie] = {
         [*without(MEMBERS, "m/data.pkl"), Member(b"m/code/__torch__.py", b"")],
     ),
     "torch_export.pt": _lie(
-        "no torch checkpoint",
+        "not a torch checkpoint",
         [Member(b"m/archive_format", b"pt2"), Member(b"m/models/model.json", b"{}"),
          Member(b"m/data/weights/weight_0", DATA)],
     ),

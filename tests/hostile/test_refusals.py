@@ -359,9 +359,6 @@ CASES: dict[str, Case] = {
     "an OUTPUT that exists": Case(
         PLAIN, "apply", ("out.pt", "exists already", "--force"), force=False
     ),
-    "an OUTPUT that exists, in a dry run": Case(
-        PLAIN, "apply", ("out.pt", "exists already", "--force"), ("--dry-run",), force=False
-    ),
     "an OUTPUT that is the input": Case(
         PLAIN, "apply", ("CHECKPOINT itself", "model-2.pt"), output="model.pt", force=False
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -255,9 +256,11 @@ def hint_of(ran: Ran) -> str:
     return hint.removeprefix("  try:      ")
 
 
-def hold_hint_works(wn: Callable[..., Ran], folder: Path, name: str, *says: str) -> str:
+def hold_hint_works(
+    wn: Callable[..., Ran], folder: Path, name: str, *says: str, command: tuple[str, ...] = ()
+) -> str:
     """The file is refused by name, and what the message says to type works and changes nothing."""
-    ran = wn("inspect", name, cwd=folder)
+    ran = wn(*(command or ("inspect", name)), cwd=folder)
     assert ran.code == 2, ran.stdout
     assert all(text in ran.stderr for text in says), ran.stderr
     before = snapshot(folder)
@@ -651,7 +654,10 @@ def test_a_pipeline_is_named_with_the_folder_of_its_model(
     save_file(network().state_dict(), user / "sao/vae/diffusion_pytorch_model.safetensors")
     (user / "sao/model_index.json").write_text('{"_class_name": "StableAudioPipeline"}')
     for name in ("sao", "sao/model_index.json"):
-        assert "blocks.0.weight" in hold_hint_works(wn, user, name, "wn inspect sao/vae")
+        command = ("remove", name, "out.safetensors")
+        shown = hold_hint_works(wn, user, name, "wn inspect sao/vae", command=command)
+        assert "blocks.0.weight" in shown
+    assert "sao/vae" in wn("inspect", "sao", cwd=user).stdout
 
 
 @pytest.mark.parametrize(
@@ -759,6 +765,7 @@ def test_every_tensor_is_listed_with_its_shape_and_dtype(wn_here: RunHere, tmp_p
     assert listed == [*wanted, ("b", "x.weight", (2, 3), "float32")]
     shown = wn_here("inspect", "--tensors", tmp_path / "x.pt").stdout
     assert all(name in shown for _, name, _, _ in wanted)
-    names = wn_here("inspect", "--tensors", "-q", tmp_path / "x.pt").stdout.split()
+    rows = wn_here("inspect", "--tensors", "--csv", "-", tmp_path / "x.pt").stdout
+    names = [row["name"] for row in csv.DictReader(io.StringIO(rows))]
     assert names == [*state, "x.weight"]
     assert json.loads(wn_here("inspect", "--json", tmp_path / "x.pt").stdout)["tensors"] is None

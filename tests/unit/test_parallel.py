@@ -275,7 +275,7 @@ def test_checking_comparing_and_verifying_give_the_same_on_any_number_of_threads
     reports = [
         (
             wncli.inspect(saved, check=True, jobs=jobs).to_json() | {"seconds": 0},
-            wncli.compare(saved, output, jobs=jobs).to_json(),
+            wncli.compare(saved, output, jobs=jobs).to_json() | {"seconds": 0},
         )
         for jobs in (1, 3)
     ]

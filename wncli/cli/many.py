@@ -81,7 +81,8 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
     """
     paths: list[str] = []
     for given in checkpoints:  # an address is to stay as it was typed
-        inside = checkpoints_at(Path(given)) if Path(given).is_dir() else []
+        # Which takes names that no file can have, too; what is read says what is wrong with them.
+        inside = checkpoints_at(Path(given)) if os.path.isdir(given) else []  # noqa: PTH112
         paths += map(str, inside) if inside else [given]
     phases = ("reading",)
     if paths == checkpoints[:1]:

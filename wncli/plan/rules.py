@@ -13,9 +13,9 @@ from wncli.errors import UsageError
 from wncli.hints import Text, either, given, setting
 
 _NO_DIM = "none"
-#: As many names are searched for one that a rule may have meant, as many are offered, and so much
-#: these have in common with it, of 1.
-_MOST_COMPARED, _MOST_OFFERED, _ALIKE = 5000, 3, 0.5
+#: As many names are searched for one that a rule may have meant, as many near it are tried,
+#: as many are offered, and so much these have in common with it, of 1.
+_MOST_COMPARED, _MOST_TRIED, _MOST_OFFERED, _ALIKE = 5000, 20, 3, 0.5
 _WILDCARDS = re.compile(r"[*?]|\[.*\]")
 #: A glob and the dim behind it; the `=` of a `[=]` is the glob's.
 _WITH_DIM = re.compile(r"(.*)=([^]=]*)", re.DOTALL)
@@ -264,7 +264,8 @@ def _no_match(  # noqa: PLR0913, PLR0917 - what such a rule is compared with
     reason = next((f"{name} {why}" for name, why in others.items() if rule.matches(name)), "")
     known = list(dict.fromkeys(part for name in names for part in (name, split(name)[0]) if part))
     offered = [glob_of(name) for name in names if rule.matches(name)] or _near(rule.glob, known)
-    globs = [glob for glob in offered if takes(Rule(glob, glob))][:_MOST_OFFERED]
+    # Each is held against all names.
+    globs = [glob for glob in offered[:_MOST_TRIED] if takes(Rule(glob, glob))][:_MOST_OFFERED]
     dim = rule.text[len(rule.glob) :]
     return UsageError(
         given(**{name: [rule.text]}),

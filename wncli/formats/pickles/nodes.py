@@ -72,6 +72,11 @@ class Unread:
     offset: int
     nbytes: int
 
+    def start(self, most: int) -> bytes | bytearray | str:
+        """Return about its first `most` bytes, to show them."""
+        raw = self.source.read_at(self.offset, min(most, self.nbytes), "a pickle")
+        return self.kind(raw, "utf-8", "replace") if self.kind is str else self.kind(raw)
+
     def read(self) -> bytes | bytearray | str:
         """Return the value.
 

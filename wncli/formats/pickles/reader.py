@@ -9,6 +9,7 @@ is in memory, and long bytes and texts stay in it.
 from __future__ import annotations
 
 import codecs
+import operator
 import pickle
 import re
 import struct
@@ -481,8 +482,14 @@ class _Machine:
         return list(zip(keys, items[1::2], strict=True))
 
     def key(self, node: Node) -> Node:
-        if type(node) is tuple and any(type(part) is Unread for part in node):
-            return tuple(map(self.value, node))
+        if type(node) is not tuple:
+            return self.part_of_key(node)
+        parts = tuple(map(self.part_of_key, node))
+        return node if all(map(operator.is_, parts, node)) else parts
+
+    def part_of_key(self, node: Node) -> Node:
+        if isinstance(node, Call) and type(node.args) is tuple:  # bytes, as protocol 2 has them
+            node.args = tuple(map(self.value, node.args))
         return self.value(node)
 
     def value(self, node: Node) -> Node:

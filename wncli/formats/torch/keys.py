@@ -12,6 +12,7 @@ from wncli.formats.pickles.nodes import (
     Call,
     Global,
     Node,
+    Unread,
     entries_of,
     is_called,
 )
@@ -131,6 +132,8 @@ def spelled(node: Node, depth: int = 0) -> str:
     callee = class_of(node)
     if callee:
         return str(callee)
+    if isinstance(node, Unread):
+        node = node.start(_LONGEST + 1)
     if is_called(node, "_codecs", "encode"):  # bytes, as protocol 2 has them
         match node.args:
             case (str() as text, "latin1"):
