@@ -329,7 +329,7 @@ class _Machine:
         """Read a number as picklers write it; other lines mean one thing to C, one to Python."""
         raw = self.line()
         if not form.fullmatch(raw):
-            raise self.broken(f"{raw[:40]!r} is no number as picklers write it")
+            raise self.broken(f"{raw[:40]!r} is not a number as picklers write it")
         return raw
 
     def integer_line(self) -> None:
