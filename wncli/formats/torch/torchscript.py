@@ -191,7 +191,7 @@ def _declaration(lines: list[str], *, is_module: bool) -> Declaration:
             attributes[quoted or plain] = kind
     tensors = frozenset(name for name, kind in attributes.items() if kind == "Tensor")
     # Before PyTorch 1.6 the code listed no buffers: they were the tensors that are no parameters.
-    parameters = listed.get("parameters", tensors)
+    parameters = listed.get("parameters", frozenset() if "buffers" in listed else tensors)
     buffers = (listed.get("buffers", tensors) & tensors) - parameters
     return Declaration(is_module, attributes, parameters, buffers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -382,3 +383,16 @@ def test_a_file_object_and_a_path_make_no_difference(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Linear(3, 2)), file)
     (tmp_path / "no suffix").write_bytes(file.getvalue())
     assert [spec.name for spec in found_in(tmp_path / "no suffix")[0].tensors] == ["weight", "bias"]
+
+
+def test_code_without_a_list_of_parameters_has_none_as_for_pytorch(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4))
+    path = saved(made("script", model.eval(), torch.ones(1, 3, 5)), tmp_path / "a.pt")
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            text = re.sub(rb"  __parameters__ = .*\n", b"", content)
+            archive.writestr(name, text if name.endswith(".py") else content)
+    state = torch.jit.load(path).state_dict()
+    assert opened(path)[1] == {"": expected(state)}
