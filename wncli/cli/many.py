@@ -81,7 +81,8 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
     """
     paths: list[str] = []
     for given in checkpoints:  # an address is to stay as it was typed
-        inside = checkpoints_at(Path(given)) if Path(given).is_dir() else []
+        # `isdir` takes an empty word for no folder, `Path` for the one that one is in.
+        inside = checkpoints_at(Path(given)) if os.path.isdir(given) else []  # noqa: PTH112
         paths += map(str, inside) if inside else [given]
     phases = ("reading",)
     if paths == checkpoints[:1]:
@@ -97,7 +98,7 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
         )
 
     def inspected(checkpoint: str, progress: Progress) -> Report:
-        return run(checkpoint, progress=progress)
+        return result_as_typed(run(from_stdin(checkpoint), progress=progress))
 
     found = _each(inspected, paths, phases, shown, (inspected_row, INSPECTED))
     shown.export(found.reports)
@@ -160,7 +161,7 @@ def _each(
             kind, cells = "failed", (refusal.problem,)
             found.code = REFUSED
             found.outcomes.append({"checkpoint": checkpoint, "error": error_of(refusal)})
-            found.refusals.append(("error", refusal.in_shell))
+            found.refusals.append(("error", _of_one(refusal, checkpoint)))
         else:
             kind = "nothing" if report.command == "inspect" and not report.layers else "done"
             cells = row(report)
@@ -172,6 +173,12 @@ def _each(
         if not shown.is_silent:
             rows.show(kind, checkpoint, cells)
     return found
+
+
+def _of_one(refusal: WnError, checkpoint: str) -> str:
+    """Return a message that says of which of several checkpoints it is."""
+    is_named = checkpoint in refusal.where
+    return refusal.in_shell if is_named else f"{checkpoint}: {refusal.in_shell}"
 
 
 def _one_output(command: str, typed: Writing) -> str:
