@@ -66,7 +66,7 @@ def test_of_hundreds_of_state_dicts_a_screen_shows_some_and_a_pipe_all(
     source = saved({f"net{number}": pair("conv") for number in range(500)}, tmp_path)
     lines = screen("inspect", source)
     assert len(lines) < 90
-    assert any("470 more: --all shows them" in line for line in lines)
+    assert any("470 more: --all" in line for line in lines)
     every = screen("inspect", source, "--all")
     piped = wn_here("inspect", source).stdout.splitlines()
     for shown in (every, piped):
@@ -204,3 +204,48 @@ def test_a_name_is_in_the_layers_that_give_its_layer(tmp_path: Path) -> None:
         assert layers[name] in layers
     assert "weight" not in layers
     assert 3 not in layers
+
+
+@pytest.mark.parametrize("flag", ["--tensors", "--norms", "--stats"])
+def test_what_a_row_does_not_show_is_not_asked_of_several(
+    flag: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    files = saved(pair("a"), tmp_path, "one.pt"), saved(pair("b"), tmp_path, "two.pt")
+    ran = wn_here("inspect", *files, flag)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"error: {flag}: ")
+    table = wn_here("inspect", *files, flag, "--csv", "-")
+    assert table.code == 0
+    assert {"one.pt", "two.pt"} <= {
+        Path(line.split(",")[0]).name for line in table.stdout.splitlines()
+    }
+
+
+def test_to_flatten_hundreds_is_said_in_a_few_lines(wn_here: RunHere, tmp_path: Path) -> None:
+    source = saved({f"net{number}": pair("conv") for number in range(300)}, tmp_path)
+    ran = wn_here("convert", source, tmp_path / "out.safetensors", "--flatten")
+    assert ran.code == 0
+    assert len(ran.stdout.splitlines()) <= 4
+    assert "'net0.', 'net1.'" in ran.stdout
+    refused = wn_here("convert", source, tmp_path / "two.safetensors")
+    assert refused.code == 2
+    assert max(map(len, refused.stderr.splitlines())) < 300
+    assert "300: net0" in refused.stderr
+
+
+def test_the_rule_of_a_table_is_no_longer_than_what_is_aligned(
+    wn_here: RunHere, tmp_path: Path
+) -> None:
+    ran = wn_here("inspect", saved(pair("m" * 5000) | pair("conv"), tmp_path))
+    assert [len(line) for line in ran.stdout.splitlines() if len(line) > 300] != []
+    assert all(len(line) < 300 for line in ran.stdout.splitlines() if "mmm" not in line)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_to_type_next_stands_in_one_column(encoding: str, tmp_path: Path) -> None:
+    source = saved(pair("conv"), tmp_path)
+    code, shown = on_a_terminal("inspect", source, COLUMNS="80", PYTHONIOENCODING=encoding)
+    lines = [line for line in _STYLES.sub("", shown).split("\n") if "  wn " in line]
+    assert code == 0
+    assert len(lines) == 3
+    assert len({line.index("  wn ") for line in lines}) == 1

@@ -331,8 +331,8 @@ def _add_contents(page: Page, report: Report, view: View) -> None:
         holder = f"{printable(root.holder)}, " if root.holder else ""
         _labelled(page, (label, "bold"), width, f"{holder}{summary}")
     if len(report.roots) > most:
-        more = "--json lists" if view.shows_all or view.most is None else "--all shows"
-        page.line(f" … {len(report.roots) - most:,} more: {more} them", hang=3)
+        flag = "--json" if view.most is None else "--all"
+        page.line(f" … {len(report.roots) - most:,} more: {flag}")
     if not report.roots:
         page.line(" no tensors")
     elif not is_only:
@@ -409,11 +409,9 @@ def add_next(page: Page, report: Report, view: View) -> None:
             typed.append(("g over ‖v‖", f"wn inspect {checkpoint} --stats"))
         if report.roots:
             typed.append(("every tensor", f"wn inspect {checkpoint} --tensors"))
-    width = max((len(label) for label, _ in typed), default=0)
     if typed:
         page.line()
-    for label, command in typed:
-        page.line(" ", (f"{label:{width}}", "dim"), f"  {command}")
+        page.table(Table((Column("", style="dim"), Column("")), typed))
 
 
 def _new(source: Path, what: str) -> str:

@@ -97,6 +97,14 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
             hint="wn compare A B --plot draws two",
         )
 
+    for key, flag in _ONE_BY_ONE.items():
+        if run.keywords.get(key) and not shown.is_silent and shown.csv is None:
+            raise UsageError(
+                flag,
+                f"several checkpoints have a row each, {len(paths)} were given",
+                hint="--csv FILE or --json has it for each",
+            )
+
     def inspected(checkpoint: str, progress: Progress) -> Report:
         return result_as_typed(run(from_stdin(checkpoint), progress=progress))
 
@@ -111,6 +119,8 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
     return found.code
 
 
+#: What is shown of one checkpoint alone, by the parameter.
+_ONE_BY_ONE = {"tensors": "--tensors", "norms": "--norms", "statistics": "--stats"}
 _PHASES = {"apply": "normalizing", "remove": "folding", "convert": "writing"}
 
 

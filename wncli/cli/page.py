@@ -63,7 +63,13 @@ class Table(NamedTuple):
         if header:
             yield ()
             yield _dimmed(lines[0])
-            yield ((" " + "─" * (sum(widths[at] for at in kept) + _GAP * (len(kept) - 1)), "dim"),)
+            yield (
+                (
+                    " "
+                    + "─" * (sum(min(_WIDEST, widths[at]) for at in kept) + _GAP * (len(kept) - 1)),
+                    "dim",
+                ),
+            )
         yield from lines[len(header) : last]
         yield from map(_dimmed, lines[last:])
         if header:
