@@ -179,12 +179,7 @@ class Layers(tuple[Layer, ...]):
         """
         if not isinstance(which, str):
             return super().__getitem__(which)
-        found = [
-            layer
-            for layer in self
-            if which in {layer.name, layer.module}
-            or which in {join(layer.root, layer.name), join(layer.root, layer.module)}
-        ]
+        found = self._named(which)
         if len(found) == 1:
             return found[0]
         names = [join(layer.root, layer.name) for layer in found or self]
@@ -192,6 +187,18 @@ class Layers(tuple[Layer, ...]):
         problem = "several layers have this name" if found else "no layer has this name"
         message = f"{which!r}: {problem}; there {'are' if found else 'is'} {', '.join(named)}"
         raise KeyError(message)
+
+    def __contains__(self, which: object) -> bool:
+        """Tell whether a layer is among them, or one of this name."""
+        return bool(self._named(which)) if isinstance(which, str) else super().__contains__(which)
+
+    def _named(self, name: str) -> list[Layer]:
+        return [
+            layer
+            for layer in self
+            if name in {layer.name, layer.module}
+            or name in {join(layer.root, layer.name), join(layer.root, layer.module)}
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -710,6 +710,9 @@ def test_lines_are_wrapped_at_blanks_alone(words: list[str], width: int) -> None
     found = drawn.lines(width, "utf-8")
     lines = ["".join(p if isinstance(p, str) else p[0] for p in line) for line in found]
     assert " ".join(lines).split() == words
-    for number, line in enumerate(lines):
-        assert cell_len(line) <= width or len(line.split()) == 1
-        assert not line.strip() or number == 0 or line.startswith(" " * 6 + line.strip()[0])
+    longest = max(map(cell_len, words), default=0)
+    indents = {len(line) - len(line.lstrip()) for line in lines[1:]}
+    assert len(indents) <= 1
+    assert all(indent == 6 if longest <= width - 6 else 1 <= indent < 6 for indent in indents)
+    for line in lines:
+        assert cell_len(line) <= width or (len(line.split()) == 1 and longest > width - 3)

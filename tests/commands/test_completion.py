@@ -73,6 +73,7 @@ def test_all_options_are_offered(command: str, offered: Offered) -> None:
     ("words", "expected"),
     [
         (("convert", "--naming", ""), list(SPELLINGS)),
+        (("inspect", "--sort", "m"), ["min", "median", "max"]),
         (("apply", "--naming", ""), ["auto", *SPELLINGS]),
         (("remove", "--format", ""), list(OFFERED)),
         (("remove", "--format=s"), ["--format=safetensors"]),

@@ -72,6 +72,7 @@ ADVICE = (
     "leave --verify out",
     "leave --plot out",
     "wn compare A B --plot draws two",
+    "--csv FILE or --json has it for each",
     "pip install 'wncli[plot]'",
     "wncli.inspect('g', statistics=True).plot(ratio=True)",
     "leave --max-shard-size out",

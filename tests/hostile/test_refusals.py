@@ -94,7 +94,10 @@ def hold_refused(ran: Ran, *fragments: str) -> None:
 FILES: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "empty": (lambda: b"", ("not a checkpoint", "an empty file")),
     "text": (lambda: b"Hello, world.\n", ("not a checkpoint", "a text file")),
-    "noise": (lambda: bytes(range(256)) * 9, ("not a checkpoint", "safetensors file, or one that")),
+    "noise": (
+        lambda: bytes(range(256)) * 9,
+        ("not a checkpoint", "a safetensors, torch or npz file"),
+    ),
     "web page": (lambda: b"<!DOCTYPE html><html></html>", ("not a checkpoint", "web page")),
     "git lfs": (
         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",

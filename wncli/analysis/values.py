@@ -23,6 +23,7 @@ def read_values(path: Path, wanted: TensorSpec) -> npt.NDArray[np.generic]:
     """
     import numpy as np
 
+    from wncli.arithmetic.dtypes import numpy_dtype
     from wncli.streaming.effective import runs_of
 
     with open_checkpoint(path) as (opened, sources):
@@ -34,4 +35,6 @@ def read_values(path: Path, wanted: TensorSpec) -> npt.NDArray[np.generic]:
                 hint="inspect it again",
             )
         runs = [run.copy() for run in runs_of(sources, wanted, [])]
+    if not runs:
+        return np.empty(wanted.shape, numpy_dtype(wanted.dtype))
     return np.concatenate(runs).reshape(wanted.shape)

@@ -180,10 +180,14 @@ def inspect(  # noqa: PLR0913 - one parameter per option
 
     if not norms and (p or dim) is not None:
         o.refuse_without("--norms", "--p" if p is not None else "--dim")
+    sort = o.one_of("--sort", sort, o.SORTS)
+    o.refuse_sort(sort, tensors=tensors, norms=norms)
+    order = o.number("--p", p)
     run = functools.partial(
         wncli.inspect, layers=layers, exclude=exclude, only=o.single("--only", only),
-        tensors=tensors, check=check, statistics=stats, norms=norms, p=o.number("--p", p) or 2,
-        dim=0 if dim is None else parse_dim(dim, "--dim"), jobs=o.count("--jobs", jobs),
+        tensors=tensors, check=check, statistics=stats, norms=norms,
+        p=2 if order is None else order, dim=0 if dim is None else parse_dim(dim, "--dim"),
+        jobs=o.count("--jobs", jobs),
     )  # fmt: skip
     if csv is not None:
         from wncli.cli.csv_files import check_csv
@@ -193,9 +197,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
         from wncli.cli.exports import check_plot
 
         check_plot(plot)
-    shown = Shown(
-        json, quiet, shows_all=show_all, sort=o.one_of("--sort", sort, o.SORTS), plot=plot, csv=csv
-    )
+    shown = Shown(json, quiet, shows_all=show_all, sort=sort, plot=plot, csv=csv)
     return inspect_all(run, checkpoints, shown)
 
 

@@ -55,9 +55,9 @@ def show_comparison(found: Comparison, *, shows_all: bool = False) -> None:
         if not note.is_warning:
             page.line("  ", ("note: ", "dim"), printable(in_shell(note.message)), hang=8)
     show(page)
-    for note in found.notes:
-        if note.is_warning:
-            show_refusal("warning", in_shell(note.message))
+    warnings = [in_shell(note.message) for note in found.notes if note.is_warning]
+    for message in dict.fromkeys(warnings):  # both sides may say the same
+        show_refusal("warning", message)
 
 
 def _facts(found: Comparison) -> list[str]:

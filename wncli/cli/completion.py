@@ -145,6 +145,10 @@ def _of_value(metavar: str, line: _Line, word: str) -> Answer:
         return Answer("folders")
     if name == "SHELL":
         return _values(word, dict.fromkeys(("bash", "zsh", "fish"), ""))
+    if name == "KEY":
+        from wncli.cli.options import SORTS
+
+        return _values(word, dict.fromkeys(SORTS, ""))
     offer = {"GLOB": _layers, "ROOT": _roots, "ENTRY": _entries}.get(name)
     return _offered(offer(line, word), word) if offer and line.arguments else _NOTHING
 

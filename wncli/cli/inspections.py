@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.checkpoint.naming import natural
-from wncli.cli.page import Column, Page, Part, Table, cells
+from wncli.cli.page import Column, Page, Part, Table, cells, shortened
 from wncli.cli.patterns import grouped
 from wncli.cli.sparkline import Axis
-from wncli.cli.terminal import many
+from wncli.cli.terminal import many, width_of_screen
 from wncli.cli.units import number, size
 from wncli.errors import few, printable
 from wncli.hints import free_path, in_shell, path_word
@@ -314,12 +314,13 @@ def _add_tensors(page: Page, tensors: tuple[Tensor, ...], view: View) -> None:
 
 def _add_contents(page: Page, report: Report, view: View) -> None:
     """Add a line or two for each state dict, and one for each of what is there beside them."""
-    roots = [(printable(root.root) or "state dict", root) for root in report.roots[:_MOST_LISTED]]
     most = _LEAST if view.most else _MOST_LISTED
-    entries = [(printable(one.path), printable(one.summary)) for one in report.entries[:most]]
+    roots = [(_label(root.root) or "state dict", root) for root in report.roots[:most]]
+    entries = [(_label(one.path), printable(one.summary)) for one in report.entries[:most]]
     labels = [label for label, _ in (*roots, *entries)]
-    width = max((size for label in labels if (size := cells(label)) <= _LONGEST_LABEL), default=0)
     is_only = len(roots) == 1
+    labels += ["together"] * (len(roots) > 1)
+    width = max((size for label in labels if (size := cells(label)) <= _LONGEST_LABEL), default=0)
     for label, root in roots:
         count = many(root.tensors, "tensor")
         normalized = many(root.normalized, "layer") if root.normalized else "no weight norm"
@@ -329,9 +330,15 @@ def _add_contents(page: Page, report: Report, view: View) -> None:
             summary = f"{normalized}{_common(report)}" if root.normalized else alone
         holder = f"{printable(root.holder)}, " if root.holder else ""
         _labelled(page, (label, "bold"), width, f"{holder}{summary}")
-    if not is_only:
+    if len(report.roots) > most:
+        flag = "--json" if view.most is None else "--all"
+        page.line(f" … {len(report.roots) - most:,} more: {flag}")
+    if not report.roots:
+        page.line(" no tensors")
+    elif not is_only:
         _labelled(page, "together", width, f"{many(len(report.layers), 'layer')}{_common(report)}")
-    _labelled(page, "", width, _parameters(report))
+    if report.roots:
+        _labelled(page, "", width, _parameters(report))
     for label, summary in entries:
         _labelled(page, (label, "dim"), width, (summary, "dim"))
     if len(report.entries) > most:
@@ -345,6 +352,13 @@ def _common(report: Report) -> str:
     spelled = {f'{_SPELLINGS[layer.naming]} ("{layer.naming}" names)' for layer in layers}
     facts = (dims, {layer.dtype for layer in layers}, spelled)
     return "".join(f" · {min(found)}" for found in facts if len(found) == 1)
+
+
+def _label(path: str) -> str:
+    """Show a place, on a terminal in no more than a line: without its middle if need be."""
+    name, screen = printable(path), width_of_screen()
+    is_long = screen is not None and cells(name) > screen - 2
+    return shortened(name, screen - 2, "…") if screen is not None and is_long else name
 
 
 def _parameters(report: Report) -> str:
@@ -393,11 +407,11 @@ def add_next(page: Page, report: Report, view: View) -> None:
             typed.append(("all layers", f"wn inspect {checkpoint} --all"))
         if report.layers and not any(one.ratio for one in report.statistics or ()):
             typed.append(("g over ‖v‖", f"wn inspect {checkpoint} --stats"))
-        typed.append(("every tensor", f"wn inspect {checkpoint} --tensors"))
-    width = max((len(label) for label, _ in typed), default=0)
-    page.line()
-    for label, command in typed:
-        page.line(" ", (f"{label:{width}}", "dim"), f"  {command}")
+        if report.roots:
+            typed.append(("every tensor", f"wn inspect {checkpoint} --tensors"))
+    if typed:
+        page.line()
+        page.table(Table((Column("", style="dim"), Column("")), typed))
 
 
 def _new(source: Path, what: str) -> str:

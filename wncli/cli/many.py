@@ -81,7 +81,7 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
     """
     paths: list[str] = []
     for given in checkpoints:  # an address is to stay as it was typed
-        # Which takes names that no file can have, too; what is read says what is wrong with them.
+        # Which takes names that no file can have, too, and an empty word for no folder.
         inside = checkpoints_at(Path(given)) if os.path.isdir(given) else []  # noqa: PTH112
         paths += map(str, inside) if inside else [given]
     phases = ("reading",)
@@ -97,8 +97,16 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
             hint="wn compare A B --plot draws two",
         )
 
+    for key, flag in _ONE_BY_ONE.items():
+        if run.keywords.get(key) and not shown.is_silent and shown.csv is None:
+            raise UsageError(
+                flag,
+                f"several checkpoints have a row each, {len(paths)} were given",
+                hint="--csv FILE or --json has it for each",
+            )
+
     def inspected(checkpoint: str, progress: Progress) -> Report:
-        return run(checkpoint, progress=progress)
+        return result_as_typed(run(from_stdin(checkpoint), progress=progress))
 
     found = _each(inspected, paths, phases, shown, (inspected_row, INSPECTED))
     shown.export(found.reports)
@@ -111,6 +119,8 @@ def inspect_all(run: partial[Report], checkpoints: list[str], shown: Shown) -> i
     return found.code
 
 
+#: What is shown of one checkpoint alone, by the parameter.
+_ONE_BY_ONE = {"tensors": "--tensors", "norms": "--norms", "statistics": "--stats"}
 _PHASES = {"apply": "normalizing", "remove": "folding", "convert": "writing"}
 
 
@@ -161,7 +171,7 @@ def _each(
             kind, cells = "failed", (refusal.problem,)
             found.code = REFUSED
             found.outcomes.append({"checkpoint": checkpoint, "error": error_of(refusal)})
-            found.refusals.append(("error", refusal.in_shell))
+            found.refusals.append(("error", _of_one(refusal, checkpoint)))
         else:
             kind = "nothing" if report.command == "inspect" and not report.layers else "done"
             cells = row(report)
@@ -173,6 +183,12 @@ def _each(
         if not shown.is_silent:
             rows.show(kind, checkpoint, cells)
     return found
+
+
+def _of_one(refusal: WnError, checkpoint: str) -> str:
+    """Return a message that says of which of several checkpoints it is."""
+    is_named = checkpoint in refusal.where
+    return refusal.in_shell if is_named else f"{checkpoint}: {refusal.in_shell}"
 
 
 def _one_output(command: str, typed: Writing) -> str:

@@ -423,3 +423,19 @@ def refuse_without(needed: str, option: str) -> NoReturn:
         UsageError: always.
     """
     raise UsageError(option, f"it goes with {needed} alone", hint=f"add {needed}, or leave it out")
+
+
+def refuse_sort(sort: str | None, *, tensors: bool, norms: bool) -> None:
+    """Refuse to sort by what the rows do not have.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if sort == "size" and not tensors:
+        refuse_without("--tensors", "--sort size")
+    if norms and sort == "dead":
+        raise UsageError("--sort dead", "--norms counts no dead slices", expected="another key")
+    if tensors and not norms and sort not in {None, "name", "size"}:
+        raise UsageError(
+            f"--sort {sort}", "--tensors lists no numbers", expected="--sort name or --sort size"
+        )

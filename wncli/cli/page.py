@@ -63,7 +63,13 @@ class Table(NamedTuple):
         if header:
             yield ()
             yield _dimmed(lines[0])
-            yield ((" " + "─" * (sum(widths[at] for at in kept) + _GAP * (len(kept) - 1)), "dim"),)
+            yield (
+                (
+                    " "
+                    + "─" * (sum(min(_WIDEST, widths[at]) for at in kept) + _GAP * (len(kept) - 1)),
+                    "dim",
+                ),
+            )
         yield from lines[len(header) : last]
         yield from map(_dimmed, lines[last:])
         if header:
@@ -105,12 +111,13 @@ class Table(NamedTuple):
                 cell = shortened(cell, size, shown("…", encoding))
             blanks = " " * (size - cells(cell))
             cell = blanks + cell if column.is_right else cell + blanks
-            if at == kept[-1]:
-                cell = cell.rstrip()
             parts += [(cell, column.style) if column.style else cell, " " * _GAP]
-        parts.pop()
+        while len(parts) > 1 and not _text(parts[-1]).strip():
+            parts.pop()
+        last = parts[-1]
+        parts[-1] = last.rstrip() if isinstance(last, str) else (last[0].rstrip(), last[1])
         if all(isinstance(part, str) for part in parts):
-            return ("".join(map(str, parts)).rstrip(),)
+            return ("".join(map(str, parts)),)
         return tuple(parts)
 
 
@@ -164,10 +171,14 @@ def cells(text: str) -> int:
 
 
 def _wrapped(line: Line, width: int, hang: int, encoding: str) -> Iterator[Line]:
-    """Cut a line at blanks; a word that is longer than a line is left whole."""
+    """Cut a line at blanks; a word that is longer than a line is left whole.
+
+    Where a word has no place behind `hang` blanks, all further lines begin further to the left.
+    """
     styled = [(part, "") if isinstance(part, str) else part for part in line]
     parts = [(shown(text, encoding), style) for text, style in styled]
     text = "".join(part for part, _ in parts)
+    hang = max(1, min(hang, width - max(map(cells, text.split()), default=0)))
     start = used = 0
     end = 0
     for word in re.finditer(r"\s*\S+|\s+$", text):
@@ -195,4 +206,8 @@ def _cut(parts: list[tuple[str, str]], start: int, end: int, indent: int) -> Lin
 
 
 def _dimmed(line: Line) -> Line:
-    return (("".join(part if isinstance(part, str) else part[0] for part in line), "dim"),)
+    return (("".join(map(_text, line)), "dim"),)
+
+
+def _text(part: Part) -> str:
+    return part if isinstance(part, str) else part[0]

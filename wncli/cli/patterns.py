@@ -24,7 +24,7 @@ def grouped(
     """Put items into one group whose names are the same but for numbers, and that are alike."""
     found: dict[Hashable, list[int]] = {}
     for number, item in enumerate(items):
-        skeleton = _NUMBERS.sub("*", name_of(item))
+        skeleton = tuple(_NUMBERS.split(name_of(item))[::2])  # a `*` in a name is no number
         found.setdefault((skeleton, alike(item)), []).append(number)
     return [
         Group(_common([name_of(items[number]) for number in numbers]), tuple(numbers))

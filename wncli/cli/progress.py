@@ -23,6 +23,10 @@ _REDRAW = 0.1
 #: Columns beside the bar, and the most and fewest that it has.
 _BESIDE = 54
 _LONGEST, _SHORTEST = 36, 8
+#: How many of these the rate takes, with the time that is left.
+_RATE = 19
+#: Bytes from which on a rate tells something: before it, what is read says how long a start takes.
+_TELLING = 1 << 20
 
 
 @contextmanager
@@ -76,29 +80,35 @@ class _Bar:
         progress = self.progress or self.begin(total)
         elapsed = now - self.begun
         rate = done / elapsed if elapsed else 0.0
-        left = f"{(total - done) / rate:.0f} s" if rate and done < total else ""
+        is_told = done >= _TELLING
+        left = f"{(total - done) / rate:.0f} s" if is_told and rate and done < total else ""
         progress.update(
             progress.task_ids[phase],
             completed=done,
             total=total,
             amount=f"{size(done)} of {size(total)}",
-            rate=f"{size(int(rate))}/s" if rate else "",
+            rate=f"{size(int(rate))}/s" if is_told and rate else "",
             left=left,
             refresh=True,
         )
 
     def begin(self, total: int) -> RichProgress:
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
         screen = console(sys.stderr)
-        length = max(_SHORTEST, min(_LONGEST, screen.width - _BESIDE - len(self.place)))
-        progress = Progress(
+        room = screen.width - _BESIDE - len(self.place)
+        length = max(_SHORTEST, min(_LONGEST, room))
+        columns: list[ProgressColumn] = [
             TextColumn("{task.description}"),
             BarColumn(bar_width=length),
             TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[amount]}"),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[left]}"),
+        ]
+        if room + _RATE >= _SHORTEST:  # where there is no place for all, the rate goes first
+            columns.append(TextColumn("{task.fields[amount]}"))
+        if room >= _SHORTEST:
+            columns += [TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[left]}")]
+        progress = Progress(
+            *columns,
             console=screen,
             transient=True,
             auto_refresh=False,

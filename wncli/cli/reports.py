@@ -98,7 +98,8 @@ def _add_findings(page: Page, report: Report, findings: tuple[Note, ...]) -> Non
     """Add what a check found; the warnings of the report are among it."""
     page.line()
     if not findings:
-        page.line("  checked: ", ("everything was read, and nothing is wrong", "green"))
+        all_is_well = ("everything was read, and nothing is wrong", "green")
+        page.line("  checked: ", all_is_well, hang=11)
         return
     page.line(f"  checked: {many(len(findings), 'finding')}")
     for note in findings:

@@ -36,8 +36,13 @@ class Rows:
         names = [printable(name) for name in checkpoints]
         self.room = max(map(cells, names), default=0)
         screen = width_of_screen()
+        #: On a terminal that is too narrow the last numbers go, the first and what is open stay.
+        self.kept = list(range(len(widths)))
         if screen is not None:
             self.room = min(self.room, int(screen * _SHARE))
+            numbers = [at for at, width in enumerate(widths) if at and width]
+            while numbers and self.room + 3 + sum(2 + widths[at] for at in self.kept) > screen:
+                self.kept.remove(numbers.pop())
 
     def show(self, kind: str, checkpoint: str, text: tuple[str, ...]) -> None:
         """Print a row: a mark, the name, and what there is to say."""
@@ -48,6 +53,7 @@ class Rows:
         line = "  ".join(
             f"{printable(part):{'>' * (at > 0)}{width}}"
             for at, (part, width) in enumerate(zip(text, self.widths, strict=False))
+            if at in self.kept or len(text) == 1
         )
         page = Page()
         page.line(" ", _MARKS[kind], f" {name}  {line}".rstrip(), hang=self.room + 5)

@@ -12,7 +12,7 @@ from wncli.formats.torch.zip_end import find_shift, has_directory
 from wncli.hints import free_path, path_word, then_inspecting
 from wncli.storage.source import Source
 
-_READABLE = "a safetensors file, or one that torch.save wrote"
+_READABLE = "a safetensors, torch or npz file"
 #: Bytes at the end of a zip in which its directory is looked for.
 _END = 16 << 20
 _KNOWN = {

@@ -234,7 +234,7 @@ def _refuse_several(plan: Plan, target: Target) -> None:
         plan.checkpoint.name,
         f"{holder} holds one state dict" if roots else "there is no state dict to write",
         expected="one state dict",
-        found=f"{len(roots)}: {', '.join(root or 'the top' for root in roots)}" if roots else "",
+        found=f"{len(roots)}: {few([root or 'the top' for root in roots], 12)}" if roots else "",
         hint=either(ways),
     )
 

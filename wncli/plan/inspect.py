@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from wncli.checkpoint.checkpoint import Checkpoint
+from wncli.errors import few
+from wncli.notes import Note
 from wncli.plan.actions import Plan
 from wncli.plan.name_notes import name_notes
 from wncli.plan.request import (
@@ -26,5 +28,9 @@ def plan_inspect(checkpoint: Checkpoint, request: Request) -> Plan:
     surveys = surveys_of(checkpoint, request)
     chosen = chosen_pairs(checkpoint, surveys, request)
     notes = [*checkpoint.notes, *ungathered_notes(checkpoint, surveys)]
+    for found in (survey.state_dict for survey in surveys):
+        if found.others:
+            message = f"beside its tensors, and no dense ones: {few(found.others, 8)}"
+            notes.append(Note("no-tensor", message, found.root))
     notes += [*look_alike_notes(surveys), *stale_notes(chosen, ""), *name_notes(surveys)]
     return make_plan("inspect", checkpoint, request, surveys, composing(chosen), notes)

@@ -8,6 +8,7 @@ from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.dims import resolve_dim
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import UsageError
+from wncli.hints import parameter
 from wncli.notes import Note
 from wncli.plan.request import Request, listing, surveys_of
 from wncli.plan.rules import Candidate, choose_pairs
@@ -28,7 +29,9 @@ def plan_norms(checkpoint: Checkpoint, request: Request, p: float, dim: int | No
         WeightNormError: a tensor that a rule takes has no such dim.
     """
     if not p > 0:
-        raise UsageError("p", "no order of a norm", expected="more than 0", found=repr(p))
+        raise UsageError(
+            parameter("p"), f"{p:g} is not the order of a norm", expected="a number above 0, or inf"
+        )
     specs = {
         Candidate(found.state_dict.root, spec.name, len(spec.shape), by_default=True): spec
         for found in surveys_of(checkpoint, request)

@@ -61,6 +61,7 @@ def flattened(plan: Plan, *, roots: bool) -> Plan:
     """Put all state dicts into one at the top: `roots` before the names, wrappers taken off."""
     parts = []
     notes = list(plan.notes)
+    put_on = []
     for part in plan.parts:
         root = part.state_dict.root if roots else ""
         actions = tuple(
@@ -68,9 +69,11 @@ def flattened(plan: Plan, *, roots: bool) -> Plan:
             for action in part.actions
         )
         parts.append(Part(part.state_dict, actions, (), keeps_others=False))
-        put_on = unwrap(f"{root}.x")[:-1] if root else ""  # of `module`, as DeepSpeed's, nothing
-        if put_on:
-            notes.append(Note("flattened", f"{put_on!r} put on the names of {root}", root))
+        prefix = unwrap(f"{root}.x")[:-1] if root else ""  # of `module`, as DeepSpeed's, nothing
+        put_on += [repr(prefix)] if prefix else []
+    if put_on:
+        message = f"put before the names in its state dict: {few(put_on, 12)}"
+        notes.append(Note("flattened", message))
     names = [tensor.name for part in plan.parts for tensor in part.state_dict.tensors]
     wrapped = [name for name in names if unwrap(name) != name]
     if wrapped:

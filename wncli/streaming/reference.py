@@ -258,7 +258,8 @@ class StaleCheck:
 def _non_finite_notes(name: str, where: str, odd: Array, count: int) -> list[Note]:
     if not odd.size:
         return []
-    message = f"{slices_named(odd, count)} of {name} has NaN or Inf, carried through"
+    verb = "has" if len(odd) == 1 else "have"
+    message = f"{slices_named(odd, count)} of {name} {verb} NaN or Inf, carried through"
     return [Note("non-finite", message, where, is_warning=True)]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from wncli.checkpoint.naming import natural
 from wncli.errors import FileError, few
 from wncli.formats.distributed import refuse_distributed_folder
 from wncli.formats.huggingface.names import WHOLE_FILES, index_format
@@ -157,7 +158,7 @@ def checkpoints_at(folder: Path) -> list[Path]:
 def places_of_checkpoints(folder: Path) -> list[Path]:
     """Return the files in a folder, and the folders in it, that a checkpoint can be read from."""
     try:
-        return sorted(_places(folder))
+        return sorted(_places(folder), key=lambda path: natural(path.name))
     except OSError:
         return []
 

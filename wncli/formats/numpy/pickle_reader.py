@@ -49,7 +49,7 @@ def read_pickled_arrays(source: Source) -> Checkpoint:
         raise FormatError(
             source.name,
             "not a checkpoint",
-            expected="a safetensors file, or one that torch.save wrote",
+            expected="a safetensors, torch or npz file",
             found="a plain pickle, without names of NumPy arrays",
             hint="save its state dict with torch.save",
         )
