@@ -448,7 +448,17 @@ def test_a_norm_that_the_models_dtype_cannot_hold_is_refused_and_nothing_changes
     assert everything(model) == before
 
 
-def test_a_distributed_directory_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_sparse_tensor_is_refused_where_the_models_is_dense() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    state = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).state_dict()
+    state["1.weight"] = torch.eye(3).to_sparse()
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match=r"1\.weight: this is a sparse tensor"):
+        wn.load_weights(model, state)
+    assert everything(model) == before
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(wncli.FileError, match="no such file"):
         wn.load_weights(vocoder(None), tmp_path / "nothing.pt")
     with pytest.raises(wncli.UsageError, match="this is no checkpoint"):

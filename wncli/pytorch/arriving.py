@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wncli.checkpoint.output import OutputTensor
 from wncli.checkpoint.prefixes import PrefixMap, unwrap
 from wncli.checkpoint.tensors import TensorSpec
+from wncli.errors import WeightNormError
 from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
 from wncli.plan.actions import Action, Copy, Decompose, Part, Plan, Renormalize, Respell
@@ -20,7 +21,7 @@ from wncli.plan.lower import lower, lower_plan
 from wncli.pytorch.actions import Executor
 from wncli.pytorch.givens import InMemory, Tensors
 from wncli.pytorch.sharded import carry_out_in_part
-from wncli.pytorch.tensors import TORCH_DTYPES, is_distributed
+from wncli.pytorch.tensors import TORCH_DTYPES, is_distributed, kind_of
 
 _EXTRA_STATE = "_extra_state"
 
@@ -94,6 +95,15 @@ class Arriving:
             if name not in self.specs and spec.view in first
         }
 
+    @property
+    def is_the_models_own(self) -> bool:
+        """Whether the names and shapes are those of the model's state dict, and are all of it."""
+        return (
+            not self.target.top.others
+            and {*self.specs, *self.ties} == self.known.keys()
+            and all(self.known[name].shape == made.shape for name, made in self.specs.items())
+        )
+
     def shapes(self) -> dict[str, Tensor]:
         """Return what would be loaded, without numbers."""
         found = {}
@@ -137,7 +147,8 @@ class Arriving:
 
         Raises:
             FormatError: a file's bytes are not those that were written.
-            WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
+            WeightNormError: a norm that its dtype cannot hold, a direction that is undefined, or a
+                tensor of another kind than the model's.
         """
         whole = [item for item in self.items if not self._is_sharded(item)]
         self.given.prepare(
@@ -168,8 +179,20 @@ class Arriving:
         )
         results = run_tasks(make, self.items, nbytes=nbytes, jobs=None, progress=lambda _: None)
         found: dict[str, object] = {n: made for result in results for n, made in result.items()}
+        self._refuse_other_kinds(found)
         found.update({name: found[other] for name, other in self.ties.items()})
         return self._as_parameters(found) if self.assign else found
+
+    def _refuse_other_kinds(self, found: Mapping[str, object]) -> None:
+        """Refuse what PyTorch cannot copy into the tensor that the model has."""
+        for name, tensor in found.items():
+            kinds = kind_of(tensor), kind_of(self._held(name))
+            if kinds[1] and kinds[0] != kinds[1]:
+                raise WeightNormError(
+                    f"{self.given.checkpoint.name}: {name}",
+                    f"this is a {kinds[0]} tensor, and the model's is a {kinds[1]} one",
+                    expected=f"a {kinds[1]} tensor",
+                )
 
     def _executor(self, part: Part) -> Executor:
         keys = part.state_dict.keys

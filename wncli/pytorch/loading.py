@@ -17,7 +17,7 @@ from wncli.pytorch.arriving import Arriving
 from wncli.pytorch.givens import Given, InMemory, Tensors, of_module, opened
 from wncli.pytorch.modules import refresh, refuse_flattened, refuse_other
 from wncli.pytorch.refusals import in_python
-from wncli.pytorch.rehearsal import Judgement, rehearse
+from wncli.pytorch.rehearsal import Judgement, has_code_of_its_own, rehearse
 from wncli.pytorch.results import NEW_PARAMETERS, Loaded
 from wncli.report import Layer, make_report
 
@@ -74,7 +74,9 @@ def load_weights(
         request = Request.parse((), (), only)
         plan = plan_like(given.checkpoint, target.checkpoint, request, partial=True)
         arriving = Arriving(given, target, plan, assign=assign)
-        judged = rehearse(model, arriving.shapes(), arriving.versions)
+        judged = Judgement((), ())
+        if has_code_of_its_own(model) or not arriving.is_the_models_own:
+            judged = rehearse(model, arriving.shapes(), arriving.versions)
         extra = arriving.extra_state()
         judged = Judgement(
             tuple(name for name in judged.missing if name not in extra), judged.unexpected

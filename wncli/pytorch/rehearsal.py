@@ -60,6 +60,19 @@ def rehearse(
     return Judgement(tuple(found.missing_keys), tuple(found.unexpected_keys))
 
 
+def has_code_of_its_own(model: nn.Module) -> bool:
+    """Whether anything but PyTorch's modules and hooks has a say in loading.
+
+    Without, a state dict of the model's own names and shapes is one that it takes.
+    """
+    functions: list[object] = [type(model).load_state_dict]
+    for module in model.modules():
+        functions.append(type(module)._load_from_state_dict)  # noqa: SLF001
+        functions += module._load_state_dict_pre_hooks.values()  # noqa: SLF001
+        functions += module._load_state_dict_post_hooks.values()  # noqa: SLF001
+    return not all(_home(function).startswith("torch.") for function in functions)
+
+
 @contextmanager
 def _without_numbers(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
@@ -84,8 +97,13 @@ def _without_numbers(model: nn.Module) -> Iterator[None]:
 
 def _moves_parameters(hook: object) -> bool:
     """Whether a hook is one of FSDP's, which judge nothing, and look for their parts of tensors."""
+    return _home(hook).startswith("torch.distributed.")
+
+
+def _home(hook: object) -> str:
+    """Return the module that a function is from."""
     function = getattr(hook, "hook", hook)
-    return str(getattr(function, "__module__", "")).startswith("torch.distributed.")
+    return str(getattr(function, "__module__", ""))
 
 
 def _state(module: nn.Module) -> tuple[dict[str, object], dict[str, object]]:

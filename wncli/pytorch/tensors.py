@@ -30,6 +30,17 @@ def is_distributed(tensor: object) -> bool:
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
+def kind_of(tensor: object) -> str:
+    """Say what kind of tensor this is, of which one cannot be copied into another; else nothing."""
+    if not isinstance(tensor, Tensor) or is_lazy(tensor):
+        return ""
+    if is_distributed(tensor):
+        return "distributed"
+    if tensor.is_quantized:
+        return "quantized"
+    return "dense" if tensor.layout is torch.strided else "sparse"
+
+
 def describe(name: str, tensor: object, file: int = 0) -> TensorSpec | None:
     """Describe a tensor; None for what is none, or has no shape yet.
 
