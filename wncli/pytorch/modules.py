@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -186,6 +186,22 @@ def refuse_flattened(model: nn.Module) -> None:
                 "FSDP has flattened its parameters",
                 expected="a model before that, or one after fully_shard",
                 hint="call load_weights before FullyShardedDataParallel",
+            )
+
+
+def refuse_inference(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse tensors of inference mode, which train and change nowhere else.
+
+    Raises:
+        WeightNormError: one is such.
+    """
+    for name, tensor in tensors:
+        if not is_lazy(tensor) and tensor.is_inference():
+            raise WeightNormError(
+                f"the model: {name}",
+                "this tensor was made in inference mode, and neither trains nor changes outside it",
+                expected="a model made outside torch.inference_mode",
+                hint="copy.deepcopy(model) outside of it makes one",
             )
 
 
