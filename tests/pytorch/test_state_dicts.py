@@ -186,9 +186,21 @@ def test_rules_choose_layers_and_dims() -> None:
     assert set(wn.fold(split, exclude=["0"])) == {*split, "4.weight"} - {"4.weight_g", "4.weight_v"}
 
 
+@pytest.mark.parametrize("function", [wn.fold, wn.split])
+def test_what_is_no_state_dict_is_refused(function: Any) -> None:  # noqa: ANN401
+    model = vocoder("hook")
+    with pytest.raises(wncli.UsageError, match="this is no state dict") as caught:
+        function(model)
+    assert caught.value.hint == "give its state_dict()"
+    function(model.state_dict())
+    for other in ("model.pt", None, [("weight", torch.ones(2, 2))]):
+        with pytest.raises(wncli.UsageError, match="this is no state dict"):
+            function(other)
+
+
 def test_what_cannot_be_done_is_refused() -> None:
     state = vocoder("hook").state_dict()
-    with pytest.raises(wncli.WeightNormError, match=r"0\.weight: is half a pair"):
+    with pytest.raises(wncli.WeightNormError, match=r"0\.weight: is incomplete"):
         wn.fold({name: value for name, value in state.items() if name != "0.weight_g"})
     with pytest.raises(wncli.UsageError, match="there is no tensor in it"):
         wn.fold({"model": state})

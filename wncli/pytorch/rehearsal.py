@@ -57,7 +57,9 @@ def rehearse(
                 expected="names, shapes and dtypes that it takes, whatever the numbers are",
                 found=f"{type(error).__name__}: {'; '.join(lines[:_SHOWN])}",
             ) from error
-    return Judgement(tuple(found.missing_keys), tuple(found.unexpected_keys))
+    # A method of the model's own may return nothing.
+    missing, unexpected = (getattr(found, f"{word}_keys", ()) for word in Judgement._fields)
+    return Judgement(tuple(missing), tuple(unexpected))
 
 
 def has_code_of_its_own(model: nn.Module) -> bool:
@@ -81,7 +83,7 @@ def _without_numbers(model: nn.Module) -> Iterator[None]:
         for module in modules:
             for held in (module._parameters, module._buffers):  # noqa: SLF001
                 for name, tensor in held.items():
-                    if tensor is not None and not is_lazy(tensor):
+                    if tensor is not None:
                         held[name] = _empty(tensor)  # type: ignore[assignment]
             for hooks in (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks):  # noqa: SLF001
                 for number in [n for n, hook in hooks.items() if _moves_parameters(hook)]:
@@ -132,5 +134,7 @@ def _restore(value: object, content: object) -> None:
 
 
 def _empty(tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):  # which gets its shape in loading
+        return type(tensor)(device="meta", dtype=tensor.dtype)  # type: ignore[call-arg]
     found = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return nn.Parameter(found, requires_grad=False) if isinstance(tensor, nn.Parameter) else found
