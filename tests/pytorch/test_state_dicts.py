@@ -148,6 +148,16 @@ def test_fit_gives_what_loads_strictly(like: str, tmp_path: Path) -> None:
         wn.fit({"0.weight": state["0.weight"]}, reference)
 
 
+def test_lazily_negated_tensors_are_the_numbers_that_they_are() -> None:
+    v = torch.randn(3, 4, dtype=torch.complex64).conj().imag
+    assert v.is_neg()
+    folded = wn.fold({"weight_g": torch.ones(3, 1), "weight_v": v})["weight"]
+    torch.testing.assert_close(folded, v / v.norm(dim=1, keepdim=True))
+    made = wn.split({"weight": v})
+    torch.testing.assert_close(made["weight_g"], v.norm(dim=1, keepdim=True))
+    assert torch.equal(made["weight_v"], v)
+
+
 def test_ties_stay() -> None:
     layer = vocoder("hook")[0].state_dict()
     state = {f"{place}.{name}": value for place in "ab" for name, value in layer.items()}

@@ -106,7 +106,7 @@ def _refuse_distributed(where: str, name: str, *tensors: Tensor) -> None:
 def _compose_by_loops(
     where: str, pair: Pair, g: Tensor, v: Tensor, stale: Tensor | None
 ) -> tuple[Tensor, tuple[Note, ...]]:
-    held = [tensor for tensor in (g, v, stale) if tensor is not None]
+    held = [tensor.resolve_neg() for tensor in (g, v, stale) if tensor is not None]
     sources = [MemorySource(where, tensor, number) for number, tensor in enumerate(held)]
     names = (pair.g.name, pair.v.name, pair.weight)
     specs = [_spec(name, tensor, n) for n, (name, tensor) in enumerate(zip(names, held))]  # noqa: B905 - stale may be None
@@ -122,7 +122,8 @@ def _compose_by_loops(
 
 
 def _decompose_by_loops(where: str, name: str, weight: Tensor, dim: int | None) -> Split:
-    found = split_weight((MemorySource(where, weight),), _spec(name, weight, 0), dim)
+    read = weight.resolve_neg()
+    found = split_weight((MemorySource(where, read),), _spec(name, read, 0), dim)
     g = torch.empty(magnitude_shape(tuple(weight.shape), dim), dtype=weight.dtype)
     bytes_of(g)[:] = found if isinstance(found, bytes) else raw(found.g)
     if isinstance(found, bytes):

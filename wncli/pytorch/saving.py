@@ -79,7 +79,7 @@ def save(  # noqa: PLR0913 - the options of the commands that write
     else:
         model = unwrapped(refuse_other(model_or_state_dict))
         given = InMemory("the model", {(): model.state_dict()})
-    checkpoint, sources = _as_files(given)
+    checkpoint, sources = _as_files(_resolved(given))
 
     def make_plan(opened: Checkpoint) -> Plan:
         request = Request()
@@ -89,6 +89,15 @@ def save(  # noqa: PLR0913 - the options of the commands that write
     options = WriteOptions(format=format, max_shard_size=max_shard_size, force=force)
     path = Path(checkpoint.name)
     return write_checkpoint(make_plan, nullcontext((checkpoint, sources)), path, output, options)
+
+
+def _resolved(given: InMemory) -> InMemory:
+    """Copy tensors whose numbers are not those in memory: lazily negated or conjugated ones."""
+    named: dict[str, object] = dict(given.state_dicts[()])
+    for name, value in named.items():
+        if isinstance(value, Tensor) and not is_distributed(value):
+            named[name] = value.resolve_conj().resolve_neg()
+    return InMemory(given.checkpoint.name, {(): named})
 
 
 def _as_files(given: InMemory) -> tuple[Checkpoint, tuple[Source, ...]]:
