@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from wncli.errors import WeightNormError
+from wncli.pytorch.attributes import Attributes
 
 #: What PyTorch raises for names and shapes, and what a model's own hooks may.
 _REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
@@ -78,7 +79,7 @@ def has_code_of_its_own(model: nn.Module) -> bool:
 @contextmanager
 def _without_numbers(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
-    before = [(module, _state(module)) for module in modules]
+    before = Attributes(model)
     try:
         for module in modules:
             for held in (module._parameters, module._buffers):  # noqa: SLF001
@@ -90,11 +91,7 @@ def _without_numbers(model: nn.Module) -> Iterator[None]:
                     del hooks[number]
         yield
     finally:
-        for module, (own, inner) in before:
-            vars(module).clear()
-            vars(module).update(own)
-            for name, content in inner.items():
-                _restore(vars(module)[name], content)
+        before.restore()
 
 
 def _moves_parameters(hook: object) -> bool:
@@ -106,31 +103,6 @@ def _home(hook: object) -> str:
     """Return the module that a function is from."""
     function = getattr(hook, "hook", hook)
     return str(getattr(function, "__module__", ""))
-
-
-def _state(module: nn.Module) -> tuple[dict[str, object], dict[str, object]]:
-    """Return a module's attributes, and what is in those that are mappings or lists."""
-    own = dict(vars(module))
-    inner = {
-        name: value.copy() if value else None
-        for name, value in own.items()
-        if type(value) in _MUTABLE
-    }
-    return own, inner
-
-
-_MUTABLE = {dict, list, set, OrderedDict}
-
-
-def _restore(value: object, content: object) -> None:
-    """Put back what was in a mapping, a list or a set; most are empty, and stay so."""
-    if content is None and not value:
-        return
-    if isinstance(value, list):
-        value[:] = content or ()  # type: ignore[call-overload]
-    else:
-        value.clear()  # type: ignore[attr-defined]
-        value.update(content or ())  # type: ignore[attr-defined]
 
 
 def _empty(tensor: Tensor) -> Tensor:
