@@ -24,6 +24,7 @@ from wncli.pytorch.arithmetic import Split, decompose
 from wncli.pytorch.givens import Given, InMemory, opened
 from wncli.pytorch.modules import (
     lazy_in,
+    of_new_parameters,
     parameters_of,
     refuse_inference,
     refuse_other,
@@ -31,7 +32,7 @@ from wncli.pytorch.modules import (
     walk,
 )
 from wncli.pytorch.refusals import check_dim, check_naming, in_python
-from wncli.pytorch.results import NEW_PARAMETERS, Layers
+from wncli.pytorch.results import Layers
 
 
 class _Weight(NamedTuple):
@@ -109,7 +110,7 @@ def apply_weight_norm(  # noqa: PLR0913 - the command's options
         made = [_split(described, weight, notes) for weight in chosen]
         for weight, parts in zip(chosen, made, strict=True):
             _normalize(weight, parts)
-    notes += [NEW_PARAMETERS][: len(chosen)]
+    notes += of_new_parameters(model) if chosen else []
     return Layers((weight.name for weight in chosen), notes)
 
 

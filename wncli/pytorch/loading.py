@@ -16,10 +16,16 @@ from wncli.plan.like import plan_like
 from wncli.plan.request import Request
 from wncli.pytorch.arriving import Arriving
 from wncli.pytorch.givens import Given, InMemory, Tensors, of_module, opened
-from wncli.pytorch.modules import refresh, refuse_flattened, refuse_inference, refuse_other
+from wncli.pytorch.modules import (
+    of_new_parameters,
+    refresh,
+    refuse_flattened,
+    refuse_inference,
+    refuse_other,
+)
 from wncli.pytorch.refusals import in_python
 from wncli.pytorch.rehearsal import Judgement, has_code_of_its_own, rehearse
-from wncli.pytorch.results import NEW_PARAMETERS, Loaded
+from wncli.pytorch.results import Loaded
 from wncli.report import Layer, make_report
 
 #: What the model's own judgement says better.
@@ -93,7 +99,7 @@ def load_weights(
     refresh(model)
     notes = [note for note in plan.notes if note.code not in _SAID_BY_THE_MODEL]
     notes += arriving.notes
-    notes += [NEW_PARAMETERS] if assign else []
+    notes += of_new_parameters(model) if assign else []
     return Loaded(judged.missing, judged.unexpected, tuple(_changed(plan)), tuple(notes))
 
 

@@ -13,7 +13,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from wncli.checkpoint.naming import Naming, join
 from wncli.errors import UsageError, WeightNormError, few
+from wncli.notes import Note
 from wncli.pytorch.givens import InMemory
+from wncli.pytorch.results import NEW_PARAMETERS, WRAP_AGAIN
 from wncli.pytorch.tensors import is_distributed
 
 #: What puts itself before the names of a model, and the attribute that the model is then.
@@ -118,6 +120,12 @@ def parameters_of(model: nn.Module) -> InMemory:
                 if tensor is not None:
                     found[join(path, join(below, name))] = tensor
     return InMemory("the model", {(): found})
+
+
+def of_new_parameters(model: nn.Module) -> list[Note]:
+    """Say who holds the parameters that a model had before."""
+    is_wrapped = any("DistributedDataParallel" in _kinds(module) for module in model.modules())
+    return [NEW_PARAMETERS, WRAP_AGAIN] if is_wrapped else [NEW_PARAMETERS]
 
 
 def refuse_other(model: object) -> nn.Module:

@@ -23,9 +23,16 @@ from wncli.pytorch.arithmetic import (
     slices_of,
     without_direction,
 )
-from wncli.pytorch.modules import Layer, layers_of, parameters_of, refuse_other, refuse_sharded
+from wncli.pytorch.modules import (
+    Layer,
+    layers_of,
+    of_new_parameters,
+    parameters_of,
+    refuse_other,
+    refuse_sharded,
+)
 from wncli.pytorch.refusals import in_python
-from wncli.pytorch.results import NEW_PARAMETERS, Layers
+from wncli.pytorch.results import Layers
 
 
 @in_python("layers", "exclude")
@@ -75,7 +82,7 @@ def remove_weight_norm(
             if ties[_identity(layer)] > 1:
                 made[_identity(layer)] = weight
             _put_in_place(layer, weight)
-    return Layers(names, [*notes, *[NEW_PARAMETERS][: len(names)]])
+    return Layers(names, [*notes, *(of_new_parameters(model) if names else [])])
 
 
 def _identity(layer: Layer) -> tuple[int, int]:
