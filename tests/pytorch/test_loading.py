@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import wncli
 import wncli.pytorch as wn
@@ -287,6 +287,39 @@ def test_a_method_of_the_models_own_may_return_nothing() -> None:
     model, theirs = Own(3, 2), parametrizations.weight_norm(nn.Linear(3, 2))
     assert wn.load_weights(model, theirs).missing == ()
     torch.testing.assert_close(model.weight, theirs.weight)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_what_has_another_parametrization_on_top_is_neither_composed_nor_split(
+    tmp_path: Path,
+) -> None:
+    """A plain weight would be doubled, and a folded one would not."""
+    model: Any = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)))
+    parametrize.register_parametrization(model[0], "weight", Doubled())
+    plain: Any = nn.Sequential(nn.Linear(3, 2))
+    for call in (
+        lambda: wn.load_weights(model, plain),
+        lambda: wn.load_weights(plain, model),
+        lambda: wn.fit(plain.state_dict(), model),
+        lambda: wn.save(model, tmp_path / "out.pt", remove=True),
+    ):
+        before = everything(model), everything(plain)
+        with pytest.raises(wncli.WeightNormError, match=r"0\.weight: .* on top of weight norm"):
+            call()
+        assert (everything(model), everything(plain)) == before
+    assert not list(tmp_path.iterdir())
+    hooked: Any = nn.Sequential(nn.Linear(3, 2))
+    wn.apply_weight_norm(hooked, naming="hook")
+    wn.load_weights(model, hooked)  # g and v are its own
+    torch.testing.assert_close(model[0].weight, 2 * hooked[0].weight)
+    expected = model[0].weight.detach().clone()
+    parametrize.remove_parametrizations(model[0], "weight")  # as the refusal says
+    wn.load_weights(plain, model)
+    assert torch.equal(plain[0].weight, expected)
 
 
 class Renamed(nn.Module):

@@ -11,8 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from wncli.errors import WeightNormError, few
 from wncli.hints import setting
-from wncli.plan.actions import Plan, Respell
+from wncli.plan.actions import Decompose, Plan, Respell
 from wncli.plan.like import plan_like
+from wncli.plan.lower import lower
 from wncli.plan.request import Request
 from wncli.pytorch.arriving import Arriving
 from wncli.pytorch.givens import Given, InMemory, Tensors, of_module, opened
@@ -22,6 +23,7 @@ from wncli.pytorch.modules import (
     refuse_flattened,
     refuse_inference,
     refuse_other,
+    refuse_stacked,
 )
 from wncli.pytorch.refusals import in_python
 from wncli.pytorch.rehearsal import Judgement, has_code_of_its_own, rehearse
@@ -80,6 +82,10 @@ def load_weights(
     with opened(checkpoint, owned=assign) as given:
         request = Request.parse((), (), only)
         plan = plan_like(given.checkpoint, target.checkpoint, request, partial=True)
+        changes = [action for _, action in plan.changes if not isinstance(action, Respell)]
+        refuse_stacked(model, [lower(action).weight for action in changes])
+        folded = [action for action in changes if not isinstance(action, Decompose)]
+        refuse_stacked(checkpoint, [action.pair.weight for action in folded])
         arriving = Arriving(given, target, plan, assign=assign)
         _refuse_without_numbers(given, arriving)
         if not assign:

@@ -148,6 +148,35 @@ def refuse_other(model: object) -> nn.Module:
     return model
 
 
+def refuse_stacked(model: object, weights: Iterable[str]) -> None:
+    """Refuse to compose or to split what has more than weight norm: it would be without the rest.
+
+    What has tensors of its own the planner sees; what has none, as a mere function, this alone.
+
+    Args:
+        model: whose weights they are; what is no module shows none of its functions.
+        weights: full names, as the model's state dict has them.
+
+    Raises:
+        WeightNormError: one is such.
+    """
+    stacked = {
+        join(path, parameter)
+        for path, module in (model.named_modules() if isinstance(model, nn.Module) else ())
+        for parameter, chain in _parametrizations(module)
+        if len(chain) > 1 and isinstance(chain[0], _WeightNorm)
+    }
+    for name in weights:
+        if name in stacked:
+            raise WeightNormError(
+                f"the model: {name}",
+                "this weight has another parametrization on top of weight norm, which a plain one"
+                " does not go through",
+                expected="weight norm alone",
+                hint="torch.nn.utils.parametrize.remove_parametrizations makes it a plain weight",
+            )
+
+
 def refuse_sharded(model: nn.Module, what: str) -> None:
     """Refuse a model whose parameters are in parts on several ranks.
 

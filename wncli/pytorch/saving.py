@@ -19,10 +19,11 @@ from wncli.errors import UsageError, WeightNormError
 from wncli.formats.registry import FormatName
 from wncli.plan.actions import Plan
 from wncli.plan.convert import plan_convert
+from wncli.plan.lower import lower
 from wncli.plan.remove import plan_remove
 from wncli.plan.request import Request
 from wncli.pytorch.givens import InMemory, of_mapping
-from wncli.pytorch.modules import refuse_other, unwrapped
+from wncli.pytorch.modules import refuse_other, refuse_stacked, unwrapped
 from wncli.pytorch.refusals import check_naming, in_python
 from wncli.pytorch.tensors import in_memory, is_distributed
 from wncli.report import Report
@@ -74,6 +75,7 @@ def save(  # noqa: PLR0913 - the options of the commands that write
         raise UsageError(
             "naming", "what is folded has no g and v to be named", hint="leave one out"
         )
+    model = None
     if isinstance(model_or_state_dict, Mapping):
         given = of_mapping(model_or_state_dict)
     else:
@@ -84,6 +86,8 @@ def save(  # noqa: PLR0913 - the options of the commands that write
     def make_plan(opened: Checkpoint) -> Plan:
         request = Request()
         plan = plan_remove(opened, request) if remove else None
+        if plan:
+            refuse_stacked(model, [lower(action).weight for _, action in plan.changes])
         return plan if plan and plan.changes else plan_convert(opened, request, naming)
 
     options = WriteOptions(format=format, max_shard_size=max_shard_size, force=force)
