@@ -33,6 +33,7 @@ from wncli.pytorch.modules import (
 )
 from wncli.pytorch.refusals import check_dim, check_naming, in_python
 from wncli.pytorch.results import Layers
+from wncli.pytorch.tensors import is_run_of_memory
 
 
 class _Weight(NamedTuple):
@@ -217,5 +218,6 @@ def _refuse_tied(described: InMemory, chosen: list[_Weight]) -> None:
 
 def _identity(held: Tensor) -> int:
     """Return what tied parameters have in common: the object, or its memory."""
-    is_there = held.device.type != "meta" and not torch.nn.parameter.is_lazy(held)
+    is_lazy = torch.nn.parameter.is_lazy(held)
+    is_there = not is_lazy and held.device.type != "meta" and is_run_of_memory(held)
     return held.data_ptr() if is_there and held.numel() else id(held)

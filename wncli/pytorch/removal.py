@@ -20,6 +20,7 @@ from wncli.plan.request import Request
 from wncli.pytorch.arithmetic import (
     compose,
     has_direction,
+    refuse_without_memory,
     slices_of,
     without_direction,
 )
@@ -122,6 +123,7 @@ def _folded(layer: Layer, pair: Pair, notes: list[Note]) -> Parameter:
 
 
 def _refuse_without_direction(layer: Layer, pair: Pair) -> None:
+    refuse_without_memory("the model", pair.weight, layer.g, layer.v)
     if layer.v.device.type == "meta" or has_direction(layer.g, layer.v, layer.dim):
         return
     slices = slices_of(layer.v.detach(), layer.dim)

@@ -25,7 +25,7 @@ from wncli.plan.request import Request
 from wncli.pytorch.givens import InMemory, of_mapping
 from wncli.pytorch.modules import refuse_other, refuse_stacked, unwrapped
 from wncli.pytorch.refusals import check_naming, in_python
-from wncli.pytorch.tensors import in_memory, is_distributed
+from wncli.pytorch.tensors import in_memory, is_distributed, is_run_of_memory
 from wncli.report import Report
 from wncli.storage.source import Source, truncated
 
@@ -138,12 +138,14 @@ def _refuse_unwritable(given: InMemory, spec: TensorSpec, tensor: Tensor) -> Non
         raise WeightNormError(
             where, "this tensor is on the meta device, and has no numbers to write"
         )
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+    if tensor.is_quantized or not is_run_of_memory(tensor):
         raise UsageError(
             where,
             "this tensor is no run of numbers",
             expected="a dense tensor, not quantized",
-            found=f"a {'quantized' if tensor.is_quantized else tensor.layout} tensor",
+            found="a quantized tensor"
+            if tensor.is_quantized
+            else f"a {type(tensor).__name__}, {tensor.layout}",
         )
 
 
