@@ -173,6 +173,18 @@ def overflowing() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), large).half()
 
 
+def tied_to_a_direction() -> nn.Module:
+    normalized, plain = parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3)
+    plain.weight = normalized.parametrizations["weight"].original1
+    return nn.ModuleDict({"normalized": normalized, "plain": plain})
+
+
+def of_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        last = nn.Linear(4, 2)
+    return nn.Sequential(nn.Linear(3, 4), last)
+
+
 def spectral() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), parametrizations.spectral_norm(nn.Linear(4, 2)))
 
@@ -181,6 +193,8 @@ def spectral() -> nn.Module:
     ("make", "rules", "says"),
     [
         (tied, [], "embedding.weight: this parameter is tied"),
+        (tied_to_a_direction, [], "plain.weight: this parameter is tied"),
+        (of_inference_mode, [], "1.weight: this tensor was made in inference mode"),
         (lazy, [], "1.weight: this parameter has no shape before the first forward"),
         (integer, ["0", "1.weight"], "1.weight: a int8 tensor cannot be normalized"),
         (overflowing, [], "1.weight: the norm of slices 0, 1 .of 2. is beyond what float16"),
@@ -200,8 +214,34 @@ def test_what_cannot_be_normalized_is_refused_by_name_and_nothing_changes(
     assert everything(model) == before
 
 
+def test_names_that_a_module_has_for_something_else_are_refused_and_nothing_changes() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[1].register_buffer("weight_g", torch.ones(1))
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError, match="an attribute weight_g already") as caught:
+        wn.apply_weight_norm(model, naming="hook")
+    assert everything(model) == before
+    assert caught.value.hint == "naming='parametrized'"
+    assert len(wn.apply_weight_norm(model, naming="parametrized")) == 2
+
+
+def test_a_copy_of_a_model_of_inference_mode_is_normalized() -> None:
+    model = of_inference_mode()
+    with pytest.raises(wncli.WeightNormError) as caught:
+        wn.apply_weight_norm(model)
+    assert caught.value.hint == "copy.deepcopy(model) outside of it makes one"
+    made = copy.deepcopy(model)
+    wn.apply_weight_norm(made)
+    made(torch.ones(1, 3)).sum().backward()
+    assert all(parameter.grad is not None for parameter in made.parameters())
+
+
 def test_a_refusal_says_which_layers_to_leave_out() -> None:
-    for make, layers in ((tied, ["embedding.weight", "head.weight"]), (overflowing, ["1.weight"])):
+    for make, layers in (
+        (tied, ["embedding.weight", "head.weight"]),
+        (tied_to_a_direction, ["plain.weight"]),
+        (overflowing, ["1.weight"]),
+    ):
         model = make()
         with pytest.raises(wncli.WeightNormError) as caught:
             wn.apply_weight_norm(model)

@@ -224,3 +224,41 @@ def train(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_model_trains_on_two_ranks_and_is_folded(tmp_path: Path) -> None:
     on_ranks(train, tmp_path)
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    """Return those of a batch of this rank's own, and of all ranks."""
+    model.zero_grad()
+    data = torch.randn(2, 4, 20, generator=torch.Generator().manual_seed(dist.get_rank()))
+    model(data).square().sum().backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def are_averaged(mine: list[torch.Tensor]) -> list[bool]:
+    sums = [grad.clone() for grad in mine]
+    for each in sums:
+        dist.all_reduce(each)
+    return [torch.allclose(each / RANKS, grad) for each, grad in zip(sums, mine, strict=True)]
+
+
+def wrapped_before(_: Path) -> None:
+    for change in (
+        wn.apply_weight_norm,
+        wn.remove_weight_norm,
+        lambda model: wn.load_weights(model, network(None), assign=True),
+    ):
+        inner = network("hook" if change is wn.remove_weight_norm else None)
+        model = DistributedDataParallel(inner)
+        assert all(are_averaged(gradients(model)))
+        done = change(model)
+        assert not all(are_averaged(gradients(model)))
+        assert "wrap the model again" in repr(done)
+        del model
+        again = DistributedDataParallel(inner)
+        assert all(are_averaged(gradients(again)))
+    assert "wrap" not in repr(wn.apply_weight_norm(network(None)))
+
+
+@pytest.mark.slow
+def test_what_gets_new_parameters_says_that_a_wrapper_averages_the_old_ones(tmp_path: Path) -> None:
+    on_ranks(wrapped_before, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 
 import wncli
 import wncli.pytorch as wn
@@ -233,6 +233,89 @@ def test_a_compiled_model_is_initialized_through_its_wrapper() -> None:
     assert (variance - 1).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_compiled_module_inside_is_initialized_also_after_it_has_run(*, warm: bool) -> None:
+    inner = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    compiled: Any = torch.compile(inner, backend="eager")
+    model = nn.Sequential(compiled, nn.Linear(3, 2))
+    wn.apply_weight_norm(model)
+    batch = torch.randn(50, 4)
+    if warm:
+        torch.compiler.reset()  # so that this very forward is what has been compiled
+        with torch.no_grad():
+            model(batch)
+    assert wn.initialize(model, batch) == ("0.0.weight", "1.weight")
+    for output in (inner[0](batch), model(batch)):
+        mean, variance = statistics(output, 1)
+        assert mean.abs().max() < 1e-6
+        assert (variance - 1).abs().max() < 1e-5
+
+
+def test_of_layers_that_are_tied_the_first_is_set_and_the_others_are_named() -> None:
+    first, second = (parametrizations.weight_norm(nn.Linear(4, 4)) for _ in range(2))
+    for half in ("original0", "original1"):
+        setattr(second.parametrizations["weight"], half,
+                getattr(first.parametrizations["weight"], half))  # fmt: skip
+    batch = torch.randn(50, 4)
+    done = wn.initialize(nn.Sequential(first, nn.Tanh(), second), batch)
+    assert list(done) == ["0.weight"]
+    assert [note.message for note in done.notes] == [
+        "2.weight is left alone: it is tied to 0.weight"
+    ]
+    mean, variance = statistics(first(batch), 1)
+    assert mean.abs().max() < 1e-6
+    assert (variance - 1).abs().max() < 1e-5
+
+
+def test_a_bias_that_is_computed_is_not_set_and_its_layer_is_named() -> None:
+    class Exponential(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return value.exp()
+
+    layer = parametrizations.weight_norm(nn.Linear(4, 3))
+    parametrize.register_parametrization(layer, "bias", Exponential())
+    before = everything(layer)
+    done = wn.initialize(layer, torch.randn(50, 4))
+    assert "weight is left alone: its bias is computed from something else" in repr(done)
+    with pytest.raises(wncli.UsageError, match="its bias is computed"):
+        wn.initialize(layer, torch.randn(50, 4), layers=["weight"])
+    assert everything(layer) == before
+
+
+class Counting(nn.Module):
+    """Makes new buffers of its own, and has one that cannot be written to."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("count", torch.zeros(1))
+        self.register_buffer("places", torch.arange(5.0).expand(2, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + 1
+        found: Tensor = self.layer(x)
+        if len(x) == 7:
+            raise OSError("seven")
+        return found
+
+
+@both_spellings
+def test_buffers_that_the_forward_replaces_are_the_very_ones_of_before(spelling: Spelling) -> None:
+    model = Counting()
+    wn.apply_weight_norm(model, naming=spelling)
+    model(torch.randn(5, 4))  # after which a hook's weight has a graph
+    count, weight = model.count, model.layer.weight
+    assert wn.initialize(model, torch.randn(50, 4)) == ("layer.weight",)
+    assert model.count is count
+    before, weight = everything(model), model.layer.weight
+    with pytest.raises(OSError, match="seven"):
+        wn.initialize(model, torch.randn(7, 4))
+    assert everything(model) == before
+    assert (model.layer.weight is weight) == (spelling == "hook")
+
+
 # -- refusals -------------------------------------------------------------------------------------
 
 
@@ -259,6 +342,23 @@ def test_whatever_the_forward_raises_leaves_the_model_as_it_was() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         wn.initialize(model, torch.randn(9, 4))
     assert everything(model) == before
+
+
+def test_what_gives_no_tensor_or_cannot_be_set_is_refused_by_name_and_nothing_changes() -> None:
+    class Pair(nn.Linear):
+        def forward(self, x: Tensor) -> Any:  # noqa: ANN401
+            return super().forward(x), x
+
+    with torch.inference_mode():
+        fixed = nn.Linear(4, 3)
+        parametrizations.weight_norm(fixed)
+    pair = Pair(4, 3)
+    wn.apply_weight_norm(pair)
+    for model, says in ((pair, "its module gives no tensor"), (fixed, "made in inference mode")):
+        before = everything(model)
+        with pytest.raises(wncli.WeightNormError, match=f"weight: .*{says}"):
+            wn.initialize(model, torch.randn(9, 4))
+        assert everything(model) == before
 
 
 def test_a_plain_model_has_nothing_to_initialize() -> None:

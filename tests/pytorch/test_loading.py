@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import wncli
 import wncli.pytorch as wn
@@ -207,6 +207,119 @@ def test_another_shape_is_refused_however_strict_as_pytorch_does() -> None:
     with pytest.raises(wncli.WeightNormError, match=r"size mismatch for 0\.weight"):
         wn.load_weights(model, state, strict=False)
     assert everything(model) == before
+
+
+def test_a_model_whose_last_module_cannot_be_written_to_is_refused_and_nothing_changes() -> None:
+    with torch.inference_mode():
+        last = nn.Linear(4, 2)
+    expanded = nn.Linear(4, 2)
+    expanded.weight = nn.Parameter(torch.ones(1, 4).expand(2, 4))
+    state = nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2)
+    ).state_dict()
+    for module, says in ((last, "made in inference mode"), (expanded, "are one in memory")):
+        model = nn.Sequential(nn.Linear(3, 4), module)
+        before = everything(model)
+        with pytest.raises(wncli.WeightNormError, match=rf"1\.weight: .*{says}"):
+            wn.load_weights(model, state)
+        assert everything(model) == before
+        wn.load_weights(model, state, assign=True)
+        assert torch.equal(model.get_parameter("1.weight"), state["1.weight"])
+
+
+def test_a_checkpoint_without_numbers_is_refused_and_nothing_changes() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    state = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2).to("meta")).state_dict()
+    before = everything(model)
+    for assign in (False, True):
+        with pytest.raises(wncli.WeightNormError, match=r"1\.weight: .*no numbers to load"):
+            wn.load_weights(model, state, assign=assign)
+        assert everything(model) == before
+
+
+def test_integers_are_cast_and_are_refused_as_parameters_that_train() -> None:
+    model = nn.Linear(3, 2)
+    state = {"weight": torch.arange(6).reshape(2, 3), "bias": torch.ones(2)}
+    before = everything(model)
+    with pytest.raises(
+        wncli.WeightNormError, match="a int64 tensor cannot be a parameter"
+    ) as caught:
+        wn.load_weights(model, state, assign=True)
+    assert everything(model) == before
+    assert caught.value.hint == "assign=False casts it"
+    wn.load_weights(model, state, assign=False)
+    assert torch.equal(model.weight, state["weight"].float())
+
+
+def test_what_was_made_in_inference_mode_trains_once_it_is_loaded() -> None:
+    with torch.inference_mode():
+        state = {name: tensor.clone() for name, tensor in vocoder("hook").state_dict().items()}
+    for assign in (False, True):
+        model = vocoder("parametrized", seed=1).train()
+        wn.load_weights(model, state, assign=assign)
+        model(mel()).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_lazy_modules_get_their_shapes_in_loading_and_none_in_a_refusal() -> None:
+    theirs = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), parametrizations.weight_norm(nn.Linear(4, 2))
+    )
+
+    def make() -> nn.Sequential:
+        return nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2))
+
+    model = make()
+    with pytest.raises(wncli.WeightNormError, match=r"1 unexpected: 9\.weight"):
+        wn.load_weights(model, theirs.state_dict() | {"9.weight": torch.ones(1)})
+    lazy = [name for name, held in model.named_parameters() if nn.parameter.is_lazy(held)]
+    assert lazy == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    wn.load_weights(model, theirs)
+    batch = torch.randn(5, 3)
+    torch.testing.assert_close(model(batch), theirs(batch))
+
+
+def test_a_method_of_the_models_own_may_return_nothing() -> None:
+    class Own(nn.Linear):
+        def load_state_dict(self, state: Any, strict: bool = True) -> None:  # type: ignore[override]  # noqa: FBT001, FBT002, ANN401
+            super().load_state_dict(state, strict)
+
+    model, theirs = Own(3, 2), parametrizations.weight_norm(nn.Linear(3, 2))
+    assert wn.load_weights(model, theirs).missing == ()
+    torch.testing.assert_close(model.weight, theirs.weight)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_what_has_another_parametrization_on_top_is_neither_composed_nor_split(
+    tmp_path: Path,
+) -> None:
+    """A plain weight would be doubled, and a folded one would not."""
+    model: Any = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)))
+    parametrize.register_parametrization(model[0], "weight", Doubled())
+    plain: Any = nn.Sequential(nn.Linear(3, 2))
+    for call in (
+        lambda: wn.load_weights(model, plain),
+        lambda: wn.load_weights(plain, model),
+        lambda: wn.fit(plain.state_dict(), model),
+        lambda: wn.save(model, tmp_path / "out.pt", remove=True),
+    ):
+        before = everything(model), everything(plain)
+        with pytest.raises(wncli.WeightNormError, match=r"0\.weight: .* on top of weight norm"):
+            call()
+        assert (everything(model), everything(plain)) == before
+    assert not list(tmp_path.iterdir())
+    hooked: Any = nn.Sequential(nn.Linear(3, 2))
+    wn.apply_weight_norm(hooked, naming="hook")
+    wn.load_weights(model, hooked)  # g and v are its own
+    torch.testing.assert_close(model[0].weight, 2 * hooked[0].weight)
+    expected = model[0].weight.detach().clone()
+    parametrize.remove_parametrizations(model[0], "weight")  # as the refusal says
+    wn.load_weights(plain, model)
+    assert torch.equal(plain[0].weight, expected)
 
 
 class Renamed(nn.Module):

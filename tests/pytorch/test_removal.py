@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -234,6 +235,49 @@ def test_a_model_on_the_meta_device_is_folded_too() -> None:
     wn.remove_weight_norm(model)
     assert model[0].weight.device.type == "meta"
     assert model[0].weight.shape == (6, 4, 3)
+
+
+class Wrapper(Tensor):
+    """A tensor that is made of another, as quantized ones are, and has no memory of its own."""
+
+    within: Tensor
+
+    def __new__(cls, inner: Tensor) -> Wrapper:  # noqa: PYI034
+        made: Wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.within = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: object, _types: object, args: tuple[Any, ...] = (), _more: object = None
+    ) -> Wrapper:
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].within)
+        raise NotImplementedError(function)
+
+
+def test_tensors_that_are_no_run_of_memory_are_refused_by_name_and_nothing_changes(
+    tmp_path: Path,
+) -> None:
+    plain = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    plain[1].weight = nn.Parameter(Wrapper(torch.ones(3, 3)), requires_grad=False)
+    model: Any = nn.Sequential(*(parametrizations.weight_norm(nn.Linear(3, 3)) for _ in "ab"))
+    chain = model[1].parametrizations.weight
+    chain.original1 = nn.Parameter(Wrapper(torch.ones(3, 3)), requires_grad=False)
+    kinds = [type(module) for module in model]
+    for call in (
+        lambda: wn.apply_weight_norm(plain),
+        lambda: wn.split(plain.state_dict()),
+        lambda: wn.remove_weight_norm(model),
+        lambda: wn.fold(model.state_dict()),
+        lambda: wn.split({"1.weight": torch.eye(3).to_sparse()}),
+        lambda: wn.save(plain, tmp_path / "out.pt"),
+    ):
+        with pytest.raises(wncli.WnError, match=r": 1\.weight: this tensor is no run of numbers"):
+            call()
+    assert [type(module) for module in plain] == [nn.Linear, nn.Linear]
+    assert [type(module) for module in model] == kinds
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -105,6 +105,18 @@ def test_views_and_strides_are_saved_as_numbers(tmp_path: Path) -> None:
         assert held(read(tmp_path / f"out{suffix}")) == held(state)
 
 
+def test_lazily_negated_and_conjugated_tensors_are_saved_as_the_numbers_that_they_are(
+    tmp_path: Path,
+) -> None:
+    value = torch.randn(3, 4, dtype=torch.complex64)
+    state = {"conjugated": value.conj(), "negated": value.conj().imag}
+    assert state["negated"].is_neg()
+    for suffix in (".pt", ".safetensors"):
+        wn.save(state, tmp_path / f"out{suffix}")
+        found = read(tmp_path / f"out{suffix}")
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
 def test_an_existing_output_stays_without_force(tmp_path: Path) -> None:
     output = tmp_path / "out.pt"
     wn.save(vocoder("hook"), output)

@@ -148,6 +148,16 @@ def test_fit_gives_what_loads_strictly(like: str, tmp_path: Path) -> None:
         wn.fit({"0.weight": state["0.weight"]}, reference)
 
 
+def test_lazily_negated_tensors_are_the_numbers_that_they_are() -> None:
+    v = torch.randn(3, 4, dtype=torch.complex64).conj().imag
+    assert v.is_neg()
+    folded = wn.fold({"weight_g": torch.ones(3, 1), "weight_v": v})["weight"]
+    torch.testing.assert_close(folded, v / v.norm(dim=1, keepdim=True))
+    made = wn.split({"weight": v})
+    torch.testing.assert_close(made["weight_g"], v.norm(dim=1, keepdim=True))
+    assert torch.equal(made["weight_v"], v)
+
+
 def test_ties_stay() -> None:
     layer = vocoder("hook")[0].state_dict()
     state = {f"{place}.{name}": value for place in "ab" for name, value in layer.items()}
@@ -184,6 +194,18 @@ def test_rules_choose_layers_and_dims() -> None:
     assert split["4.weight_g"].shape == (1, 1, 1)
     assert "2.weight" in split
     assert set(wn.fold(split, exclude=["0"])) == {*split, "4.weight"} - {"4.weight_g", "4.weight_v"}
+
+
+@pytest.mark.parametrize("function", [wn.fold, wn.split])
+def test_what_is_no_state_dict_is_refused(function: Any) -> None:  # noqa: ANN401
+    model = vocoder("hook")
+    with pytest.raises(wncli.UsageError, match="this is no state dict") as caught:
+        function(model)
+    assert caught.value.hint == "give its state_dict()"
+    function(model.state_dict())
+    for other in ("model.pt", None, [("weight", torch.ones(2, 2))]):
+        with pytest.raises(wncli.UsageError, match="this is no state dict"):
+            function(other)
 
 
 def test_what_cannot_be_done_is_refused() -> None:

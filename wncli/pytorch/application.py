@@ -22,9 +22,18 @@ from wncli.plan.request import Request
 from wncli.plan.rules import glob_of
 from wncli.pytorch.arithmetic import Split, decompose
 from wncli.pytorch.givens import Given, InMemory, opened
-from wncli.pytorch.modules import lazy_in, parameters_of, refuse_other, refuse_sharded, walk
+from wncli.pytorch.modules import (
+    lazy_in,
+    of_new_parameters,
+    parameters_of,
+    refuse_inference,
+    refuse_other,
+    refuse_sharded,
+    walk,
+)
 from wncli.pytorch.refusals import check_dim, check_naming, in_python
-from wncli.pytorch.results import NEW_PARAMETERS, Layers
+from wncli.pytorch.results import Layers
+from wncli.pytorch.tensors import is_run_of_memory
 
 
 class _Weight(NamedTuple):
@@ -38,7 +47,7 @@ class _Weight(NamedTuple):
     naming: Naming
 
 
-@in_python("layers", "exclude", "dim")
+@in_python("layers", "exclude", "dim", "naming")
 def apply_weight_norm(  # noqa: PLR0913 - the command's options
     model: nn.Module,
     *,
@@ -94,13 +103,15 @@ def apply_weight_norm(  # noqa: PLR0913 - the command's options
             plan = plan_like(described.checkpoint, reference.checkpoint, Request(), partial=True)
     actions = [action for _, action in plan.changes if isinstance(action, Decompose)]
     chosen = _found(model, actions)
-    _refuse_tied(model, chosen)
+    _refuse_tied(described, chosen)
+    _refuse_taken(chosen)
+    refuse_inference((weight.name, weight.held) for weight in chosen)
     notes: list[Note] = []
     with torch.inference_mode(mode=False), torch.no_grad():
         made = [_split(described, weight, notes) for weight in chosen]
         for weight, parts in zip(chosen, made, strict=True):
             _normalize(weight, parts)
-    notes += [NEW_PARAMETERS][: len(chosen)]
+    notes += of_new_parameters(model) if chosen else []
     return Layers((weight.name for weight in chosen), notes)
 
 
@@ -169,13 +180,27 @@ def _refuse_lazy(model: nn.Module, request: Request) -> None:
             )
 
 
-def _refuse_tied(model: nn.Module, chosen: list[_Weight]) -> None:
+def _refuse_taken(chosen: list[_Weight]) -> None:
+    """Refuse to give g and v names that the module has for something else."""
+    for weight in chosen:
+        for name in [f"{weight.parameter}_{half}" for half in "gv"]:
+            if weight.naming == "hook" and hasattr(weight.module, name):
+                raise WeightNormError(
+                    f"the model: {weight.name}",
+                    f"its module has an attribute {name} already",
+                    expected="a module without one",
+                    found=f"a {type(getattr(weight.module, name)).__name__}",
+                    hint=setting(naming="parametrized"),
+                )
+
+
+def _refuse_tied(described: InMemory, chosen: list[_Weight]) -> None:
     """Refuse to untie: g and v of the one would be no parameters of the other."""
     places: dict[int, list[str]] = {}
-    for path, module in walk(model):
-        for name, held in module._parameters.items():  # noqa: SLF001
-            if held is not None:
-                places.setdefault(_identity(held), []).append(join(path, name))
+    for name, held in described.state_dicts[()].items():
+        if isinstance(held, Parameter):
+            places.setdefault(_identity(held), []).append(name)
+    ours = {weight.name for weight in chosen}
     for weight in chosen:
         names = places[_identity(weight.held)]
         if len(names) > 1:
@@ -186,12 +211,13 @@ def _refuse_tied(model: nn.Module, chosen: list[_Weight]) -> None:
                 found=few(names),
                 hint=phrase(
                     "{} leaves this layer alone",
-                    setting(exclude=[glob_of(name) for name in names]),
+                    setting(exclude=[glob_of(name) for name in names if name in ours]),
                 ),
             )
 
 
 def _identity(held: Tensor) -> int:
     """Return what tied parameters have in common: the object, or its memory."""
-    is_there = held.device.type != "meta" and not torch.nn.parameter.is_lazy(held)
+    is_lazy = torch.nn.parameter.is_lazy(held)
+    is_there = not is_lazy and held.device.type != "meta" and is_run_of_memory(held)
     return held.data_ptr() if is_there and held.numel() else id(held)

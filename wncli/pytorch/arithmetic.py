@@ -25,6 +25,7 @@ from wncli.pytorch.tensors import (
     bytes_of,
     describe,
     is_distributed,
+    is_run_of_memory,
 )
 from wncli.streaming.fold import fold_pair, split_weight
 
@@ -55,7 +56,7 @@ def compose(
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
     """
-    _refuse_distributed(where, pair.weight, g, v)
+    refuse_without_memory(where, pair.weight, g, v)
     if v.device.type == "cpu":
         return _compose_by_loops(where, pair, g, v, stale)
     return _compose_by_torch(where, pair, g.to(v.device), v), ()
@@ -73,7 +74,7 @@ def decompose(where: str, name: str, weight: Tensor, dim: int | None) -> Split:
     Raises:
         WeightNormError: a norm is beyond what the weight's dtype can hold.
     """
-    _refuse_distributed(where, name, weight)
+    refuse_without_memory(where, name, weight)
     weight = weight.detach()
     if weight.device.type == "cpu":
         return _decompose_by_loops(where, name, weight, dim)
@@ -90,7 +91,12 @@ def has_direction(g: Tensor, v: Tensor, dim: int | None) -> bool:
     return all(bool((slices[channel] != 0).any()) for channel in doubtful.tolist())
 
 
-def _refuse_distributed(where: str, name: str, *tensors: Tensor) -> None:
+def refuse_without_memory(where: str, name: str, *tensors: Tensor) -> None:
+    """Refuse tensors whose numbers are not their storage's.
+
+    Raises:
+        WeightNormError: one is distributed, sparse, or a wrapper of others.
+    """
     if any(map(is_distributed, tensors)):
         raise WeightNormError(
             f"{where}: {name}",
@@ -98,6 +104,15 @@ def _refuse_distributed(where: str, name: str, *tensors: Tensor) -> None:
             expected="whole tensors",
             hint="call it before fully_shard, or on a full state dict",
         )
+    for tensor in tensors:
+        if not is_run_of_memory(tensor):
+            raise WeightNormError(
+                f"{where}: {name}",
+                "this tensor is no run of numbers",
+                expected="a dense tensor",
+                found=f"a {type(tensor).__name__}, {tensor.layout}",
+                hint=phrase("{} leaves this layer alone", setting(exclude=[glob_of(name)])),
+            )
 
 
 # -- on the CPU ---------------------------------------------------------------------------------
@@ -106,7 +121,7 @@ def _refuse_distributed(where: str, name: str, *tensors: Tensor) -> None:
 def _compose_by_loops(
     where: str, pair: Pair, g: Tensor, v: Tensor, stale: Tensor | None
 ) -> tuple[Tensor, tuple[Note, ...]]:
-    held = [tensor for tensor in (g, v, stale) if tensor is not None]
+    held = [tensor.resolve_neg() for tensor in (g, v, stale) if tensor is not None]
     sources = [MemorySource(where, tensor, number) for number, tensor in enumerate(held)]
     names = (pair.g.name, pair.v.name, pair.weight)
     specs = [_spec(name, tensor, n) for n, (name, tensor) in enumerate(zip(names, held))]  # noqa: B905 - stale may be None
@@ -122,7 +137,8 @@ def _compose_by_loops(
 
 
 def _decompose_by_loops(where: str, name: str, weight: Tensor, dim: int | None) -> Split:
-    found = split_weight((MemorySource(where, weight),), _spec(name, weight, 0), dim)
+    read = weight.resolve_neg()
+    found = split_weight((MemorySource(where, read),), _spec(name, read, 0), dim)
     g = torch.empty(magnitude_shape(tuple(weight.shape), dim), dtype=weight.dtype)
     bytes_of(g)[:] = found if isinstance(found, bytes) else raw(found.g)
     if isinstance(found, bytes):

@@ -13,6 +13,7 @@ from wncli.checkpoint.output import OutputTensor
 from wncli.checkpoint.prefixes import PrefixMap, unwrap
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import WeightNormError
+from wncli.hints import phrase, setting
 from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
 from wncli.plan.actions import Action, Copy, Decompose, Part, Plan, Renormalize, Respell
@@ -229,9 +230,19 @@ class Arriving:
         result: dict[str, object] = {}
         for name, tensor in found.items():
             held = self._held(name)
+            if isinstance(tensor, Tensor) and tensor.is_inference():
+                tensor = tensor.clone()  # noqa: PLW2901 - what trains is no tensor of inference mode
             if not isinstance(held, nn.Parameter) or not isinstance(tensor, Tensor):
                 result[name] = tensor
                 continue
+            if held.requires_grad and not (tensor.is_floating_point() or tensor.is_complex()):
+                raise WeightNormError(
+                    f"{self.given.checkpoint.name}: {name}",
+                    f"a {str(tensor.dtype).removeprefix('torch.')} tensor cannot be a parameter"
+                    " that trains",
+                    expected="a floating dtype",
+                    hint=phrase("{} casts it", setting(assign=False)),
+                )
             if id(held) not in made:
                 made[id(held)] = nn.Parameter(tensor.detach(), requires_grad=held.requires_grad)
             result[name] = made[id(held)]

@@ -88,8 +88,16 @@ def of_mapping(given: Mapping[str, object]) -> InMemory:
     """Give the one state dict that a mapping is.
 
     Raises:
-        UsageError: no tensor is in it.
+        UsageError: it is none, or no tensor is in it.
     """
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            "the state dict",
+            "this is no state dict",
+            expected="a mapping of names to tensors",
+            found=f"a {type(given).__name__}",
+            hint="give its state_dict()" if isinstance(given, nn.Module) else "",
+        )
     if not any(isinstance(value, Tensor) for value in given.values()):
         raise UsageError(
             "the state dict",

@@ -7,6 +7,7 @@ Data-dependent initialization: Salimans & Kingma 2016 (arXiv:1602.07868), sectio
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -15,20 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from wncli.checkpoint.pairs import Pair
-from wncli.errors import UsageError, WeightNormError
+from wncli.errors import UsageError, WeightNormError, few
+from wncli.hints import Text, phrase, setting
 from wncli.hints import given as as_given
-from wncli.hints import phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Compose
 from wncli.plan.remove import plan_remove
 from wncli.plan.request import Request
 from wncli.plan.rules import glob_of
 from wncli.pytorch.arithmetic import compose, decompose
+from wncli.pytorch.attributes import Attributes
 from wncli.pytorch.modules import (
     Layer,
     layers_of,
     parameters_of,
     refresh,
+    refuse_inference,
     refuse_other,
     refuse_sharded,
     unwrapped,
@@ -102,14 +105,17 @@ def initialize(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
-        every = [_Setting(one, done, notes) for one in chosen]
+        every = _untied([_Setting(one, done, notes) for one in chosen], notes)
+        refuse_inference((one.layer.name, held) for one in every for held in one.changed)
         kept = stack.enter_context(_kept(model, every))
         for one in every:
             one.attach(stack)
+        if "torch._dynamo" in sys.modules:  # what is compiled already would not see these hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         _run(unwrapped(model), batch)
         kept.succeed()
     refresh(model)
-    for name in [one.layer.name for one in chosen if one.layer.name not in done]:
+    for name in [one.layer.name for one in every if one.layer.name not in done]:
         message = f"{name} is left alone: the forward does not call its module"
         notes.append(Note("not-reached", message, name, is_warning=True))
     return Layers(done, notes)
@@ -121,22 +127,47 @@ def _choose(model: nn.Module, request: Request, notes: list[Note]) -> list[_Chos
     for _, action in plan_remove(parameters_of(model).checkpoint, request).changes:
         assert isinstance(action, Compose)  # noqa: S101 - that is what removal plans
         layer = live.get(action.name)
-        if layer and _output_axis(layer) is not None:
+        obstacle = _obstacle(layer)
+        if layer and not obstacle:
             chosen.append(_Chosen(layer, action.pair._replace(dim=layer.dim)))
         elif request.layers:
             raise UsageError(
                 as_given(
                     layers=[rule.text for rule in request.layers if rule.matches(action.name)]
                 ),
-                f"{action.name} cannot be initialized from data",
-                expected="the weight of a linear layer or a convolution",
+                f"{action.name} cannot be initialized from data: {obstacle}",
+                expected="the weight of a linear layer or a convolution, and a bias of its own",
             )
         else:
-            message = (
-                f"{action.name} is left alone: it is no weight of a linear layer or convolution"
-            )
+            message = f"{action.name} is left alone: {obstacle}"
             notes.append(Note("left-alone", message, action.name, is_warning=True))
     return chosen
+
+
+def _obstacle(layer: Layer | None) -> str:
+    """Say why a layer cannot be set; nothing where it can."""
+    if layer is None:
+        return "its weight is not PyTorch's weight norm alone"
+    if _output_axis(layer) is None:
+        return "it is no weight of a linear layer or convolution"
+    bias = layer.module.bias
+    is_own = bias is None or any(bias is held for held in layer.module.parameters(recurse=False))
+    return "" if is_own else "its bias is computed from something else"
+
+
+def _untied(every: list[_Setting], notes: list[Note]) -> list[_Setting]:
+    """Leave out layers that have a tensor of another: what one gets the other would overwrite."""
+    owners: dict[int, str] = {}
+    found = []
+    for one in every:
+        others = {owners[id(held)] for held in one.changed if id(held) in owners}
+        if others:
+            message = f"{one.layer.name} is left alone: it is tied to {few(sorted(others))}"
+            notes.append(Note("tied", message, one.layer.name, is_warning=True))
+            continue
+        owners.update((id(held), one.layer.name) for held in one.changed)
+        found.append(one)
+    return found
 
 
 def _output_axis(layer: Layer) -> int | None:
@@ -204,6 +235,7 @@ class _Setting:
         """Set the layer from what it computed, and give what it computes from now on."""
         if self.layer.name in self.done:
             return None
+        self._refuse_other_outputs(output)
         self.done.append(self.layer.name)
         axis = -1 if isinstance(self.module, nn.Linear) else output.dim() - self.layer.v.dim() + 1
         wide = torch.float32 if output.device.type == "mps" else torch.float64
@@ -243,6 +275,19 @@ class _Setting:
         layer.g.copy_(found.g)
         layer.v.copy_(found.v)
 
+    def _refuse_other_outputs(self, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise WeightNormError(
+                f"the model: {self.layer.name}",
+                "its module gives no tensor",
+                expected="the output of a linear layer or a convolution",
+                found=f"a {type(output).__name__}",
+                hint=self._left_alone(),
+            )
+
+    def _left_alone(self) -> Text:
+        return phrase("{} leaves this layer alone", setting(exclude=[glob_of(self.layer.name)]))
+
     def _refuse_constant(self, rows: Tensor, deviation: Tensor, dtype: torch.dtype) -> None:
         largest = rows.abs().amax(1) if rows.shape[1] else deviation
         least = _ROUNDINGS * torch.finfo(dtype).eps * largest
@@ -256,7 +301,7 @@ class _Setting:
             f"its output has no variance over the batch in channel{'s' if len(bad) > 1 else ''}"
             f" {channels} (of {len(deviation)})",
             expected="numbers that differ, and are finite",
-            hint=phrase("{} leaves this layer alone", setting(exclude=[glob_of(name)])),
+            hint=self._left_alone(),
         )
 
 
@@ -267,6 +312,7 @@ class _Kept:
         changed = [tensor for one in every for tensor in one.changed]
         self.changed = [(tensor, tensor.detach().clone()) for tensor in changed]
         self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self.attributes = Attributes(model)
         self.is_done = False
 
     def succeed(self) -> None:
@@ -276,7 +322,13 @@ class _Kept:
     def restore(self) -> None:
         """Put all back, or but the buffers."""
         for tensor, before in [*([] if self.is_done else self.changed), *self.buffers]:
-            tensor.detach().copy_(before)
+            # Those that cannot be written to, as expanded ones, have not changed.
+            if not tensor.is_meta and not torch.equal(tensor, before):
+                tensor.detach().copy_(before)
+        if self.is_done:
+            self.attributes.restore_buffers()
+        else:
+            self.attributes.restore()
 
 
 @contextmanager
@@ -286,8 +338,6 @@ def _kept(model: nn.Module, every: Iterable[_Setting]) -> Iterator[_Kept]:
         yield kept
     finally:
         kept.restore()
-        if not kept.is_done:
-            refresh(model)
 
 
 def _refuse_ranks(model: nn.Module) -> None:

@@ -10,15 +10,24 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from wncli.errors import WeightNormError, few
-from wncli.plan.actions import Plan, Respell
+from wncli.hints import setting
+from wncli.plan.actions import Decompose, Plan, Respell
 from wncli.plan.like import plan_like
+from wncli.plan.lower import lower
 from wncli.plan.request import Request
 from wncli.pytorch.arriving import Arriving
 from wncli.pytorch.givens import Given, InMemory, Tensors, of_module, opened
-from wncli.pytorch.modules import refresh, refuse_flattened, refuse_other
+from wncli.pytorch.modules import (
+    of_new_parameters,
+    refresh,
+    refuse_flattened,
+    refuse_inference,
+    refuse_other,
+    refuse_stacked,
+)
 from wncli.pytorch.refusals import in_python
 from wncli.pytorch.rehearsal import Judgement, has_code_of_its_own, rehearse
-from wncli.pytorch.results import NEW_PARAMETERS, Loaded
+from wncli.pytorch.results import Loaded
 from wncli.report import Layer, make_report
 
 #: What the model's own judgement says better.
@@ -58,8 +67,8 @@ def load_weights(
         FileError: a file cannot be read.
         FormatError: it is no checkpoint, or its bytes are not those that were written.
         UsageError: `only` names nothing, or several state dicts could be meant.
-        WeightNormError: nothing meets, names or shapes do not, a layer has no direction, or tensors
-            would stay on the meta device.
+        WeightNormError: nothing meets, names or shapes do not, a layer has no direction, tensors
+            would stay on the meta device, or cannot be copied into.
 
     Example:
         >>> model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2))
@@ -73,7 +82,14 @@ def load_weights(
     with opened(checkpoint, owned=assign) as given:
         request = Request.parse((), (), only)
         plan = plan_like(given.checkpoint, target.checkpoint, request, partial=True)
+        changes = [action for _, action in plan.changes if not isinstance(action, Respell)]
+        refuse_stacked(model, [lower(action).weight for action in changes])
+        folded = [action for action in changes if not isinstance(action, Decompose)]
+        refuse_stacked(checkpoint, [action.pair.weight for action in folded])
         arriving = Arriving(given, target, plan, assign=assign)
+        _refuse_without_numbers(given, arriving)
+        if not assign:
+            _refuse_uncopied(target, arriving)
         judged = Judgement((), ())
         if has_code_of_its_own(model) or not arriving.is_the_models_own:
             judged = rehearse(model, arriving.shapes(), arriving.versions)
@@ -89,7 +105,7 @@ def load_weights(
     refresh(model)
     notes = [note for note in plan.notes if note.code not in _SAID_BY_THE_MODEL]
     notes += arriving.notes
-    notes += [NEW_PARAMETERS] if assign else []
+    notes += of_new_parameters(model) if assign else []
     return Loaded(judged.missing, judged.unexpected, tuple(_changed(plan)), tuple(notes))
 
 
@@ -150,6 +166,42 @@ def _refuse_meta(model: nn.Module, target: InMemory, *, assign: bool) -> None:
             found=f"{len(outside)}: {few(outside)}",
             hint="make the model on its device, or these buffers after it",
         )
+
+
+def _refuse_without_numbers(given: Tensors, arriving: Arriving) -> None:
+    """Refuse tensors on the meta device, which nothing can be copied out of.
+
+    Raises:
+        WeightNormError: the checkpoint has such.
+    """
+    for item in arriving.items:
+        for spec in item.action.sources:
+            if spec.storage.location == "meta" and spec.numel:
+                raise WeightNormError(
+                    f"{given.checkpoint.name}: {spec.name}",
+                    "this tensor is on the meta device, and has no numbers to load",
+                    expected="tensors with numbers",
+                )
+
+
+def _refuse_uncopied(target: InMemory, arriving: Arriving) -> None:
+    """Refuse to copy into tensors that PyTorch does not write to.
+
+    Raises:
+        WeightNormError: the model has such.
+    """
+    written = [spec for name, spec in arriving.known.items()
+               if name in arriving.specs or name in arriving.ties]  # fmt: skip
+    refuse_inference((spec.name, target.tensor((), spec)) for spec in written)
+    for spec in written:
+        if any(not step and size > 1 for step, size in zip(spec.strides, spec.shape, strict=True)):
+            raise WeightNormError(
+                f"the model: {spec.name}",
+                "several elements of this tensor are one in memory, and cannot be copied into",
+                expected="a tensor with memory for each element",
+                found=f"strides {spec.strides}",
+                hint=setting(assign=True),
+            )
 
 
 def _refuse_unmet(given: Tensors, judged: Judgement) -> None:

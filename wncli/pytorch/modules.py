@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from wncli.checkpoint.naming import Naming, join
 from wncli.errors import UsageError, WeightNormError, few
+from wncli.notes import Note
 from wncli.pytorch.givens import InMemory
+from wncli.pytorch.results import NEW_PARAMETERS, WRAP_AGAIN
 from wncli.pytorch.tensors import is_distributed
 
 #: What puts itself before the names of a model, and the attribute that the model is then.
@@ -120,6 +122,12 @@ def parameters_of(model: nn.Module) -> InMemory:
     return InMemory("the model", {(): found})
 
 
+def of_new_parameters(model: nn.Module) -> list[Note]:
+    """Say who holds the parameters that a model had before."""
+    is_wrapped = any("DistributedDataParallel" in _kinds(module) for module in model.modules())
+    return [NEW_PARAMETERS, WRAP_AGAIN] if is_wrapped else [NEW_PARAMETERS]
+
+
 def refuse_other(model: object) -> nn.Module:
     """Refuse what is no module, or one that cannot be changed.
 
@@ -138,6 +146,35 @@ def refuse_other(model: object) -> nn.Module:
             found=type(model).__name__,
         )
     return model
+
+
+def refuse_stacked(model: object, weights: Iterable[str]) -> None:
+    """Refuse to compose or to split what has more than weight norm: it would be without the rest.
+
+    What has tensors of its own the planner sees; what has none, as a mere function, this alone.
+
+    Args:
+        model: whose weights they are; what is no module shows none of its functions.
+        weights: full names, as the model's state dict has them.
+
+    Raises:
+        WeightNormError: one is such.
+    """
+    stacked = {
+        join(path, parameter)
+        for path, module in (model.named_modules() if isinstance(model, nn.Module) else ())
+        for parameter, chain in _parametrizations(module)
+        if len(chain) > 1 and isinstance(chain[0], _WeightNorm)
+    }
+    for name in weights:
+        if name in stacked:
+            raise WeightNormError(
+                f"the model: {name}",
+                "this weight has another parametrization on top of weight norm, which a plain one"
+                " does not go through",
+                expected="weight norm alone",
+                hint="torch.nn.utils.parametrize.remove_parametrizations makes it a plain weight",
+            )
 
 
 def refuse_sharded(model: nn.Module, what: str) -> None:
@@ -186,6 +223,22 @@ def refuse_flattened(model: nn.Module) -> None:
                 "FSDP has flattened its parameters",
                 expected="a model before that, or one after fully_shard",
                 hint="call load_weights before FullyShardedDataParallel",
+            )
+
+
+def refuse_inference(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse tensors of inference mode, which train and change nowhere else.
+
+    Raises:
+        WeightNormError: one is such.
+    """
+    for name, tensor in tensors:
+        if not is_lazy(tensor) and tensor.is_inference():
+            raise WeightNormError(
+                f"the model: {name}",
+                "this tensor was made in inference mode, and neither trains nor changes outside it",
+                expected="a model made outside torch.inference_mode",
+                hint="copy.deepcopy(model) outside of it makes one",
             )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from wncli.errors import WeightNormError
+from wncli.pytorch.attributes import Attributes
 
 #: What PyTorch raises for names and shapes, and what a model's own hooks may.
 _REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
@@ -57,7 +58,9 @@ def rehearse(
                 expected="names, shapes and dtypes that it takes, whatever the numbers are",
                 found=f"{type(error).__name__}: {'; '.join(lines[:_SHOWN])}",
             ) from error
-    return Judgement(tuple(found.missing_keys), tuple(found.unexpected_keys))
+    # A method of the model's own may return nothing.
+    missing, unexpected = (getattr(found, f"{word}_keys", ()) for word in Judgement._fields)
+    return Judgement(tuple(missing), tuple(unexpected))
 
 
 def has_code_of_its_own(model: nn.Module) -> bool:
@@ -76,23 +79,19 @@ def has_code_of_its_own(model: nn.Module) -> bool:
 @contextmanager
 def _without_numbers(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
-    before = [(module, _state(module)) for module in modules]
+    before = Attributes(model)
     try:
         for module in modules:
             for held in (module._parameters, module._buffers):  # noqa: SLF001
                 for name, tensor in held.items():
-                    if tensor is not None and not is_lazy(tensor):
+                    if tensor is not None:
                         held[name] = _empty(tensor)  # type: ignore[assignment]
             for hooks in (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks):  # noqa: SLF001
                 for number in [n for n, hook in hooks.items() if _moves_parameters(hook)]:
                     del hooks[number]
         yield
     finally:
-        for module, (own, inner) in before:
-            vars(module).clear()
-            vars(module).update(own)
-            for name, content in inner.items():
-                _restore(vars(module)[name], content)
+        before.restore()
 
 
 def _moves_parameters(hook: object) -> bool:
@@ -106,31 +105,8 @@ def _home(hook: object) -> str:
     return str(getattr(function, "__module__", ""))
 
 
-def _state(module: nn.Module) -> tuple[dict[str, object], dict[str, object]]:
-    """Return a module's attributes, and what is in those that are mappings or lists."""
-    own = dict(vars(module))
-    inner = {
-        name: value.copy() if value else None
-        for name, value in own.items()
-        if type(value) in _MUTABLE
-    }
-    return own, inner
-
-
-_MUTABLE = {dict, list, set, OrderedDict}
-
-
-def _restore(value: object, content: object) -> None:
-    """Put back what was in a mapping, a list or a set; most are empty, and stay so."""
-    if content is None and not value:
-        return
-    if isinstance(value, list):
-        value[:] = content or ()  # type: ignore[call-overload]
-    else:
-        value.clear()  # type: ignore[attr-defined]
-        value.update(content or ())  # type: ignore[attr-defined]
-
-
 def _empty(tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):  # which gets its shape in loading
+        return type(tensor)(device="meta", dtype=tensor.dtype)  # type: ignore[call-arg]
     found = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return nn.Parameter(found, requires_grad=False) if isinstance(tensor, nn.Parameter) else found

@@ -20,12 +20,20 @@ from wncli.plan.request import Request
 from wncli.pytorch.arithmetic import (
     compose,
     has_direction,
+    refuse_without_memory,
     slices_of,
     without_direction,
 )
-from wncli.pytorch.modules import Layer, layers_of, parameters_of, refuse_other, refuse_sharded
+from wncli.pytorch.modules import (
+    Layer,
+    layers_of,
+    of_new_parameters,
+    parameters_of,
+    refuse_other,
+    refuse_sharded,
+)
 from wncli.pytorch.refusals import in_python
-from wncli.pytorch.results import NEW_PARAMETERS, Layers
+from wncli.pytorch.results import Layers
 
 
 @in_python("layers", "exclude")
@@ -75,7 +83,7 @@ def remove_weight_norm(
             if ties[_identity(layer)] > 1:
                 made[_identity(layer)] = weight
             _put_in_place(layer, weight)
-    return Layers(names, [*notes, *[NEW_PARAMETERS][: len(names)]])
+    return Layers(names, [*notes, *(of_new_parameters(model) if names else [])])
 
 
 def _identity(layer: Layer) -> tuple[int, int]:
@@ -115,6 +123,7 @@ def _folded(layer: Layer, pair: Pair, notes: list[Note]) -> Parameter:
 
 
 def _refuse_without_direction(layer: Layer, pair: Pair) -> None:
+    refuse_without_memory("the model", pair.weight, layer.g, layer.v)
     if layer.v.device.type == "meta" or has_direction(layer.g, layer.v, layer.dim):
         return
     slices = slices_of(layer.v.detach(), layer.dim)

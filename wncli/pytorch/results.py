@@ -15,6 +15,14 @@ NEW_PARAMETERS = Note(
 )
 
 
+#: What they say beside that of a model that several ranks train.
+WRAP_AGAIN = Note(
+    "wrapper",
+    "DistributedDataParallel averages gradients of the old parameters alone: wrap the model again",
+    is_warning=True,
+)
+
+
 class Layers(tuple[str, ...]):  # noqa: SLOT001 - a tuple has no place for more
     """The full names of the weights that have changed, a plain tuple but for its `repr`.
 

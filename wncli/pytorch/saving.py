@@ -19,12 +19,13 @@ from wncli.errors import UsageError, WeightNormError
 from wncli.formats.registry import FormatName
 from wncli.plan.actions import Plan
 from wncli.plan.convert import plan_convert
+from wncli.plan.lower import lower
 from wncli.plan.remove import plan_remove
 from wncli.plan.request import Request
 from wncli.pytorch.givens import InMemory, of_mapping
-from wncli.pytorch.modules import refuse_other, unwrapped
+from wncli.pytorch.modules import refuse_other, refuse_stacked, unwrapped
 from wncli.pytorch.refusals import check_naming, in_python
-from wncli.pytorch.tensors import in_memory, is_distributed
+from wncli.pytorch.tensors import in_memory, is_distributed, is_run_of_memory
 from wncli.report import Report
 from wncli.storage.source import Source, truncated
 
@@ -74,21 +75,33 @@ def save(  # noqa: PLR0913 - the options of the commands that write
         raise UsageError(
             "naming", "what is folded has no g and v to be named", hint="leave one out"
         )
+    model = None
     if isinstance(model_or_state_dict, Mapping):
         given = of_mapping(model_or_state_dict)
     else:
         model = unwrapped(refuse_other(model_or_state_dict))
         given = InMemory("the model", {(): model.state_dict()})
-    checkpoint, sources = _as_files(given)
+    checkpoint, sources = _as_files(_resolved(given))
 
     def make_plan(opened: Checkpoint) -> Plan:
         request = Request()
         plan = plan_remove(opened, request) if remove else None
+        if plan:
+            refuse_stacked(model, [lower(action).weight for _, action in plan.changes])
         return plan if plan and plan.changes else plan_convert(opened, request, naming)
 
     options = WriteOptions(format=format, max_shard_size=max_shard_size, force=force)
     path = Path(checkpoint.name)
     return write_checkpoint(make_plan, nullcontext((checkpoint, sources)), path, output, options)
+
+
+def _resolved(given: InMemory) -> InMemory:
+    """Copy tensors whose numbers are not those in memory: lazily negated or conjugated ones."""
+    named: dict[str, object] = dict(given.state_dicts[()])
+    for name, value in named.items():
+        if isinstance(value, Tensor) and not is_distributed(value):
+            named[name] = value.resolve_conj().resolve_neg()
+    return InMemory(given.checkpoint.name, {(): named})
 
 
 def _as_files(given: InMemory) -> tuple[Checkpoint, tuple[Source, ...]]:
@@ -125,12 +138,14 @@ def _refuse_unwritable(given: InMemory, spec: TensorSpec, tensor: Tensor) -> Non
         raise WeightNormError(
             where, "this tensor is on the meta device, and has no numbers to write"
         )
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+    if tensor.is_quantized or not is_run_of_memory(tensor):
         raise UsageError(
             where,
             "this tensor is no run of numbers",
             expected="a dense tensor, not quantized",
-            found=f"a {'quantized' if tensor.is_quantized else tensor.layout} tensor",
+            found="a quantized tensor"
+            if tensor.is_quantized
+            else f"a {type(tensor).__name__}, {tensor.layout}",
         )
 
 

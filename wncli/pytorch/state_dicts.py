@@ -11,14 +11,16 @@ from torch import Tensor
 
 from wncli.checkpoint.naming import Naming
 from wncli.notes import Note
-from wncli.plan.actions import Part, Plan
+from wncli.plan.actions import Part, Plan, Respell
 from wncli.plan.apply import plan_apply
 from wncli.plan.convert import plan_convert
 from wncli.plan.like import plan_like
+from wncli.plan.lower import lower
 from wncli.plan.remove import plan_remove
 from wncli.plan.request import Request
 from wncli.pytorch.actions import Executor
 from wncli.pytorch.givens import Given, InMemory, of_mapping, opened
+from wncli.pytorch.modules import refuse_stacked
 from wncli.pytorch.refusals import check_dim, check_naming, in_python
 
 
@@ -141,6 +143,8 @@ def fit(state_dict: Mapping[str, Tensor], like: Given) -> dict[str, Tensor]:
     given = of_mapping(state_dict)
     with opened(like) as reference:
         plan = plan_like(given.checkpoint, reference.checkpoint, Request(), partial=False)
+        changes = [action for _, action in plan.changes if not isinstance(action, Respell)]
+        refuse_stacked(like, [lower(action).weight for action in changes])
     return _carried_out(given, plan)
 
 

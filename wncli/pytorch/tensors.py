@@ -30,6 +30,15 @@ def is_distributed(tensor: object) -> bool:
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
+def is_run_of_memory(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are its storage's.
+
+    Sparse and nested ones have none, and wrappers of other tensors one that means nothing.
+    """
+    is_plain = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return is_plain and tensor.layout is torch.strided and not tensor.is_nested
+
+
 def kind_of(tensor: object) -> str:
     """Say what kind of tensor this is, of which one cannot be copied into another; else nothing."""
     if not isinstance(tensor, Tensor) or is_lazy(tensor):
@@ -50,7 +59,7 @@ def describe(name: str, tensor: object, file: int = 0) -> TensorSpec | None:
     if not isinstance(tensor, Tensor) or is_lazy(tensor) or tensor.dtype not in _DTYPES:
         return None
     dtype, shape, device = _DTYPES[tensor.dtype], tuple(tensor.shape), str(tensor.device)
-    if is_distributed(tensor) or tensor.layout is not torch.strided or tensor.is_nested:
+    if not is_run_of_memory(tensor):
         storage = Storage(f"object {id(tensor)}", 0, _ANY_SIZE, location=device, file=file)
         return TensorSpec(name, dtype, shape, storage, 0, row_major(shape))
     held = tensor.untyped_storage()
