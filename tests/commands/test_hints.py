@@ -107,6 +107,10 @@ ADVICE = (
     # of wncli.pytorch, which no command calls; `tests/pytorch/test_refusals.py` tries them
     "assign=True",
     "strict=False",
+    "assign=False casts it",
+    "give its state_dict()",
+    "copy.deepcopy(model) outside of it makes one",
+    "torch.nn.utils.parametrize.remove_parametrizations makes it a plain weight",
     "run a batch through the model first",
     "make the model on its device, or these buffers after it",
     "call remove_weight_norm before fully_shard",

@@ -322,6 +322,17 @@ def test_what_has_another_parametrization_on_top_is_neither_composed_nor_split(
     assert torch.equal(plain[0].weight, expected)
 
 
+def test_a_model_of_another_size_is_refused_with_the_shapes_that_differ() -> None:
+    model = vocoder("parametrized")
+    larger = nn.Sequential(nn.Conv1d(8, 12, 3), nn.ReLU(), nn.ConvTranspose1d(12, 10, 3))
+    before = everything(model)
+    with pytest.raises(wncli.WeightNormError) as caught:
+        wn.load_weights(model, larger)
+    assert everything(model) == before
+    assert re.search(r"of another shape \(.*0\.weight", caught.value.found or "")
+    assert "names as in" not in str(caught.value)
+
+
 class Renamed(nn.Module):
     """A layer that knows its old name, as PyTorch's do."""
 

@@ -327,10 +327,13 @@ def _judge(checkpoint: Checkpoint, reference: Checkpoint, fit: _Fit, *, partial:
     hint = phrase("{} writes those that match", setting(partial=True))
     if fit.missing or fit.mismatched:
         hint = phrase("{}, {} takes the others from {}", hint, setting(fill=True), REFERENCE)
-    if 2 * fit.matched < min(fit.ours, fit.theirs) or not fit.matched:
+    met = fit.matched + len(fit.mismatched)
+    is_another = 2 * met < min(fit.ours, fit.theirs) or not met
+    if is_another:
         # What few of the names meet is another model, or one whose names were changed.
         expected = f"names as in {reference.name}: {few(fit.missing)}"
         found = f"{fit.matched:,} that match; here: {few(fit.unexpected)}"
+    if is_another or not fit.matched:
         hint = phrase("{}{}{}", listing(checkpoint), Text("; ", " && "), listing(reference))
     raise WeightNormError(
         checkpoint.name,

@@ -13,7 +13,6 @@ from wncli.checkpoint.output import OutputTensor
 from wncli.checkpoint.prefixes import PrefixMap, unwrap
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import WeightNormError
-from wncli.hints import phrase, setting
 from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
 from wncli.plan.actions import Action, Copy, Decompose, Part, Plan, Renormalize, Respell
@@ -241,7 +240,7 @@ class Arriving:
                     f"a {str(tensor.dtype).removeprefix('torch.')} tensor cannot be a parameter"
                     " that trains",
                     expected="a floating dtype",
-                    hint=phrase("{} casts it", setting(assign=False)),
+                    hint="assign=False casts it",
                 )
             if id(held) not in made:
                 made[id(held)] = nn.Parameter(tensor.detach(), requires_grad=held.requires_grad)

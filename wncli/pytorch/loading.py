@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from wncli.errors import WeightNormError, few
-from wncli.hints import setting
 from wncli.plan.actions import Decompose, Plan, Respell
 from wncli.plan.like import plan_like
 from wncli.plan.lower import lower
@@ -200,7 +199,7 @@ def _refuse_uncopied(target: InMemory, arriving: Arriving) -> None:
                 "several elements of this tensor are one in memory, and cannot be copied into",
                 expected="a tensor with memory for each element",
                 found=f"strides {spec.strides}",
-                hint=setting(assign=True),
+                hint="assign=True",
             )
 
 
