@@ -59,7 +59,7 @@ def setting(**values: object) -> Text:
 
 def given(**values: object) -> Text:
     """Spell parameters as they were given: a shell's quotes are gone by then."""
-    return _spelled("{} {}".format, values)
+    return _spelled(lambda flag, value: f"{flag} {value or repr(value)}", values)
 
 
 def inspecting(path: object, **flags: bool) -> Text:

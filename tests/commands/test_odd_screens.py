@@ -249,3 +249,53 @@ def test_what_to_type_next_stands_in_one_column(encoding: str, tmp_path: Path) -
     assert code == 0
     assert len(lines) == 3
     assert len({line.index("  wn ") for line in lines}) == 1
+
+
+#: Magnitudes whose quotient, difference, square or half is more, or less, than a float holds.
+FAR = {
+    "from denormal to largest": (5e-324, 1.7e308),
+    "from least to largest": (-1.7e308, 1.0, 1.7e308),
+    "over 600 decades": (1e-300, 1e300),
+    "two denormals": (5e-324, 1e-323),
+    "both signs of denormals": (-1e-320, 5e-324),
+    "one denormal": (5e-324, 5e-324),
+    "the largest": (1.7e308, 1.79e308),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("kind", ["svg", "png", "html"])
+def test_numbers_as_far_apart_as_can_be_are_drawn(
+    name: str, kind: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    g = torch.tensor(FAR[name], dtype=torch.float64).reshape(-1, 1)
+    state = {"a.weight_g": g, "a.weight_v": torch.ones(len(g), 2, dtype=torch.float64)}
+    ran = wn_here("inspect", saved(state, tmp_path), "--stats", "--plot", tmp_path / f"out.{kind}")
+    assert (ran.code, ran.stderr) == (0, "")
+    assert (tmp_path / f"out.{kind}").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["from denormal to largest", "from least to largest", "over 600 decades"]
+)
+def test_both_ends_of_an_axis_are_drawn_where_they_are(
+    name: str, wn_here: RunHere, tmp_path: Path
+) -> None:
+    g = torch.tensor(FAR[name], dtype=torch.float64).reshape(-1, 1)
+    state = {"a.weight_g": g, "a.weight_v": torch.ones(len(g), 2, dtype=torch.float64)}
+    (row,) = [
+        line
+        for line in wn_here("inspect", saved(state, tmp_path)).stdout.splitlines()
+        if line.startswith(" a.weight ")
+    ]
+    drawn = row[row.index("\u2588") :]
+    assert drawn.count("\u2588") == len(g)
+    assert (drawn[0], drawn[-1]) == ("\u2588", "\u2588")
+    assert len(drawn) > 14
+
+
+def test_a_long_name_on_one_side_alone_is_shortened_on_a_terminal(tmp_path: Path) -> None:
+    one, two = saved(pair("m" * 5000), tmp_path, "one.pt"), saved(pair("b"), tmp_path, "two.pt")
+    _, shown = on_a_terminal("compare", one, two, COLUMNS="80", LINES="24")
+    assert "only in A" in shown
+    assert max(map(len, shown.split("\n"))) < 300

@@ -15,7 +15,7 @@ from wncli.cli.inspections import View
 from wncli.cli.page import Column, Page, Table
 from wncli.cli.terminal import height_of_screen, many, show, show_refusal
 from wncli.cli.units import number
-from wncli.errors import printable
+from wncli.errors import printable, shortened
 from wncli.hints import in_shell
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: As many names are shown of those without a counterpart.
 _NAMED = 5
+#: Characters of such a name on a terminal.
+_LONGEST_NAME = 200
 #: Kinds of tensors that are counted one by one.
 _MOST_KINDS = 3
 #: Characters of a full bar, and the eighths of one.
@@ -202,6 +204,8 @@ def _add_summary(page: Page, found: Comparison, view: View) -> None:
     ):
         if names:
             named = names if view.shows_all else names[:_NAMED]
+            if view.height is not None:
+                named = tuple(shortened(name, _LONGEST_NAME) for name in named)
             more = f" and {len(names) - len(named):,} more" if len(names) > len(named) else ""
             text = f"{many(len(names), 'tensor')}{what}: {', '.join(named)}{more}"
             _labelled(page, label, printable(text))

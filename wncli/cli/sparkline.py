@@ -57,6 +57,6 @@ class Axis(NamedTuple):
         return "".join(_BARS[math.ceil(steps * count / most) if count else 0] for count in counts)
 
     def _edge(self, share: float) -> float:
-        if self.is_log:
-            return self.low * math.pow(self.high / self.low, share)
-        return self.low + (self.high - self.low) * share
+        if self.is_log:  # a quotient or a difference of both ends may be more than a float holds
+            return math.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
+        return self.low * (1 - share) + self.high * share

@@ -22,6 +22,10 @@ _WIDE = 100.0
 _MARGIN = 0.02
 #: Beyond this no axis goes: what is computed for it is to stay finite.
 _FARTHEST = 1e300
+_CLOSEST = 1e-300
+#: How many times as large as the smallest the largest may be on an axis: Matplotlib goes far beyond
+#: both ends where it looks for ticks. What is smaller is at the low end.
+_MOST_DECADES = 1e250
 #: Groups of neighbours that are named on an axis.
 _MOST_GROUPS = 24
 
@@ -74,11 +78,14 @@ class Scale(NamedTuple):
         low, high = (max(-_FARTHEST, min(end, _FARTHEST)) for end in (finite[0], finite[-1]))
         least = finite[bisect_left(finite, math.nextafter(0, 1))] if high > 0 else 0.0
         if low >= 0 and high / _WIDE > least > 0:
+            least = max(least, high / _MOST_DECADES)
             return cls(10 ** (math.log10(least) - 0.1), 10 ** (math.log10(high) + 0.1), is_log=True)
         if 0 < low < high / 2:
             low = 0.0
         if low == high:
             return cls(low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1), is_log=False)
+        if high - low < _CLOSEST:  # whose parts could not be told apart
+            return cls(low - _CLOSEST, high + _CLOSEST, is_log=False)
         margin = (high - low) * _MARGIN
         return cls(low - margin * (low != 0), high + margin, is_log=False)
 

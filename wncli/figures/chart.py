@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from wncli.hints import parameter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 #: More layers than these have no name each: they are columns of a band instead of rows.
@@ -46,6 +48,8 @@ _STYLE = {
     "ytick.major.width": 0.6,
     "svg.hashsalt": "wn",
 }
+#: From so many on the ticks of a logarithmic axis are ours.
+_DECADES = 30
 #: Characters of a name on an axis.
 _LONGEST_NAME = 44
 
@@ -82,6 +86,7 @@ def image(sides: Sequence[Side], kind: str) -> bytes:
     count = len(sides[0].layers)
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.filterwarnings("ignore", "overflow encountered")  # beyond what is shown
         if count <= MOST_NAMED:
             height = 0.75 + max(4, count) * _ROW * (1 if len(sides) == 1 else 1.5)
             figure = Figure((_WIDTH, height), dpi=_DPI, layout="constrained")
@@ -208,12 +213,22 @@ def _draw_rows(axes: Axes, sides: Sequence[Side], quantity: Quantity) -> None:
     axes.tick_params(axis="y", length=0)
     if scale.is_log:
         axes.set_xscale("log")
+        _set_decades(axes.xaxis, scale)
     axes.set_xlim(scale.low, scale.high)
     axes.set_xlabel(LABELS[quantity])
     axes.grid(axis="x", color=_GREY, alpha=0.25, linewidth=0.5)
     axes.set_axisbelow(True)
     if quantity == "ratio":
         axes.axvline(1, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
+
+
+def _set_decades(axis: Axis, scale: Scale) -> None:
+    """Choose the ticks where there are many decades: Matplotlib's end in an overflow."""
+    first, last = math.ceil(math.log10(scale.low)), math.floor(math.log10(scale.high))
+    if last - first > _DECADES:
+        ticks = [10.0**power for power in range(first, last + 1, (last - first) // 5)]
+        axis.set_ticks(ticks)
+        axis.set_ticks([], minor=True)
 
 
 def _draw_boxes(
@@ -259,6 +274,7 @@ def _draw_columns(axes: Axes, side: Side, quantity: Quantity, scale: Scale, numb
     axes.set_xlim(-0.5, count - 0.5)
     if scale.is_log:
         axes.set_yscale("log")
+        _set_decades(axes.yaxis, scale)
     axes.set_ylim(scale.low, scale.high)
     axes.set_ylabel(LABELS[quantity])
     axes.grid(axis="y", color=_GREY, alpha=0.25, linewidth=0.5)
