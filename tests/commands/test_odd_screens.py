@@ -299,3 +299,29 @@ def test_a_long_name_on_one_side_alone_is_shortened_on_a_terminal(tmp_path: Path
     _, shown = on_a_terminal("compare", one, two, COLUMNS="80", LINES="24")
     assert "only in A" in shown
     assert max(map(len, shown.split("\n"))) < 300
+
+
+#: Makes progress for as long as a bar needs to appear: of a megabyte and a half, or of kilobytes.
+SLOW = """
+import sys, time
+from wncli.cli.progress import progress_bar
+total = int(sys.argv[1])
+with progress_bar(("reading",), quiet=False, place="model.pt, 2 of 10") as advance:
+    for _ in range(4):
+        time.sleep(0.2)
+        advance(total // 5, total)
+"""
+
+
+@pytest.mark.parametrize(("total", "has_rate"), [(100_000, False), (10_000_000, True)])
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_a_progress_bar_has_whole_columns_and_no_rate_of_what_is_next_to_nothing(
+    total: int, columns: int, *, has_rate: bool
+) -> None:
+    _, shown = on_a_terminal(str(total), start=("-c", SLOW), COLUMNS=str(columns))
+    bars = [line for line in re.split(r"[\r\n]", _STYLES.sub("", shown)) if "%" in line]
+    assert bars
+    assert "%" in bars[-1]
+    assert "\u2026" not in "".join(bars)
+    assert ("B/s" in bars[-1]) == (has_rate and columns >= 80)
+    assert (" of 9" in bars[-1]) == (columns >= 60)
