@@ -152,7 +152,7 @@ def test_an_interruption_while_the_report_is_printed_is_one_message(tmp_path: Pa
     }
     torch.save(state, tmp_path / "many.pt")
     with subprocess.Popen(
-        [sys.executable, "-m", "wncli", "remove", tmp_path / "many.pt", tmp_path / "out.pt"],
+        [sys.executable, "-m", "wncli", "remove", tmp_path / "many.pt", tmp_path / "out.pt", "-v"],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
