@@ -13,6 +13,7 @@ from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import UsageError, few
 from wncli.hints import given, inspecting, phrase, setting
 from wncli.notes import Note
+from wncli.plan.rules import rule_texts
 
 #: OLD and NEW; the `=` of a `[=]` is OLD's own.
 _RULE = re.compile(r"((?:\[=]|[^=])*)=(.*)", re.DOTALL)
@@ -59,7 +60,7 @@ def parse_renames(texts: Iterable[str]) -> tuple[RenameRule, ...]:
     Raises:
         UsageError: a rule has no `=`, no OLD or no NEW, or another number of `*` on each side.
     """
-    return tuple(map(_parse, (texts,) if isinstance(texts, str) else texts))
+    return tuple(map(_parse, rule_texts("rename", texts)))
 
 
 def _parse(text: str) -> RenameRule:

@@ -27,6 +27,7 @@ from wncli.plan.rules import (
     glob_of,
     parse_exclusions,
     parse_layers,
+    rule_texts,
 )
 from wncli.plan.survey import OPEN_DIM, LookAlike, Survey, survey
 
@@ -57,10 +58,10 @@ class Request(NamedTuple):
             UsageError: a rule cannot be read.
         """
         return cls(
-            parse_layers(_several(layers), with_dims=with_dims),
-            parse_exclusions(_several(exclude)),
+            parse_layers(rule_texts("layers", layers), with_dims=with_dims),
+            parse_exclusions(rule_texts("exclude", exclude)),
             only,
-            frozenset(_several(drop)),
+            frozenset(rule_texts("drop", drop)),
         )
 
     def wants(self, weight: str) -> bool:
@@ -69,11 +70,6 @@ class Request(NamedTuple):
         return (not rules or any(rule.matches(weight) for rule in rules)) and not any(
             rule.matches(weight) for rule in self.exclude
         )
-
-
-def _several(texts: Iterable[str]) -> Iterable[str]:
-    """One text by itself is meant as one rule, not as its letters."""
-    return (texts,) if isinstance(texts, str) else texts
 
 
 def surveys_of(checkpoint: Checkpoint, request: Request) -> list[Survey]:

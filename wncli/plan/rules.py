@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from wncli.checkpoint.naming import split
-from wncli.errors import UsageError
+from wncli.errors import UsageError, shortened
 from wncli.hints import Text, either, given, setting
 
 _NO_DIM = "none"
@@ -84,6 +84,23 @@ def parse_dim(text: str, where: str) -> int | None:
             f"{text!r} is not a dim",
             expected="a whole number from 0, or none for the whole tensor",
         ) from None
+
+
+def rule_texts(name: str, texts: Iterable[str]) -> tuple[str, ...]:
+    """One text by itself is meant as one rule, not as its letters.
+
+    Raises:
+        UsageError: these are no texts.
+    """
+    if isinstance(texts, str):
+        return (texts,)
+    if isinstance(texts, Iterable):
+        found = tuple(texts)
+        if all(isinstance(text, str) for text in found):
+            return found
+    raise UsageError(
+        name, "these are no rules", expected="a list of texts", found=shortened(repr(texts), 100)
+    )
 
 
 def parse_layers(texts: Iterable[str], *, with_dims: bool) -> tuple[Rule, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -324,3 +325,15 @@ def test_rules_hold_for_listing_too(checkpoint: Path) -> None:
     assert [layer.module for layer in wncli.inspect(output, exclude=["rnn"]).layers] == ["conv"]
     with pytest.raises(UsageError):
         wncli.inspect(output, layers=["cnov"])
+
+
+@pytest.mark.parametrize("given", [None, 3, [3], b"conv", ["conv", None]], ids=repr)
+def test_what_is_no_list_of_texts_is_refused_by_the_parameters_name(
+    tmp_path: Path, given: object
+) -> None:
+    path = tmp_path / "in.safetensors"
+    save_file({"a.weight": torch.ones(2, 2)}, path)
+    for name in ("layers", "exclude", "drop", "rename"):
+        rules: dict[str, Any] = {name: given}
+        with pytest.raises(UsageError, match=f"^{name}: these are no rules"):
+            wncli.convert(path, tmp_path / "out.pt", **rules)
