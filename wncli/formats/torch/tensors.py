@@ -361,6 +361,14 @@ _TYPED_STORAGES = {dtype: Global("torch", name) for name, dtype in _TYPED.items(
 _UNTYPED_STORAGE = Global("torch.storage", "UntypedStorage")
 
 
+def requires_grad(node: Node) -> bool:
+    """Whether the tensor at a node is to have a gradient."""
+    if is_called(node, "torch._utils", *_PARAMETERS):
+        return bool(node.args[1]) if len(node.args) > 1 else True
+    rebuild = _rebuild(node, "", "")
+    return rebuild is not None and len(rebuild.args) > 4 and rebuild.args[4] is True  # noqa: PLR2004
+
+
 def make_tensor(
     storage: NewStorage,
     shape: tuple[int, ...],
@@ -372,17 +380,18 @@ def make_tensor(
     `like` also tells whether it requires a gradient.
     """
     stride = row_major(shape) if strides is None else strides
-    rebuild = _rebuild(like, "", "")
-    requires_grad = rebuild is not None and len(rebuild.args) > 4 and rebuild.args[4] is True  # noqa: PLR2004
-    args = (PersistentId(storage), 0, shape, stride, requires_grad, NO_HOOKS)
+    is_parameter = is_called(like, "torch._utils", *_PARAMETERS)
+    has_gradient = requires_grad(like)
+    args = (
+        PersistentId(storage), 0, shape, stride, has_gradient and not is_parameter, NO_HOOKS,
+    )  # fmt: skip
     if storage.dtype in _TYPED_STORAGES:
         tensor = Call("REDUCE", _REBUILD, args)
     else:
         dtype = Global("torch", storage.dtype.torch or "")
         tensor = Call("REDUCE", _REBUILD_WITH_DTYPE, (*args, dtype))
-    if is_called(like, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
-        requires_grad = bool(like.args[1]) if len(like.args) > 1 else True
-        return Call("REDUCE", _REBUILD_PARAMETER, (tensor, requires_grad, NO_HOOKS))
+    if is_parameter:
+        return Call("REDUCE", _REBUILD_PARAMETER, (tensor, has_gradient, NO_HOOKS))
     return tensor
 
 
