@@ -76,9 +76,9 @@ class Layout(NamedTuple):
 class FolderLayout(NamedTuple):
     """Every file of an output that is a folder by its format.
 
-    `listing` is the name and content of what lists the files, `notes` is what the format has no place
-    for. `stored` are the runs of the input that the files hold, as often as they do, each with the
-    path of what is made of it.
+    `listing` is the name and content of what lists the files, `notes` is what the format has no
+    place for. `stored` are the runs of the input that the files hold, as often as they do, each
+    with the path of what is made of it.
     """
 
     files: tuple[tuple[str, Layout], ...]

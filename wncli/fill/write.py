@@ -136,8 +136,9 @@ def _checkpoint_in(target: Target) -> tuple[str, ...]:
     """Return the files of the checkpoint in a folder that is to be replaced.
 
     That is the one which the folder stands for, and whatever would be read before the new one:
-    safetensors files come before torch files.
+    safetensors files come before torch files, and distributed checkpoints before both.
     """
+    from wncli.formats.distributed import distributed_files
     from wncli.formats.huggingface.folder import find_in_folder
     from wncli.formats.huggingface.index import read_index
     from wncli.storage.source import LocalSource
@@ -146,7 +147,8 @@ def _checkpoint_in(target: Target) -> tuple[str, ...]:
         return ()
     present = sorted(entry.name for entry in target.path.iterdir())
     formats = {"safetensors", target.format}
-    found = [name for name in present if WHOLE_FILES.get(name) in formats]
+    found = distributed_files(present)
+    found += [name for name in present if WHOLE_FILES.get(name) in formats]
     found += [name for name in present if index_format(name) in formats]
     with contextlib.suppress(WnError):
         found.append(find_in_folder(target.path)[0].name)

@@ -24,6 +24,11 @@ _SCRIPT = "zero_to_fp32.py"
 _LONGEST_TAG = 256
 
 
+def distributed_files(names: Iterable[str]) -> list[str]:
+    """Return those of a folder's files that are of a distributed checkpoint."""
+    return [name for name in names if _METADATA.fullmatch(name) or name.endswith(_ITEMS)]
+
+
 def refuse_distributed_folder(folder: Path, files: Iterable[str], folders: Iterable[str]) -> None:
     """Name a folder that torch.distributed.checkpoint or DeepSpeed wrote.
 
