@@ -49,6 +49,9 @@ def open_checkpoint(
 
         file, notes = find_in_folder(path)
     with ExitStack() as stack:
+        if is_folder and file == path:
+            yield _opened(*_read_distributed(path, stack), notes, for_weights=for_weights)
+            return
         source = LocalSource(str(file), stack.enter_context(_open(file)))
         # No name here keeps the checkpoint: who has it may want to forget what is no more needed.
         yield _opened(*_read_all(path, source, stack), notes, for_weights=for_weights)
@@ -138,6 +141,15 @@ def _read_all(path: Path, source: LocalSource, stack: ExitStack) -> tuple[Checkp
             notes = (Note("archive", message), *found.notes)
             return replace(found, format=f"NeMo, {found.format}", notes=notes), (window,)
     return _read(source), (source,)
+
+
+def _read_distributed(folder: Path, stack: ExitStack) -> tuple[Checkpoint, Sources]:
+    """Return what a folder of `torch.distributed.checkpoint` holds."""
+    from wncli.formats.dcp.reader import open_distributed
+    from wncli.formats.distributed import metadata_files
+
+    names = metadata_files(os.listdir(folder))  # noqa: PTH208 - for the names alone
+    return open_distributed(folder, names, stack, _open)
 
 
 def _read(source: Source) -> Checkpoint:

@@ -228,4 +228,6 @@ def holds_a_tree(name: FormatName) -> bool:
 
 def written_format(checkpoint: Checkpoint) -> FormatName:
     """Give the format that keeps what a checkpoint is: TorchScript and legacy files are torch's."""
+    if checkpoint.parts:
+        return "dcp"
     return next((name for name in OFFERED if name == checkpoint.format), "torch")

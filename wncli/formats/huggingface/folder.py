@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from wncli.checkpoint.naming import natural
 from wncli.errors import FileError, few
-from wncli.formats.distributed import refuse_distributed_folder
+from wncli.formats.distributed import metadata_files, refuse_distributed_folder
 from wncli.formats.huggingface.names import WHOLE_FILES, index_format
 from wncli.formats.registry import FORMATS, LONGEST_START, SUFFIXES, kinds_of
 from wncli.hints import either, inspecting, path_text, path_word, phrase
@@ -46,6 +46,8 @@ class NotOneCheckpoint(FileError):  # noqa: N818 - the folder may hold several
 def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
     """Find the checkpoint's file or index in this folder, and note what was passed over for it.
 
+    A distributed checkpoint is the folder itself.
+
     Raises:
         FileError: nothing there is one, or several files can be meant.
     """
@@ -55,6 +57,8 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
     except OSError as error:
         raise unreadable(str(folder), error) from None
     names = sorted(name for name, whether in is_folder.items() if not whether)
+    if metadata_files(names):
+        return folder, ()
     refuse_distributed_folder(folder, names, is_folder)
     ranks = _rank(names)
     if not ranks:
@@ -170,8 +174,8 @@ def _places(folder: Path) -> Iterator[Path]:
                 continue
             if entry.is_dir():
                 with os.scandir(entry) as inner:
-                    ranks = _rank([one.name for one in islice(inner, _MOST_ENTRIES)])
-                if ranks:
+                    names = [one.name for one in islice(inner, _MOST_ENTRIES)]
+                if metadata_files(names) or _rank(names):
                     with contextlib.suppress(FileError):  # several that can be meant
                         find_in_folder(Path(entry))
                         yield Path(entry)
