@@ -52,11 +52,15 @@ Content = Whole | Elements | Magnitude | Product
 
 
 class Slot(NamedTuple):
-    """A run of bytes of the output and what fills it."""
+    """A run of bytes of the output and what fills it.
+
+    `is_summed` tells whether the format records a checksum of it, where it records any.
+    """
 
     offset: int
     nbytes: int
     content: Content
+    is_summed: bool = True
 
 
 class Layout(NamedTuple):

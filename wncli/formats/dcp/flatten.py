@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from wncli.checkpoint.keys import Keys, OtherKey, Position
+from wncli.checkpoint.parts import Path
 from wncli.errors import FormatError, UsageError
 from wncli.formats.pickles.nodes import Dict, Node, entries_of, is_called
 from wncli.formats.pickles.writer import Edits
@@ -26,9 +27,6 @@ _DEEPEST = 64
 _LONGEST_INT = 64
 #: Mappings that have nothing but their items.
 _PLAIN = {"collections": ("OrderedDict", "defaultdict", "Counter"), "builtins": ("dict",)}
-
-#: The keys that lead to a value: text of mappings, numbers of lists.
-Path = tuple[str | int, ...]
 
 
 class Leaf(NamedTuple):

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from wncli.checkpoint.parts import Path
 from wncli.checkpoint.tensors import DType
 from wncli.errors import FormatError
-from wncli.formats.dcp.flatten import Path
+from wncli.formats.dcp.packing import Stored
 from wncli.formats.pickles.nodes import Built, Call, Dict, Global, Node, PersistentId
 from wncli.formats.pickles.writer import write_pickle
 
@@ -20,14 +21,6 @@ METADATA = ".metadata"
 _VERSION = "1.0.0"
 _PROTOCOL = 2
 _METADATA_MODULE = "torch.distributed.checkpoint.metadata"
-
-
-class Stored(NamedTuple):
-    """An item of the output: the file that it is in, its offset and length in bytes."""
-
-    file: str
-    offset: int
-    nbytes: int
 
 
 class Piece(NamedTuple):
