@@ -202,4 +202,5 @@ def kinds_of(start: bytes, nbytes: int) -> list[FileKind]:
 
 def written_format(checkpoint: Checkpoint) -> FormatName:
     """Give the format that keeps what a checkpoint is: TorchScript and legacy files are torch's."""
-    return next((name for name in FORMATS if name == checkpoint.format), "torch")
+    kind = checkpoint.format.partition(",")[0]  # "safetensors, distributed"
+    return next((name for name in FORMATS if name == kind), "torch")

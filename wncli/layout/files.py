@@ -13,7 +13,13 @@ from wncli.checkpoint.layout import Layout, Slot, Whole
 from wncli.checkpoint.output import Output, stored_nbytes
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import WnError
-from wncli.formats.huggingface.names import WHOLE_FILES, index_format, index_name, renamed
+from wncli.formats.huggingface.names import (
+    WHOLE_FILES,
+    index_format,
+    index_name,
+    numbered,
+    renamed,
+)
 from wncli.formats.huggingface.shard_files import resolve
 from wncli.formats.registry import FORMATS, FormatName, written_format
 from wncli.notes import Note
@@ -71,7 +77,9 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
     if target.max_shard is None and not checkpoint.shards:  # one file, in a folder of its own
         source = Path(checkpoint.name)
         name = source.name
-        if written_format(checkpoint) != target.format:
+        if checkpoint.parts:
+            (name,) = numbered(target.format, 1)
+        elif written_format(checkpoint) != target.format:
             known = name in WHOLE_FILES
             name = (
                 renamed(name, target.format)
