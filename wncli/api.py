@@ -506,6 +506,7 @@ def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and
             make_folder=options.make_folder,
             from_folder=from_folder,
         )
+        guards.refuse_among_parts(target, opened)
         plan = make_plan(opened)
         guards.refuse_without_state_dict(plan, target)
         if guards.has_nothing_to_do(plan, target):

@@ -138,7 +138,7 @@ def _checkpoint_in(target: Target) -> tuple[str, ...]:
     That is the one which the folder stands for, and whatever would be read before the new one:
     safetensors files come before torch files, and distributed checkpoints before both.
     """
-    from wncli.formats.distributed import distributed_files
+    from wncli.formats.distributed import files_of_distributed
     from wncli.formats.huggingface.folder import find_in_folder
     from wncli.formats.huggingface.index import read_index
     from wncli.storage.source import LocalSource
@@ -147,13 +147,13 @@ def _checkpoint_in(target: Target) -> tuple[str, ...]:
         return ()
     present = sorted(entry.name for entry in target.path.iterdir())
     formats = {"safetensors", target.format}
-    found = distributed_files(present)
-    found += [name for name in present if WHOLE_FILES.get(name) in formats]
+    found = [name for name in present if WHOLE_FILES.get(name) in formats]
     found += [name for name in present if index_format(name) in formats]
+    found += files_of_distributed(present)
     with contextlib.suppress(WnError):
         found.append(find_in_folder(target.path)[0].name)
     for name in [name for name in found if index_format(name)]:
         path = target.path / name
         with contextlib.suppress(WnError, OSError), path.open("rb", buffering=0) as file:
             found += read_index(LocalSource(str(path), file)).file_names
-    return tuple(dict.fromkeys(found))
+    return tuple(name for name in dict.fromkeys(found) if name in present)

@@ -17,17 +17,13 @@ from wncli.hints import free_path, inspecting, option, path_word
 ONE_METADATA = ".metadata"
 _METADATA = re.compile(r"(__\d+)?\.metadata")
 _ITEMS = ".distcp"
-_HF_SHARD = re.compile(r"shard-\d+-.*\.safetensors")
+#: A shard of one rank, whose number is in it.
+SHARD = re.compile(r"shard-(\d{1,9})-model-\d+-of-\d+\.safetensors")
 _DEEPSPEED = re.compile(r"(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 _WHOLE = re.compile(r"mp_rank_\d+_model_states\.pt")
 _LATEST = "latest"
 _SCRIPT = "zero_to_fp32.py"
 _LONGEST_TAG = 256
-
-
-def distributed_files(names: Iterable[str]) -> list[str]:
-    """Return those of a folder's files that are of a distributed checkpoint."""
-    return [name for name in names if _METADATA.fullmatch(name) or name.endswith(_ITEMS)]
 
 
 def metadata_files(names: Iterable[str]) -> list[str]:
@@ -37,6 +33,29 @@ def metadata_files(names: Iterable[str]) -> list[str]:
     """
     found = [name for name in names if _METADATA.fullmatch(name)]
     return [ONE_METADATA] if ONE_METADATA in found else found
+
+
+def shards_of_ranks(names: Iterable[str]) -> list[str]:
+    """Return which of these files are safetensors shards of ranks, if no index lists any."""
+    names = list(names)
+    if any(name.endswith(".index.json") for name in names):
+        return []
+    return [name for name in names if SHARD.fullmatch(name)]
+
+
+def is_distributed(names: Iterable[str]) -> bool:
+    """Whether the folder of these files is a distributed checkpoint that is read."""
+    names = list(names)
+    return bool(metadata_files(names) or shards_of_ranks(names))
+
+
+def files_of_distributed(names: Iterable[str]) -> list[str]:
+    """Return all that a distributed checkpoint consists of, of the files of its folder."""
+    names = list(names)
+    if not is_distributed(names):
+        return []
+    items = [name for name in names if name.endswith(_ITEMS)]
+    return [*filter(_METADATA.fullmatch, names), *items, *shards_of_ranks(names)]
 
 
 def refuse_distributed_folder(folder: Path, files: Iterable[str], folders: Iterable[str]) -> None:
@@ -59,16 +78,6 @@ def refuse_distributed_folder(folder: Path, files: Iterable[str], folders: Itera
             expected=".metadata beside them",
             found=few(items),
             hint="copy the whole folder, with its .metadata",
-        )
-    shards = [name for name in names if _HF_SHARD.fullmatch(name)]
-    if shards and not any(name.endswith(".index.json") for name in names):
-        raise FileError(
-            str(folder),
-            "these are shards of a distributed checkpoint: each has some rows of each tensor",
-            expected="one file with whole tensors, or shards with an index",
-            found=few(shards),
-            hint="load them with torch.distributed.checkpoint.load(state_dict, storage_reader="
-            f"HuggingFaceStorageReader({str(folder)!r})), and save the state dict",
         )
     _refuse_deepspeed(folder, names, sorted(folders))
 

@@ -145,11 +145,17 @@ def _read_all(path: Path, source: LocalSource, stack: ExitStack) -> tuple[Checkp
 
 def _read_distributed(folder: Path, stack: ExitStack) -> tuple[Checkpoint, Sources]:
     """Return what a folder of `torch.distributed.checkpoint` holds."""
-    from wncli.formats.dcp.reader import open_distributed
-    from wncli.formats.distributed import metadata_files
+    from wncli.formats.distributed import metadata_files, shards_of_ranks
 
-    names = metadata_files(os.listdir(folder))  # noqa: PTH208 - for the names alone
-    return open_distributed(folder, names, stack, _open)
+    with _reading(folder):
+        names = os.listdir(folder)  # noqa: PTH208 - for the names alone
+    if found := metadata_files(names):
+        from wncli.formats.dcp.reader import open_distributed
+
+        return open_distributed(folder, found, stack, _open)
+    from wncli.formats.dcp.shards import open_shards_of_ranks
+
+    return open_shards_of_ranks(folder, shards_of_ranks(names), stack, _open)
 
 
 def _read(source: Source) -> Checkpoint:

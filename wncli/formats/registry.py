@@ -228,6 +228,7 @@ def holds_a_tree(name: FormatName) -> bool:
 
 def written_format(checkpoint: Checkpoint) -> FormatName:
     """Give the format that keeps what a checkpoint is: TorchScript and legacy files are torch's."""
-    if checkpoint.parts:
+    kind = checkpoint.format.partition(",")[0]  # "safetensors, distributed"
+    if checkpoint.parts and not checkpoint.parts.is_safetensors:
         return "dcp"
-    return next((name for name in OFFERED if name == checkpoint.format), "torch")
+    return next((name for name in FORMATS if name == kind), "torch")

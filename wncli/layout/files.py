@@ -13,7 +13,13 @@ from wncli.checkpoint.layout import Layout, Slot, Whole
 from wncli.checkpoint.output import Output, stored_nbytes
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import WnError
-from wncli.formats.huggingface.names import WHOLE_FILES, index_format, index_name, renamed
+from wncli.formats.huggingface.names import (
+    WHOLE_FILES,
+    index_format,
+    index_name,
+    numbered,
+    renamed,
+)
 from wncli.formats.huggingface.shard_files import resolve
 from wncli.formats.registry import FOLDERS, FORMATS, FormatName, written_format
 from wncli.hints import setting
@@ -31,6 +37,8 @@ _COMPANIONS = frozenset(
     {".json", ".txt", ".md", ".model", ".py", ".yaml", ".yml", ".toml", ".jinja", ".tiktoken"}
 )
 _PAPERS = ("LICENSE", "LICENCE", "NOTICE", "README")
+#: What Lightning writes beside the tensors of a distributed checkpoint: hyperparameters and loops.
+_META = "meta.pt"
 #: Bytes; larger files are no config and no tokenizer.
 _SMALL = 64 << 20
 
@@ -63,7 +71,7 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
     """
     checkpoint = output.checkpoint
     if target.format in FOLDERS:
-        return _lay_out_folder(output, target, _companions(folder) if folder else ())
+        return _lay_out_folder(output, target, folder)
     lay_out_file = FORMATS[target.format].lay_out
     if not target.is_folder:
         # As torch.save has it: the file's name, unless it is no ASCII.
@@ -75,7 +83,9 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
     if target.max_shard is None and not checkpoint.shards:  # one file, in a folder of its own
         source = Path(checkpoint.name)
         name = source.name
-        if written_format(checkpoint) != target.format:
+        if checkpoint.parts:
+            (name,) = numbered(target.format, 1)
+        elif written_format(checkpoint) != target.format:
             known = name in WHOLE_FILES
             name = (
                 renamed(name, target.format)
@@ -102,8 +112,11 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
     return Outputs(target, tuple(files), index, companions, (*dict.fromkeys(notes), *along))
 
 
-def _lay_out_folder(output: Output, target: Target, companions: tuple[Path, ...]) -> Outputs:
+def _lay_out_folder(output: Output, target: Target, folder: Path | None) -> Outputs:
     """Lay out a format of folders, which has its own index and division into files."""
+    companions = _companions(folder) if folder else ()
+    if folder and output.checkpoint.parts and _is_small_file(folder / _META):
+        companions += (folder / _META,)
     found = FOLDERS[target.format].lay_out(output, str(target.path), target.max_shard)
     refuse_growth(
         output.checkpoint,

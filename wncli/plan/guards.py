@@ -89,6 +89,23 @@ def refuse_destination(  # noqa: PLR0913 - what it depends on
         check_output(target.path, force=force, takes_files=takes_files)
 
 
+def refuse_among_parts(target: Target, checkpoint: Checkpoint) -> None:
+    """Refuse to write into a distributed checkpoint, beside whose parts a new one would stand.
+
+    Raises:
+        FileError: that is so.
+    """
+    if checkpoint.parts is None or not target.is_folder or not target.path.is_dir():
+        return
+    if target.path.samefile(checkpoint.name):
+        raise FileError(
+            str(target.path),
+            phrase("{} is the distributed checkpoint itself", parameter("output")),
+            expected="another directory, or a file",
+            hint=phrase("choose another name: {}", path_text(free_path(target.path))),
+        )
+
+
 def existing_notes(target: Target) -> tuple[Note, ...]:
     """Note in a dry run that the output is there already, which a real one would refuse."""
     if not target.path.exists():

@@ -325,7 +325,7 @@ def dtype_of(node: Node) -> DType | None:
 
 
 def counts(node: Node) -> tuple[int, ...] | None:
-    """Return sizes or strides: a tuple, as it was when the tensor was made; None of anything else."""
+    """Return sizes or strides: a tuple, as when the tensor was made; None of anything else."""
     if is_called(node, "torch", "Size") and len(node.args) == 1 and not node.effects:
         node = node.args[0]
     if not isinstance(node, tuple) or len(node) > _MOST_DIMS:
