@@ -90,12 +90,14 @@ def refuse_destination(  # noqa: PLR0913 - what it depends on
 
 
 def refuse_among_parts(target: Target, checkpoint: Checkpoint) -> None:
-    """Refuse to write into a distributed checkpoint, beside whose parts a new one would stand.
+    """Refuse to write another format into a distributed checkpoint, beside whose parts it stood.
 
     Raises:
         FileError: that is so.
     """
-    if checkpoint.parts is None or not target.is_folder or not target.path.is_dir():
+    if checkpoint.parts is None or target.format in FOLDERS:
+        return
+    if not target.is_folder or not target.path.is_dir():
         return
     if target.path.samefile(checkpoint.name):
         raise FileError(
