@@ -14,7 +14,7 @@ from typing import NamedTuple
 from wncli.checkpoint.keys import Keys, OtherKey, Position
 from wncli.checkpoint.parts import Path
 from wncli.errors import FormatError, UsageError
-from wncli.formats.pickles.nodes import Dict, Node, entries_of, is_called
+from wncli.formats.pickles.nodes import Call, Dict, Node, entries_of, is_called
 from wncli.formats.pickles.writer import Edits
 from wncli.formats.torch.keys import spelled
 from wncli.formats.torch.modules import TENSOR, NameBudget
@@ -87,6 +87,8 @@ class _Flattening:
         self.values = values
         self.budget = budget
         self.where = budget.where
+        #: By the ids of lists and mappings.
+        self.entered: dict[int, bool] = {}
 
     def run(self, root: Node) -> Flat:
         if entries_of(root) is None:
@@ -119,9 +121,15 @@ class _Flattening:
         return Flat(tuple(found.values()), tuple(empty))
 
     def is_entered(self, node: Node) -> bool:
-        """Whether what is in a node has names of its own."""
-        if id(node) in self.values:
+        """Whether what is in a node has names of its own; what is shared is looked at once."""
+        if id(node) in self.values or not isinstance(node, (list, Dict, Call)):
             return False
+        if id(node) not in self.entered:
+            self.entered[id(node)] = self.has_names(node)
+        return self.entered[id(node)]
+
+    def has_names(self, node: Node) -> bool:
+        """Look into a node for what gives names to its items."""
         if isinstance(node, list):
             return self.leads_on(node)
         if entries_of(node) is None:

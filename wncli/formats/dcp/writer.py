@@ -44,6 +44,7 @@ from wncli.formats.torch.tensors import (
     requires_grad,
     storage_pid,
 )
+from wncli.formats.torch.versions import has_metadata
 from wncli.formats.torch.writer import EditedTree, TorchContent, edited_tree
 from wncli.formats.torch.zip_writer import lay_out_torch_zip
 from wncli.notes import Note
@@ -103,7 +104,7 @@ def lay_out_dcp(output: Output, folder: str, limit: int | None) -> FolderLayout:
             stored[item.name, item.number] = file.add(item)
         files.append((name, file.layout()))
     metadata = make_metadata([_record(one, stored) for one in made], stored.values(), folder)
-    notes = (*tree.notes, *_empty_notes(flat.empty), *_tie_notes(made))
+    notes = (*tree.notes, *_lost_notes(output, flat.empty), *_tie_notes(made))
     runs = tuple(
         (_run_of(slot, item.name), item.name)
         for one in made
@@ -154,6 +155,8 @@ class _Making:
         self.where = checkpoint.name
         self.kept = Kept(checkpoint)
         self.directions = _directions(output)
+        #: The items of values by the ids of their nodes, which names can share.
+        self.values: dict[int, Layout] = {}
         self.references = checkpoint.tree.references if checkpoint.tree else {}
         storages = {storage.identity: storage.nbytes for _, storage in self.references.values()}
         pickled = max(0, checkpoint.nbytes - sum(storages.values()))
@@ -217,10 +220,13 @@ class _Making:
             item = entry.item
             layout = self.kept.copied(item)
             return Packed(leaf.name, 0, layout, is_value=True, file=item.file, offset=item.offset)
-        build = self.tree.build
-        pickle, contents = build.finish(leaf.node, self.tree.protocol, self.tree.edits)
-        self.budget.spend(len(pickle))
-        layout = lay_out_torch_zip(TorchContent(pickle, (), contents, ()), _FOLDER)
+        layout = self.values.get(id(leaf.node))
+        if layout is None:
+            tree = self.tree
+            pickle, contents = tree.build.finish(leaf.node, tree.protocol, tree.edits)
+            layout = lay_out_torch_zip(TorchContent(pickle, (), contents, ()), _FOLDER)
+            self.values[id(leaf.node)] = layout
+        self.budget.spend(sum(len(data) for _, data in layout.fixed))
         return Packed(leaf.name, 0, layout, is_value=True)
 
 
@@ -238,10 +244,19 @@ def _of_tensor(dtype: DType, shape: tuple[int, ...], content: Content) -> Layout
     return lay_out_torch_zip(TorchContent(pickle, (), (content,), ()), _FOLDER)
 
 
-def _empty_notes(empty: Sequence[str]) -> list[Note]:
-    if not empty:
+def _lost_notes(output: Output, empty: Sequence[str]) -> list[Note]:
+    """Note what a distributed checkpoint has no place for."""
+    tree = output.checkpoint.tree
+    own = [part.state_dict.keys for part in output.state_dicts if not part.is_filled]
+    mappings = [tree.mappings[keys] for keys in own if tree and keys in tree.mappings]
+    lost = [f"empty dicts ({few(empty, 8)})"] if empty else []
+    if any(map(has_metadata, mappings)):
+        lost.append("the versions of modules (_metadata)")
+    if output.checkpoint.mark and not output.alone:
+        lost.append(f"the version mark {output.checkpoint.mark.decode()}")
+    if not lost:
         return []
-    message = f"distributed checkpoints have no empty dicts; left out: {few(empty, 8)}"
+    message = f"distributed checkpoints have no place for {' and '.join(lost)}, left out"
     return [Note("left-out", message)]
 
 
