@@ -6,7 +6,6 @@ The header of each says where its boxes are in the whole tensors. Source: PyTorc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
