@@ -206,10 +206,6 @@ def _stored(node: Node, where: str) -> Stored:
         if counts((offset, length)) is None:
             raise broken(where, f"an item of {file!r} has an impossible place")
         node = Stored(file, offset, length)
-    if not is_bare_name(node.file):
-        raise broken(
-            where, "an item does not stand beside it", "a bare file name", repr(node.file[:200])
-        )
     return node
 
 
@@ -260,7 +256,10 @@ def place(made: Metadata) -> Placed:
         found = stored.get(Index(name, offsets))
         if found is None:
             raise broken(where, f"no item is listed for {name!r}", "one for each chunk", "none")
-        number = numbers.setdefault(found.file, len(numbers))
+        number = numbers.get(found.file)
+        if number is None:
+            _refuse_path(found.file, where)
+            number = numbers[found.file] = len(numbers)
         return Item(number, found.offset, found.nbytes)
 
     for name, about in made.tensors.items():
@@ -279,6 +278,18 @@ def place(made: Metadata) -> Placed:
             )
         entries[name] = PartedTensor(name, path, dtype, shape, chunks)
     return Placed(entries, tuple(numbers))
+
+
+def _refuse_path(file: str, where: str) -> None:
+    """Refuse a file that does not stand beside the metadata.
+
+    Raises:
+        FormatError: its name leads elsewhere.
+    """
+    if not is_bare_name(file):
+        raise broken(
+            where, "an item does not stand beside it", "a bare file name", repr(file[:200])
+        )
 
 
 def _listed(boxes: Iterable[Box]) -> str:
