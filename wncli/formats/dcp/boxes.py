@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from wncli.checkpoint.parts import Chunk
@@ -97,6 +97,11 @@ def covers(shape: _Place, chunks: Sequence[Chunk]) -> bool:
     full = [chunk for chunk in chunks if math.prod(chunk.sizes)]
     if not math.prod(shape):
         return not full
+    if len(cut) == 1:
+        (axis,) = cut
+        return _follow(
+            sorted((chunk.offsets[axis], chunk.sizes[axis]) for chunk in full), shape[axis]
+        )
     if len(cut) > MOST_CUT:
         return False
     corners: Counter[_Place] = Counter()
@@ -104,6 +109,16 @@ def covers(shape: _Place, chunks: Sequence[Chunk]) -> bool:
         _add_corners(corners, [(chunk.offsets[axis], chunk.sizes[axis]) for axis in cut], 1)
     _add_corners(corners, [(0, shape[axis]) for axis in cut], -1)
     return not any(corners.values())
+
+
+def _follow(sides: Iterable[tuple[int, int]], end: int) -> bool:
+    """Whether these runs, sorted, follow each other from 0 on to the end."""
+    place = 0
+    for begin, size in sides:
+        if begin != place:
+            return False
+        place += size
+    return place == end
 
 
 def _add_corners(corners: Counter[_Place], sides: Sequence[tuple[int, int]], sign: int) -> None:

@@ -14,6 +14,7 @@ from wncli.checkpoint.parts import Chunk, Item, PartedTensor, PartedValue, Path
 from wncli.checkpoint.tensors import DType, count_elements
 from wncli.errors import FormatError
 from wncli.formats.dcp.boxes import covers
+from wncli.formats.dcp.glance import Box, Index, Sizes, Stored
 from wncli.formats.huggingface.shard_files import is_bare_name
 from wncli.formats.pickles.nodes import Built, Call, Dict, Global, Node, brief, entries_of
 from wncli.formats.pickles.reader import Pickle
@@ -23,23 +24,6 @@ _METADATA = "torch.distributed.checkpoint.metadata."
 _STORAGE_INFO = "torch.distributed.checkpoint.filesystem._StorageInfo"
 #: Keys that lead to a value in a nested state dict.
 _DEEPEST = 64
-
-Offsets = tuple[int, ...] | None
-
-
-class Box(NamedTuple):
-    """A chunk as the metadata lists it: where in its tensor it begins, and how large it is."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-class Stored(NamedTuple):
-    """Where an item stands: the name of its file, its offset and length in bytes."""
-
-    file: str
-    offset: int
-    nbytes: int
 
 
 @dataclass(slots=True)
@@ -55,7 +39,7 @@ class Metadata:
         default_factory=dict
     )
     paths: dict[str, Path] = field(default_factory=dict)
-    stored: dict[tuple[str, Offsets], Stored] = field(default_factory=dict)
+    stored: dict[Index, Stored] = field(default_factory=dict)
 
 
 def broken(where: str, problem: str, expected: str = "", found: str = "") -> FormatError:
@@ -149,7 +133,7 @@ def _dtype(properties: Node) -> DType | None:
 
 
 def _box(node: Node, shape: tuple[int, ...], name: str, where: str) -> Box:
-    if not isinstance(node, Box):
+    if type(node) is not Box:
         if _class_name(node) != f"{_METADATA}ChunkStorageMetadata":
             raise broken(where, f"a chunk of tensor {name!r} is none", found=brief(node))
         about = _attributes(node)
@@ -191,20 +175,20 @@ def _paths(node: Node, where: str) -> dict[str, Path]:
     return found
 
 
-def _index(node: Node, where: str) -> tuple[str, Offsets]:
-    if isinstance(node, tuple):  # read at a glance
+def _index(node: Node, where: str) -> Index:
+    if type(node) is Index:
         return node
     if _class_name(node) == f"{_METADATA}MetadataIndex":
         about = _attributes(node)
         name, offset = about.get("fqn"), about.get("offset")
         offsets = None if offset is None else counts(offset)
         if isinstance(name, str) and (offset is None or offsets is not None):
-            return name, offsets
+            return Index(name, offsets)
     raise broken(where, "an index in its storage_data is none", found=brief(node))
 
 
 def _stored(node: Node, where: str) -> Stored:
-    if not isinstance(node, Stored):
+    if type(node) is not Stored:
         about = _attributes(node)
         file, offset, length = map(about.get, ("relative_path", "offset", "length"))
         if _class_name(node) != _STORAGE_INFO or not isinstance(file, str):
@@ -222,10 +206,6 @@ def _stored(node: Node, where: str) -> Stored:
         if counts((offset, length)) is None:
             raise broken(where, f"an item of {file!r} has an impossible place")
         node = Stored(file, offset, length)
-    if not is_bare_name(node.file):
-        raise broken(
-            where, "an item does not stand beside it", "a bare file name", repr(node.file[:200])
-        )
     return node
 
 
@@ -272,11 +252,14 @@ def place(made: Metadata) -> Placed:
     entries: dict[str, PartedTensor | PartedValue] = {}
     where, stored = made.where, made.stored
 
-    def item(name: str, offsets: Offsets) -> Item:
-        found = stored.get((name, offsets))
+    def item(name: str, offsets: Sizes | None) -> Item:
+        found = stored.get(Index(name, offsets))
         if found is None:
             raise broken(where, f"no item is listed for {name!r}", "one for each chunk", "none")
-        number = numbers.setdefault(found.file, len(numbers))
+        number = numbers.get(found.file)
+        if number is None:
+            _refuse_path(found.file, where)
+            number = numbers[found.file] = len(numbers)
         return Item(number, found.offset, found.nbytes)
 
     for name, about in made.tensors.items():
@@ -295,6 +278,18 @@ def place(made: Metadata) -> Placed:
             )
         entries[name] = PartedTensor(name, path, dtype, shape, chunks)
     return Placed(entries, tuple(numbers))
+
+
+def _refuse_path(file: str, where: str) -> None:
+    """Refuse a file that does not stand beside the metadata.
+
+    Raises:
+        FormatError: its name leads elsewhere.
+    """
+    if not is_bare_name(file):
+        raise broken(
+            where, "an item does not stand beside it", "a bare file name", repr(file[:200])
+        )
 
 
 def _listed(boxes: Iterable[Box]) -> str:

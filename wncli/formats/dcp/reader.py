@@ -19,6 +19,7 @@ from wncli.checkpoint.parts import Chunk, PartedTensor, PartedValue, Parts
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import FormatError
 from wncli.formats.dcp.files import Files, ItemSource
+from wncli.formats.dcp.glance import MetadataGlance
 from wncli.formats.dcp.items import Run, find_tensor, read_item
 from wncli.formats.dcp.metadata import Placed, broken, place, read_metadata, union
 from wncli.formats.dcp.source import PartedSource
@@ -57,7 +58,7 @@ def open_distributed(
     nbytes = 0
     for name in sorted(names, key=natural):
         source = LocalSource(str(folder / name), stack.enter_context(open_file(folder / name)))
-        pickles.append(read_pickle(source, source.name))
+        pickles.append(read_pickle(source, source.name, glance=MetadataGlance()))
         if pickles[-1].nbytes != source.nbytes:
             raise broken(
                 source.name,
