@@ -12,8 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.default_planner import (
+    DefaultSavePlanner,
+    _EmptyStateDictLoadPlanner,
+)
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 
@@ -21,13 +30,21 @@ from tests.support.oracles import bits
 
 Tree = dict[str, Any]
 
+#: As many chunks does a tensor have that `Rows` writes.
+RANKS = 4
 
-def save_dcp(tree: Mapping[str, Any], folder: Path, **options: Any) -> Path:  # noqa: ANN401
+
+def save_dcp(
+    tree: Mapping[str, Any],
+    folder: Path,
+    planner: DefaultSavePlanner | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Path:
     """Write a distributed checkpoint from one process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         writer = FileSystemWriter(folder, **options)
-        _save_state_dict(dict(tree), storage_writer=writer, no_dist=True)
+        _save_state_dict(dict(tree), storage_writer=writer, planner=planner, no_dist=True)
     return folder
 
 
@@ -106,7 +123,34 @@ def hold_same_structure(folder: Path, reference: Path) -> None:
     assert found.version == expected.version
 
 
-def flat(dtype: torch.dtype, count: int = 6) -> Tensor:
-    """A tensor of bytes that differ, of any dtype."""
-    raw = torch.arange(count * dtype.itemsize, dtype=torch.int64).remainder(2).to(torch.uint8)
-    return raw.view(dtype)
+class Rows(DefaultSavePlanner):
+    """Writes tensors in chunks of rows, as each of several ranks writes its own."""
+
+    def create_local_plan(self) -> SavePlan:
+        plan = super().create_local_plan()
+        items = [part for item in plan.items for part in _cut(item)]
+        self.plan = SavePlan(items, planner_data=plan.planner_data)
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        whole: Tensor = self.state_dict[index.fqn]
+        if index.offset is None or not whole.ndim:
+            return whole
+        rows = -(-whole.shape[0] // RANKS)
+        return whole[index.offset[0] : index.offset[0] + rows].clone()
+
+
+def _cut(item: WriteItem) -> list[WriteItem]:
+    data = item.tensor_data
+    if data is None or not data.size or data.size[0] < RANKS:
+        return [item]
+    rows = -(-data.size[0] // RANKS)
+    found = []
+    for begin in range(0, data.size[0], rows):
+        offsets = torch.Size((begin, *[0] * (len(data.size) - 1)))
+        sizes = torch.Size((min(rows, data.size[0] - begin), *data.size[1:]))
+        chunk = ChunkStorageMetadata(offsets, sizes)
+        written = TensorWriteData(chunk, data.properties, data.size)
+        index = MetadataIndex(item.index.fqn, offsets)
+        found.append(WriteItem(index, WriteItemType.SHARD, tensor_data=written))
+    return found
