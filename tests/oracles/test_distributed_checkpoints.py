@@ -219,7 +219,7 @@ def test_any_run_of_the_source_has_the_bytes_of_all_that_stands_there(
             bits(at(state, entry.path or ()))[2] for entry in opened.parts.entries.values()
         )
         assert len(whole) < source.nbytes
-        random = Random(0)
+        random = Random(0)  # noqa: S311
         for _ in range(500):
             begin = random.randrange(len(whole))
             count = random.randrange(min(400, len(whole) - begin) + 1)

@@ -200,8 +200,8 @@ def _stored(node: Node, where: str) -> Stored:
                 "the items of this distributed checkpoint are compressed, or changed in other ways",
                 expected="items as torch.save writes them",
                 found=brief(tuple(packed) if isinstance(packed, list) else packed),
-                hint="load it with torch.distributed.checkpoint and the extension that wrote it,"
-                " and save it again without",
+                hint="load it with torch.distributed.checkpoint and its extension, and save it again"
+                " without",
             )
         if counts((offset, length)) is None:
             raise broken(where, f"an item of {file!r} has an impossible place")
