@@ -99,6 +99,7 @@ ADVICE = (
     "load it with torch.jit.load, and save it under a new name with torch.jit.save",
     "load the object with torch.package.PackageImporter and save its state_dict()",
     "load it with torch.distributed.checkpoint and its extension, and save it again without",
+    "load it with torch.distributed.checkpoint, make its tensors contiguous, and save it again",
     "save it again without serialization_format, or with HuggingFaceStorageWriter",
     "save it again without serialization_format and extensions, or copy the directory again",
     "copy or download the whole directory again",

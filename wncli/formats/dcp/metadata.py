@@ -133,15 +133,17 @@ def _dtype(properties: Node) -> DType | None:
 
 
 def _box(node: Node, shape: tuple[int, ...], name: str, where: str) -> Box:
-    if type(node) is not Box:
+    if isinstance(node, Box):
+        made = node
+    else:
         if _class_name(node) != f"{_METADATA}ChunkStorageMetadata":
             raise broken(where, f"a chunk of tensor {name!r} is none", found=brief(node))
         about = _attributes(node)
         offsets, sizes = counts(about.get("offsets")), counts(about.get("sizes"))
         if offsets is None or sizes is None:
             raise broken(where, f"a chunk of tensor {name!r} has an impossible size")
-        node = Box(offsets, sizes)
-    offsets, sizes = node
+        made = Box(offsets, sizes)
+    offsets, sizes = made
     is_inside = len(offsets) == len(sizes) == len(shape) and all(
         begin + size <= whole for begin, size, whole in zip(offsets, sizes, shape, strict=True)
     )
@@ -152,7 +154,7 @@ def _box(node: Node, shape: tuple[int, ...], name: str, where: str) -> Box:
             f"inside {list(shape)}",
             f"{list(sizes)} from {list(offsets)} on",
         )
-    return node
+    return made
 
 
 def _paths(node: Node, where: str) -> dict[str, Path]:
@@ -188,25 +190,25 @@ def _index(node: Node, where: str) -> Index:
 
 
 def _stored(node: Node, where: str) -> Stored:
-    if type(node) is not Stored:
-        about = _attributes(node)
-        file, offset, length = map(about.get, ("relative_path", "offset", "length"))
-        if _class_name(node) != _STORAGE_INFO or not isinstance(file, str):
-            raise broken(where, "its storage_data says of an item no place", found=brief(node))
-        packed = about.get("transform_descriptors")
-        if packed is not None:
-            raise FormatError(
-                where,
-                "the items of this distributed checkpoint are compressed, or changed in other ways",
-                expected="items as torch.save writes them",
-                found=brief(tuple(packed) if isinstance(packed, list) else packed),
-                hint="load it with torch.distributed.checkpoint and its extension, and save it again"
-                " without",
-            )
-        if counts((offset, length)) is None:
-            raise broken(where, f"an item of {file!r} has an impossible place")
-        node = Stored(file, offset, length)
-    return node
+    if isinstance(node, Stored):
+        return node
+    about = _attributes(node)
+    file, place = about.get("relative_path"), counts((about.get("offset"), about.get("length")))
+    if _class_name(node) != _STORAGE_INFO or not isinstance(file, str):
+        raise broken(where, "its storage_data says of an item no place", found=brief(node))
+    packed = about.get("transform_descriptors")
+    if packed is not None:
+        raise FormatError(
+            where,
+            "the items of this distributed checkpoint are compressed, or changed in other ways",
+            expected="items as torch.save writes them",
+            found=brief(tuple(packed) if isinstance(packed, list) else packed),
+            hint="load it with torch.distributed.checkpoint and its extension, and save it"
+            " again without",
+        )
+    if place is None:
+        raise broken(where, f"an item of {file!r} has an impossible place")
+    return Stored(file, *place)
 
 
 def union(found: Sequence[Metadata]) -> Metadata:
