@@ -283,6 +283,8 @@ def place(made: Metadata) -> Placed:
 
     for name, about in made.tensors.items():
         path = made.paths.get(name)
+        if path is not None and ".".join(map(str, path)) != name:  # PyTorch finds it by both
+            raise broken(where, f"the path of {name!r} is another's", name, brief(path))
         if about is None:
             entries[name] = PartedValue(name, path, item(name, None))
             continue
