@@ -219,7 +219,7 @@ def test_any_run_of_the_source_has_the_bytes_of_all_that_stands_there(
             bits(at(state, entry.path or ()))[2] for entry in opened.parts.entries.values()
         )
         assert len(whole) < source.nbytes
-        random = Random(0)
+        random = Random(0)  # noqa: S311
         for _ in range(500):
             begin = random.randrange(len(whole))
             count = random.randrange(min(400, len(whole) - begin) + 1)
@@ -283,7 +283,7 @@ def with_g_and_v(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 def items_of(folder: Path, prefix: str) -> list[tuple[Path, int, int]]:
     """The items of the entries whose names begin so: file, offset and length, as PyTorch has it."""
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     stored = FileSystemReader(folder).read_metadata().storage_data
     return [
@@ -332,7 +332,7 @@ def test_a_damaged_item_is_refused_and_found(wn_here: RunHere, tmp_path: Path) -
 def test_files_are_opened_in_turns_where_there_are_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
     state = {f"w.{number}": numbers(30, number + 1) for number in range(20)}
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -80,7 +80,7 @@ def spread(mesh: DeviceMesh) -> Tree:
 
 
 def training(mesh: DeviceMesh) -> Tree:
-    """What a training script saves: layers in both spellings, optimizers, and all kinds of values."""
+    """What a training script saves: layers of both spellings, optimizers, values of all kinds."""
     state = vocoder().state_dict()
     cut: Tree = {
         name: distribute_tensor(tensor, mesh, [Shard(0)]) if tensor.ndim else tensor
@@ -169,7 +169,7 @@ def write_all(folder: Path) -> None:
     whole = _gathered(training(mesh))
     if dist.get_rank() == 0:
         torch.save(whole, folder / "ranks.pt")
-    if count == 4:  # noqa: PLR2004 - two by two
+    if count == 4:  # two by two
         square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
         _save(folder, "square", of_two_axes(square))
     flat = {

@@ -34,6 +34,7 @@ class PartedTensor(NamedTuple):
     """A tensor that its chunks cover, each element once; the empty ones cover nothing.
 
     `path` is where it is in the nested state dict; None where nothing says so, and its name does.
+    `properties` are the node of the metadata that has the dtype.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PartedTensor(NamedTuple):
     dtype: DType
     shape: tuple[int, ...]
     chunks: tuple[Chunk, ...]
+    properties: object = None
 
 
 class PartedValue(NamedTuple):

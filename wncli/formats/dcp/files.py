@@ -17,6 +17,8 @@ from wncli.storage.source import LocalSource, truncated, unreadable
 
 #: Files that are open at once; with one file an item there can be any number.
 _MOST_OPEN = 200
+#: Bytes of an item that is kept whole, and of the ends of another one.
+_SHORT, _END = 1 << 16, 1 << 12
 
 
 class Files:
@@ -82,7 +84,10 @@ class Files:
 
 
 class ItemSource:
-    """An item as a file of its own; refusals name what it holds. A short one is read at once."""
+    """An item as a file of its own; refusals name what it holds.
+
+    Its ends, where a zip has all but the numbers of tensors, are read once and kept.
+    """
 
     number = 0
 
@@ -91,19 +96,25 @@ class ItemSource:
         self.nbytes = item.nbytes
         self.files = files
         self.item = item
-        self.held = b""
+        self.start = self.end = b""
 
     def hold(self) -> bytes:
-        """Read all of it, and keep that."""
-        self.held = self.read_at(0, self.nbytes, "an item")
-        return self.held
+        """Keep all of it where it is short, else its ends; return what it begins with."""
+        count = self.nbytes if self.nbytes <= _SHORT else _END
+        self.start = self.read_at(0, count, "an item")
+        if count < self.nbytes:
+            self.end = self.read_at(self.nbytes - count, count, "an item")
+        return self.start
 
     def read_at(self, offset: int, nbytes: int, what: str) -> bytes:
         """Read exactly `nbytes` at `offset`."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise truncated(self, what, offset + nbytes)
-        if self.held:
-            return self.held[offset : offset + nbytes]
+        if offset + nbytes <= len(self.start):
+            return self.start[offset : offset + nbytes]
+        behind = offset - self.nbytes + len(self.end)
+        if self.end and behind >= 0:
+            return self.end[behind : behind + nbytes]
         with self.files.use(self.item.file) as file:
             return file.read_at(self.item.offset + offset, nbytes, what)
 

@@ -48,7 +48,14 @@ def find_tensor(source: Source, begin: int, dtype: DType, shape: tuple[int, ...]
         found = f"{spec.dtype.label} {list(spec.shape)}" if spec else "no tensor"
         raise _disagreeing(source, f"{dtype.label} {list(shape)}", found)
     if not spec.is_contiguous:
-        raise _disagreeing(source, "a tensor in row-major order", f"strides {list(spec.strides)}")
+        raise FormatError(
+            source.name,
+            "the numbers of this tensor are stored in another order than its shape says",
+            expected="a tensor in row-major order",
+            found=f"strides {list(spec.strides)}",
+            hint="load it with torch.distributed.checkpoint, make its tensors contiguous, and save"
+            " it again",
+        )
     storage = spec.storage
     whole = storage.nbytes == spec.nbytes
     place = begin + storage.offset + spec.offset * dtype.itemsize
@@ -75,9 +82,9 @@ def read_item(source: Source) -> Value:
         archive.refuse_packed(member)
     archive.refuse_version()
     archive.refuse_big_endian()
-    member = archive.members.get("data.pkl")
-    if member is None:
+    if not archive.has("data.pkl"):
         raise _disagreeing(source, "a member data.pkl", "none")
+    member = archive.members["data.pkl"]
     where = f"{source.name}: data.pkl"
     if member.nbytes <= LONGEST_HELD:
         pickled = read_pickle(archive.read("data.pkl"), where)

@@ -16,7 +16,7 @@ from wncli.errors import FormatError
 from wncli.formats.dcp.boxes import covers
 from wncli.formats.dcp.glance import Box, Index, Sizes, Stored
 from wncli.formats.huggingface.shard_files import is_bare_name
-from wncli.formats.pickles.nodes import Built, Call, Dict, Global, Node, brief, entries_of
+from wncli.formats.pickles.nodes import Built, Call, Dict, Global, Node, brief
 from wncli.formats.pickles.reader import Pickle
 from wncli.formats.torch.tensors import QUANTIZED, counts, dtype_of
 
@@ -24,20 +24,31 @@ _METADATA = "torch.distributed.checkpoint.metadata."
 _STORAGE_INFO = "torch.distributed.checkpoint.filesystem._StorageInfo"
 #: Keys that lead to a value in a nested state dict.
 _DEEPEST = 64
+#: An object of the metadata has five.
+_MOST_ATTRIBUTES = 64
+#: Bytes that a chunk takes at least.
+_CHUNK = 16
+
+
+class Listed(NamedTuple):
+    """A tensor as the metadata lists it; `properties` are a node."""
+
+    dtype: DType
+    shape: Sizes
+    boxes: list[Box]
+    properties: Node
 
 
 @dataclass(slots=True)
 class Metadata:
     """What one metadata file says.
 
-    `tensors` are dtype, shape and boxes by name, None for a value; `paths` lead to each in the
-    nested state dict; `stored` are the items by the name and the place of the box, None for values.
+    `tensors` are None for what is a value; `paths` lead to each in the nested state dict; `stored`
+    are the items by the name and the place of the box, None for values.
     """
 
     where: str
-    tensors: dict[str, tuple[DType, tuple[int, ...], list[Box]] | None] = field(
-        default_factory=dict
-    )
+    tensors: dict[str, Listed | None] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
     stored: dict[Index, Stored] = field(default_factory=dict)
 
@@ -70,10 +81,12 @@ def read_metadata(pickled: Pickle, where: str) -> Metadata:
             expected="a pickle with state_dict_metadata and storage_data",
             found=brief(pickled.root),
         )
+    left = pickled.nbytes // _CHUNK
     for name, about in entries:
         if not isinstance(name, str):
             raise broken(where, "a name is no text", found=brief(name))
-        made.tensors[name] = _tensor(about, name, where)
+        made.tensors[name] = tensor = _tensor(about, name, where, left)
+        left -= len(tensor.boxes) if tensor else 0
     made.paths = _paths(top.get("planner_data"), where)
     for index, info in items:
         made.stored[_index(index, where)] = _stored(info, where)
@@ -81,17 +94,20 @@ def read_metadata(pickled: Pickle, where: str) -> Metadata:
 
 
 def _mapping(node: Node) -> Sequence[tuple[Node, Node]] | None:
-    return entries_of(node) if isinstance(node, Dict) else None
+    return node.entries if isinstance(node, Dict) else None
 
 
 def _attributes(node: Node) -> dict[str, Node]:
-    """Return the attributes of an object, as a dataclass is pickled."""
-    found: dict[str, Node] = {}
-    if isinstance(node, Call) and node.opcode in {"NEWOBJ", "OBJ"}:
-        for effect in node.effects:
-            if isinstance(effect, Built) and isinstance(effect.state, Dict):
-                found |= {key: value for key, value in effect.state.entries if type(key) is str}
-    return found
+    """Return the attributes of an object, as a dataclass is pickled; none where there are many.
+
+    One object can be listed any number of times.
+    """
+    if not isinstance(node, Call) or node.opcode != "NEWOBJ" or len(node.effects) != 1:
+        return {}
+    match node.effects[0]:
+        case Built(Dict(entries)) if len(entries) <= _MOST_ATTRIBUTES:
+            return {key: value for key, value in entries if type(key) is str}
+    return {}
 
 
 def _class_name(node: Node) -> str:
@@ -99,8 +115,8 @@ def _class_name(node: Node) -> str:
     return str(function) if isinstance(function, Global) else brief(node)
 
 
-def _tensor(node: Node, name: str, where: str) -> tuple[DType, tuple[int, ...], list[Box]] | None:
-    """Return a tensor's dtype, shape and boxes; None for what is no tensor."""
+def _tensor(node: Node, name: str, where: str, most: int) -> Listed | None:
+    """Return what is said of a tensor; None for what is no tensor."""
     kind = _class_name(node)
     if kind == f"{_METADATA}BytesStorageMetadata":
         return None
@@ -111,6 +127,8 @@ def _tensor(node: Node, name: str, where: str) -> tuple[DType, tuple[int, ...], 
     listed = about.get("chunks")
     if shape is None or not isinstance(listed, list):
         raise broken(where, f"tensor {name!r} has no size or no chunks")
+    if len(listed) > most:
+        raise broken(where, f"the chunks of tensor {name!r} are those of others, too")
     if dtype is None or dtype in QUANTIZED:
         found = brief(about.get("properties"))
         raise broken(where, f"tensor {name!r} has a dtype that is not read", found=found)
@@ -118,30 +136,31 @@ def _tensor(node: Node, name: str, where: str) -> tuple[DType, tuple[int, ...], 
     if numel is None or numel * dtype.itemsize >= 1 << 63:
         raise broken(where, f"tensor {name!r} claims more than any memory holds", found=f"{shape}")
     boxes = [_box(chunk, shape, name, where) for chunk in listed]
-    return dtype, shape, boxes
+    return Listed(dtype, shape, boxes, about["properties"])
 
 
 def _dtype(properties: Node) -> DType | None:
     """Return the dtype of the properties, which come as a tuple that begins with it."""
     if _class_name(properties).rpartition(".")[2] != "TensorProperties":
         return None
-    for effect in properties.effects:
-        match effect:
-            case Built((dtype, *_)):
-                return dtype_of(dtype)
+    match properties.effects:
+        case [Built((dtype, *_))]:
+            return dtype_of(dtype)
     return None
 
 
 def _box(node: Node, shape: tuple[int, ...], name: str, where: str) -> Box:
-    if type(node) is not Box:
+    if isinstance(node, Box):
+        made = node
+    else:
         if _class_name(node) != f"{_METADATA}ChunkStorageMetadata":
             raise broken(where, f"a chunk of tensor {name!r} is none", found=brief(node))
         about = _attributes(node)
         offsets, sizes = counts(about.get("offsets")), counts(about.get("sizes"))
         if offsets is None or sizes is None:
             raise broken(where, f"a chunk of tensor {name!r} has an impossible size")
-        node = Box(offsets, sizes)
-    offsets, sizes = node
+        made = Box(offsets, sizes)
+    offsets, sizes = made
     is_inside = len(offsets) == len(sizes) == len(shape) and all(
         begin + size <= whole for begin, size, whole in zip(offsets, sizes, shape, strict=True)
     )
@@ -152,7 +171,7 @@ def _box(node: Node, shape: tuple[int, ...], name: str, where: str) -> Box:
             f"inside {list(shape)}",
             f"{list(sizes)} from {list(offsets)} on",
         )
-    return node
+    return made
 
 
 def _paths(node: Node, where: str) -> dict[str, Path]:
@@ -188,25 +207,25 @@ def _index(node: Node, where: str) -> Index:
 
 
 def _stored(node: Node, where: str) -> Stored:
-    if type(node) is not Stored:
-        about = _attributes(node)
-        file, offset, length = map(about.get, ("relative_path", "offset", "length"))
-        if _class_name(node) != _STORAGE_INFO or not isinstance(file, str):
-            raise broken(where, "its storage_data says of an item no place", found=brief(node))
-        packed = about.get("transform_descriptors")
-        if packed is not None:
-            raise FormatError(
-                where,
-                "the items of this distributed checkpoint are compressed, or changed in other ways",
-                expected="items as torch.save writes them",
-                found=brief(tuple(packed) if isinstance(packed, list) else packed),
-                hint="load it with torch.distributed.checkpoint and the extension that wrote it,"
-                " and save it again without",
-            )
-        if counts((offset, length)) is None:
-            raise broken(where, f"an item of {file!r} has an impossible place")
-        node = Stored(file, offset, length)
-    return node
+    if isinstance(node, Stored):
+        return node
+    about = _attributes(node)
+    file, place = about.get("relative_path"), counts((about.get("offset"), about.get("length")))
+    if _class_name(node) != _STORAGE_INFO or not isinstance(file, str):
+        raise broken(where, "its storage_data says of an item no place", found=brief(node))
+    packed = about.get("transform_descriptors")
+    if packed is not None:
+        raise FormatError(
+            where,
+            "the items of this distributed checkpoint are compressed, or changed in other ways",
+            expected="items as torch.save writes them",
+            found=brief(tuple(packed) if isinstance(packed, list) else packed),
+            hint="load it with torch.distributed.checkpoint and its extension, and save it"
+            " again without",
+        )
+    if place is None:
+        raise broken(where, f"an item of {file!r} has an impossible place")
+    return Stored(file, *place)
 
 
 def union(found: Sequence[Metadata]) -> Metadata:
@@ -225,8 +244,8 @@ def union(found: Sequence[Metadata]) -> Metadata:
                 continue
             if known is None or about is None or known[:2] != about[:2]:
                 raise broken(one.where, f"{name!r} is another than in the first metadata file")
-            seen = set(known[2])
-            known[2].extend(box for box in about[2] if box not in seen)
+            seen = set(known.boxes)
+            known.boxes.extend(box for box in about.boxes if box not in seen)
         for name, path in one.paths.items():
             if made.paths.setdefault(name, path) != path:
                 raise broken(one.where, f"{name!r} stands elsewhere than in the first")
@@ -264,10 +283,12 @@ def place(made: Metadata) -> Placed:
 
     for name, about in made.tensors.items():
         path = made.paths.get(name)
+        if path is not None and ".".join(map(str, path)) != name:  # PyTorch finds it by both
+            raise broken(where, f"the path of {name!r} is another's", name, brief(path))
         if about is None:
             entries[name] = PartedValue(name, path, item(name, None))
             continue
-        dtype, shape, boxes = about
+        dtype, shape, boxes, properties = about
         chunks = tuple([Chunk(offsets, sizes, item(name, offsets)) for offsets, sizes in boxes])
         if not covers(shape, chunks):
             raise broken(
@@ -276,7 +297,7 @@ def place(made: Metadata) -> Placed:
                 f"chunks that cover {list(shape)}",
                 _listed(boxes),
             )
-        entries[name] = PartedTensor(name, path, dtype, shape, chunks)
+        entries[name] = PartedTensor(name, path, dtype, shape, chunks, properties)
     return Placed(entries, tuple(numbers))
 
 

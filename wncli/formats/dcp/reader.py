@@ -25,7 +25,7 @@ from wncli.formats.dcp.metadata import Placed, broken, place, read_metadata, uni
 from wncli.formats.dcp.source import PartedSource
 from wncli.formats.dcp.tree import nest
 from wncli.formats.pickles.nodes import Call, Node, PersistentId
-from wncli.formats.pickles.reader import LONGEST_HELD, Pickle, read_pickle
+from wncli.formats.pickles.reader import Pickle, read_pickle
 from wncli.formats.torch.calls import find_calls
 from wncli.formats.torch.state_dicts import read_tree
 from wncli.formats.torch.tensors import NewStorage, StorageId, make_tensor, storage_pid
@@ -159,6 +159,7 @@ class _Content:
     def find(self, tensor: PartedTensor, chunk: Chunk) -> Run:
         """Open the item of a chunk."""
         item = ItemSource(self.files, chunk.item, tensor.name)
+        item.hold()
         return find_tensor(item, chunk.item.offset, tensor.dtype, chunk.sizes)
 
     def read(self, pickles: Sequence[Pickle], nbytes: int) -> Checkpoint:
@@ -211,7 +212,8 @@ class _Content:
     def value(self, entry: PartedValue) -> Node:
         """Return what a value item holds; its storages stand in the source from now on."""
         item = ItemSource(self.files, entry.item, entry.name)
-        held = item.hold() if item.nbytes <= LONGEST_HELD else b""
+        start = item.hold()
+        held = start if len(start) == item.nbytes else b""
         if held in self.known:
             return self.known[held]
         pickled, storages = read_item(item)

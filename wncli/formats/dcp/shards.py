@@ -65,8 +65,8 @@ def open_shards_of_ranks(
     gathered: dict[str, _Gathered] = {}
     metadata: dict[str, str] = {}
     for number in range(len(names)):
-        with files.use(number) as source:
-            shard = read_safetensors(source)
+        with files.use(number) as file:
+            shard = read_safetensors(file)
         header = shard.metadata or {}
         places = _places(header, shard.name)
         for state_dict in shard.state_dicts:

@@ -60,7 +60,7 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
         raise unreadable(str(folder), error) from None
     names = sorted(name for name, whether in is_folder.items() if not whether)
     if is_distributed(names):
-        return folder, ()
+        return folder, _beside_parts([name for name in _rank(names) if not _SHARD.fullmatch(name)])
     refuse_distributed_folder(folder, names, is_folder)
     ranks = _rank(names)
     if all(map(_is_spare, ranks)):
@@ -113,6 +113,14 @@ def _rank(names: list[str]) -> dict[str, int]:
         group = spare if _is_spare(name) else ranks
         group[name] = _ORDER[WHOLE_FILES[name]] if name in WHOLE_FILES else _OTHER
     return ranks | indexes or spare
+
+
+def _beside_parts(names: Sequence[str]) -> tuple[Note, ...]:
+    """Note the other checkpoints in the folder of a distributed one, as Lightning's `meta.pt`."""
+    if not names:
+        return ()
+    message = f"the distributed checkpoint is read, and not {few(names)} beside it"
+    return (Note("passed-over", message, names[0]),)
 
 
 def _is_spare(name: str) -> bool:
