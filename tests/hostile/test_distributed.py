@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import wncli
-from tests.support.mutations import BYTES, pickle_opcodes, pickle_texts
+from tests.support.mutations import BYTES, PICKLE
 from tests.support.oracles import bits, load
 from tests.support.parted import along, at_random, item, put_parts
 from tests.support.refusals import hold_refused, snapshot
@@ -427,9 +427,6 @@ def test_boxes_that_no_cuts_make_cover_a_tensor_too(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "out.pt")["m"]["weight"], tensor)
 
 
-PICKLES = BYTES | {"pickle_opcodes": pickle_opcodes, "pickle_texts": pickle_texts}
-
-
 def sound_metadata(tmp_path: Path) -> list[bytes]:
     """Metadata as PyTorch pickles it, small and large."""
     state = dict(STATE) | {f"model.{n}.weight": torch.ones(4, n + 1) for n in range(8)}
@@ -441,7 +438,7 @@ def sound_metadata(tmp_path: Path) -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize("mutation", PICKLES)
+@pytest.mark.parametrize("mutation", PICKLE)
 def test_a_change_to_the_metadata_is_refused_or_another_checkpoint(
     mutation: str, tmp_path: Path
 ) -> None:
@@ -449,7 +446,7 @@ def test_a_change_to_the_metadata_is_refused_or_another_checkpoint(
     raw = (folder / ".metadata").read_bytes()
     random = Random(mutation)  # noqa: S311
     for _ in range(150):
-        (folder / ".metadata").write_bytes(PICKLES[mutation](raw, random))
+        (folder / ".metadata").write_bytes(PICKLE[mutation](raw, random))
         with contextlib.suppress(WnError):
             wncli.inspect(folder, check=True)
             wncli.convert(folder, tmp_path / "out.pt", force=True)
@@ -460,7 +457,7 @@ def names_in(raw: bytes) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutation", PICKLES)
+@pytest.mark.parametrize("mutation", PICKLE)
 def test_changed_metadata_is_what_it_is_to_pytorch_or_refused(
     mutation: str, tmp_path: Path
 ) -> None:
@@ -470,7 +467,7 @@ def test_changed_metadata_is_what_it_is_to_pytorch_or_refused(
     random = Random(mutation)  # noqa: S311
     compared = 0
     for _ in range(400):
-        changed = PICKLES[mutation](raw, random)
+        changed = PICKLE[mutation](raw, random)
         (folder / ".metadata").write_bytes(changed)
         try:
             wncli.convert(folder, tmp_path / "out.pt", force=True)
@@ -503,13 +500,13 @@ def said(made: Found) -> object:
     return tensors, made.paths, made.stored
 
 
-@pytest.mark.parametrize("mutation", PICKLES)
+@pytest.mark.parametrize("mutation", PICKLE)
 def test_what_is_read_at_a_glance_is_what_the_opcodes_say(mutation: str, tmp_path: Path) -> None:
     random = Random(mutation)  # noqa: S311
     glances = 0
     for raw in sound_metadata(tmp_path):
         for number in range(200):
-            data = PICKLES[mutation](raw, random) if number else raw
+            data = PICKLE[mutation](raw, random) if number else raw
             try:
                 fast = read_metadata(read_pickle(data, "x", glance=MetadataGlance()), "x")
             except WnError:

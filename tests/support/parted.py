@@ -83,6 +83,7 @@ def put_parts(  # noqa: PLR0913 - what is written, and how
     files: int = 2,
     edit: Edit | None = None,
     items: Mapping[str, bytes] | None = None,
+    checkpoint_id: str = "",
 ) -> Path:
     """Write a state dict whose names are paths.
 
@@ -93,6 +94,7 @@ def put_parts(  # noqa: PLR0913 - what is written, and how
         files: as many files have the items in turn.
         edit: changes the metadata before it is written.
         items: what to have in place of items, by name.
+        checkpoint_id: what the metadata calls the folder; its own name if empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {}
@@ -120,7 +122,9 @@ def put_parts(  # noqa: PLR0913 - what is written, and how
                 part = part.narrow(axis, place, count)
             put(MetadataIndex(name, begin, number), item(part.contiguous().clone()))
     paths: dict[str, tuple[str, ...]] = {name: tuple(name.split(".", 1)) for name in state}
-    made = Metadata(about, paths, stored, StorageMeta(checkpoint_id=folder), "1.0.0")
+    made = Metadata(
+        about, paths, stored, StorageMeta(checkpoint_id=checkpoint_id or folder), "1.0.0"
+    )
     if edit:
         edit(made)
     (folder / ".metadata").write_bytes(pickle.dumps(made, protocol=4))
