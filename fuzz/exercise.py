@@ -19,8 +19,10 @@ from wncli.checkpoint.naming import Naming
 from wncli.errors import WnError
 from wncli.report import Report
 
-Reader = Literal["safetensors", "torch-zip", "torch-legacy", "index"]
-READERS: tuple[Reader, ...] = ("safetensors", "torch-zip", "torch-legacy", "index")
+Reader = Literal["safetensors", "torch-zip", "torch-legacy", "index", "distributed"]
+READERS: tuple[Reader, ...] = ("safetensors", "torch-zip", "torch-legacy", "index", "distributed")
+#: What lists other files, by its name.
+LISTS = {"index": "*.json", "distributed": ".metadata"}
 SEEDS = Path(__file__).with_name("seeds")
 
 #: How many of the inputs are written; all are planned and laid out.
@@ -33,8 +35,8 @@ class UnsoundError(Exception):
 
 
 def seeds_of(reader: Reader) -> list[Path]:
-    """Return the sound files that are mutated; of indexes, not the shards that they list."""
-    return sorted((SEEDS / reader).glob("*.json" if reader == "index" else "*"))
+    """Return the sound files that are mutated, and not those that they list."""
+    return sorted((SEEDS / reader).glob(LISTS.get(reader, "*")))
 
 
 class Exercise:
@@ -42,10 +44,13 @@ class Exercise:
 
     def __init__(self, reader: Reader, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / "input"
+        self.path = self.broken = folder / "input"
+        if reader == "distributed":  # the folder is what is opened
+            shutil.copytree(SEEDS / reader, self.path, dirs_exist_ok=True)
+            self.broken = self.path / ".metadata"
         if reader == "index":
             shutil.copytree(SEEDS / reader, folder, dirs_exist_ok=True)
-            self.path = folder / "input.index.json"
+            self.path = self.broken = folder / "input.index.json"
 
     def run(self, data: bytes) -> bool:
         """Do all there is to do with one input; whether it was opened.
@@ -53,7 +58,7 @@ class Exercise:
         Raises:
             Exception: a finding, whatever it is: only answers and refusals are right.
         """
-        self.path.write_bytes(data)
+        self.broken.write_bytes(data)
         with bounded():
             try:
                 report = api.inspect(self.path)

@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import struct
+import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -23,6 +24,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch._utils import _rebuild_tensor_v2
+
+from tests.support.parted import along, put_parts
 
 SEEDS = Path(__file__).with_name("seeds")
 
@@ -249,6 +252,16 @@ def shards() -> dict[str, bytes]:
     return files
 
 
+def distributed() -> dict[str, bytes]:
+    """Make a distributed checkpoint: its metadata, and two files of items."""
+    state = {f"model.{name}": tensor for name, tensor in (hook() | parametrized()).items()}
+    cuts = {"model.a.weight_v": along(state["model.a.weight_v"], 1, (1, 2)),
+            "model.b.bias": along(state["model.b.bias"], 0, (1, 1))}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        put_parts(Path(folder), state | {"epoch": 3, "optim.lr": 0.5}, cuts, checkpoint_id="seed")
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 def main() -> None:
     """Write all seeds, over those that are there."""
     for folder, suffix, files in (
@@ -256,6 +269,7 @@ def main() -> None:
         ("torch-zip", ".pt", torch_zips()),
         ("torch-legacy", ".pt", torch_legacies()),
         ("index", "", shards()),
+        ("distributed", "", distributed()),
     ):
         place = SEEDS / folder
         place.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-READERS = ("safetensors", "torch-zip", "torch-legacy", "index")
+READERS = ("safetensors", "torch-zip", "torch-legacy", "index", "distributed")
 #: Bytes of the longest input; the seeds have less than half of them.
 LONGEST = 20_000
 
@@ -63,7 +63,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _seeds_of(reader: str) -> str:
-    return "*.json" if reader == "index" else "*"
+    return {"index": "*.json", "distributed": ".metadata"}.get(reader, "*")
 
 
 def _fuzz(options: argparse.Namespace, corpus: str, findings: Path, work: str) -> tuple[int, str]:

@@ -67,7 +67,7 @@ class Mutator:
 
     def __init__(self, reader: Reader, atheris: Any) -> None:  # noqa: ANN401 - it has no types
         from fuzz.exercise import seeds_of
-        from tests.support.mutations import BYTES, INDEX, LEGACY, SAFETENSORS, splice
+        from tests.support.mutations import BYTES, INDEX, LEGACY, PICKLE, SAFETENSORS, splice
         from tests.support.zip_mutations import ZIP
 
         tables: dict[Reader, dict[str, Mutation]] = {
@@ -75,6 +75,7 @@ class Mutator:
             "torch-zip": ZIP,
             "torch-legacy": LEGACY,
             "index": INDEX,
+            "distributed": PICKLE,
         }
         self.atheris = atheris
         self.opened = [seed.read_bytes() for seed in seeds_of(reader)]

@@ -16,7 +16,7 @@ from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.naming import SPELLINGS, Naming
 from wncli.errors import FileError, UsageError, WeightNormError, WnError
 from wncli.formats.open import open_checkpoint
-from wncli.formats.registry import FORMATS, FormatName
+from wncli.formats.registry import OFFERED, FormatName
 from wncli.hints import REFERENCE, Text, given, inspecting, parameter, path_word, phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Plan
@@ -482,7 +482,7 @@ def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and
     from wncli.plan.lower import lower_plan
 
     start = monotonic()
-    _check_choice("format", options.format, (None, *FORMATS))
+    _check_choice("format", options.format, (None, *OFFERED))
     _check_jobs(options.jobs)
     size = options.max_shard_size
     limit = parse_size(str(size)) if size is not None else None
@@ -506,6 +506,7 @@ def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and
             make_folder=options.make_folder,
             from_folder=from_folder,
         )
+        guards.refuse_among_parts(target, opened)
         plan = make_plan(opened)
         guards.refuse_without_state_dict(plan, target)
         if guards.has_nothing_to_do(plan, target):

@@ -197,9 +197,8 @@ def test_a_shard_of_a_distributed_checkpoint_is_refused(
     name = f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
     name = "model.safetensors" if is_renamed else name
     save_file(made, tmp_path / name, metadata)
-    hold_refused_everywhere(
-        wn_here, tmp_path, name, "distributed-shard", "some rows", "HuggingFaceStorageReader"
-    )
+    gathering = "HuggingFaceStorageReader" if is_renamed else "give the directory"
+    hold_refused_everywhere(wn_here, tmp_path, name, "distributed-shard", "some rows", gathering)
 
 
 def test_what_torch_writes_whole_with_sharding_info_is_folded(
@@ -279,18 +278,19 @@ def user(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dcp", "dcp/.metadata", "dcp/__0_0.distcp"])
-def test_a_dcp_folder_is_named_with_what_gathers_it(
+@pytest.mark.parametrize("name", ["dcp/.metadata", "dcp/__0_0.distcp", "."])
+def test_what_is_in_or_above_a_dcp_folder_is_named_with_the_folder(
     name: str, wn: Callable[..., Ran], user: Path
 ) -> None:
     state = {"model": dict(network().state_dict())}
+    folder = user / ("pytorch_model_fsdp_0" if name == "." else "dcp")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        save(state, checkpoint_id=user / "dcp")
-    (user / "dcp.pt").write_bytes(b"precious")
-    hold_hint_works(wn, user, name, "distributed checkpoint", "dcp_to_torch")
-    gathered = load(user / "dcp-2.pt")["model"]
-    assert all(torch.equal(gathered[key], value) for key, value in state["model"].items())
+        save(state, checkpoint_id=folder)
+    if name == ".":
+        torch.save({"last_epoch": 3}, user / "scheduler.bin")
+    listed = hold_hint_works(wn, user, name, "distributed checkpoint", f"wn inspect {folder.name}")
+    assert "blocks.0.weight" in listed
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -326,17 +326,21 @@ def test_deepspeed_folders_are_named_with_the_file_or_the_script(
         assert len(list(user.glob("ds-gathered*"))) == number
 
 
-def test_shards_of_a_distributed_checkpoint_are_named_as_a_folder(
+def test_shards_of_a_distributed_checkpoint_are_read_as_a_folder(
     wn: Callable[..., Ran], user: Path
 ) -> None:
+    model = network()
     for rank in (0, 1):
-        made, metadata = halved(dict(network().state_dict()), rank)
+        made, metadata = halved(dict(model.state_dict()), rank)
         name = f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
         save_file(made, user / name, metadata)
-    ran = wn("remove", ".", "../out.pt", cwd=user)
+    assert wn("remove", ".", "../out.pt", cwd=user).code == 0
+    torch.save(model.state_dict(), user.parent / "whole.pt")
+    assert wn("compare", "../out.pt", "../whole.pt", cwd=user).code == 0
+    (user / "shard-00001-model-00001-of-00001.safetensors").unlink()
+    ran = wn("remove", ".", "../out.pt", "--force", cwd=user)
     assert ran.code == 2
-    assert "some rows of each tensor" in ran.stderr
-    assert "HuggingFaceStorageReader" in ran.stderr
+    assert "missing: those of rank 1" in ran.stderr
 
 
 def test_what_distributed_folders_gather_to_is_folded(tmp_path: Path) -> None:

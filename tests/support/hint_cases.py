@@ -43,6 +43,7 @@ from tests.support.hint_files import (
     distributed,
     file,
     four_bits,
+    fsdp,
     interrupted,
     marked,
     no_torch_zip,
@@ -52,6 +53,7 @@ from tests.support.hint_files import (
     popping,
     script,
     several_in_folder,
+    sharded_by_ranks,
     shards,
     tar,
     typed,
@@ -575,16 +577,23 @@ INPUTS = {
     ),
     "bytes in front": Case(behind, f"wn inspect {IN}", "{tail -c +11 * > * && wn inspect *}"),
     "bytes in front of another zip": Case(no_torch_zip(b"#!/bin/sh\n"), f"wn inspect {IN}", ""),
-    "a distributed checkpoint": Case(
-        distributed, f"wn inspect {FOLDER}", "{python -m torch.* dcp_to_torch * *}"
+    "a part of a distributed checkpoint": Case(
+        distributed, f"cd {FOLDER} && wn inspect __0_0.distcp", "{wn inspect .}"
     ),
-    "a distributed checkpoint, by ranks": Case(
-        of_ranks, f"wn inspect {FOLDER}",
-        "load it with torch.distributed.checkpoint.load on as many ranks as wrote it",
+    "the metadata of one rank": Case(
+        of_ranks, f"cd {FOLDER} && wn inspect __0.metadata", "{wn inspect .}"
     ),
-    "a part of one": Case(
-        distributed, f"cd {FOLDER} && wn inspect __0_0.distcp",
-        "{python -m torch.* dcp_to_torch * *}"
+    "what accelerate saves": Case(
+        fsdp, f"wn inspect {FOLDER}", "{wn inspect */pytorch_model_fsdp_0*}"
+    ),
+    "a shard of one rank": Case(
+        sharded_by_ranks,
+        f"cd {FOLDER} && wn remove shard-00001-model-00001-of-00001.safetensors x.pt",
+        "give the directory, which has all of them: {wn inspect .}"
+    ),
+    "a distributed checkpoint in its own place": Case(
+        distributed, f"wn convert {FOLDER} {FOLDER}/ --force",
+        "choose another name: {*}", instead_of=f"{FOLDER}/",
     ),
     "a checkpoint of DeepSpeed": Case(
         deepspeed("step", *PARTS), f"wn inspect {FOLDER}", "{python *zero_to_fp32.py* * *}"

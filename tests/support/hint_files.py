@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
@@ -180,6 +181,28 @@ def distributed() -> None:
 def of_ranks() -> None:
     distributed()
     Path(f"{STEM} folder", ".metadata").rename(Path(f"{STEM} folder", "__0.metadata"))
+
+
+def fsdp() -> None:
+    distributed()
+    Path(f"{STEM} folder").rename("pytorch_model_fsdp_0")
+    Path(f"{STEM} folder").mkdir()
+    Path("pytorch_model_fsdp_0").rename(f"{STEM} folder/pytorch_model_fsdp_0")
+
+
+def sharded_by_ranks() -> None:
+    """As two ranks write them: the second has the last rows."""
+    folder = Path(f"{STEM} folder")
+    folder.mkdir()
+    for rank, rows in enumerate((slice(0, 1), slice(1, None))):
+        tensors = {name: tensor[rows].contiguous() for name, tensor in SOUND.items()}
+        places = {
+            name: {"saved_offsets": [rank, *(0 for _ in tensor.shape[1:])]}
+            for name, tensor in SOUND.items()
+        }
+        metadata = {"DCP_SHARDING_INFO": json.dumps(places), "format": "pt"}
+        path = folder / f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+        path.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
 def deepspeed(step: str = "step", *names: str, latest: str = "step") -> Callable[[], None]:

@@ -213,6 +213,13 @@ def _change_opcode(parts: list[bytes], random: Random) -> None:
 # -- legacy files -------------------------------------------------------------------------------
 
 
+#: Of a file that is one pickle.
+PICKLE: dict[str, Mutation] = BYTES | {
+    "pickle_opcodes": pickle_opcodes,
+    "pickle_texts": pickle_texts,
+}
+
+
 def legacy_pickles(data: bytes, random: Random) -> bytes:
     """Change the opcodes of one of the five pickles, mostly of the content and the keys."""
     which = random.choice((0, 1, 2, 3, 3, 3, 3, 3, 3, 4, 4))

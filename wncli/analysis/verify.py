@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from wncli.arithmetic.ulps import Difference, Tolerance
-from wncli.checkpoint.keys import Keys
-from wncli.checkpoint.keys import shown as as_text
+from wncli.checkpoint.keys import Keys, as_text, shown
 from wncli.checkpoint.layout import Elements, Magnitude, Product
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.output import Output, Result
@@ -41,7 +40,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
     output: Output,
     sources: Sources,
     written: Path,
-    shown: str,
+    called: str,
     notes: Sequence[Note],
     progress: Callable[[int], None],
     jobs: int | None,
@@ -52,7 +51,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         output: what was to be written.
         sources: the input's files.
         written: where the output stands so far.
-        shown: what to call it.
+        called: what to call it.
         notes: what the data showed: a weight with NaN or Inf has no g and v that give it back.
         progress: called with the bytes that have just been compared.
         jobs: threads at most.
@@ -68,18 +67,24 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
     with open_checkpoint(written) as (checkpoint, files):
         for file in files:
             for member in damaged_members(file):
-                raise _failed(shown, f"member {member} has not the checksum of what was written")
+                raise _failed(called, f"member {member} has not the checksum of what was written")
         tensors = {
             (state_dict.keys, spec.name): spec
             for state_dict in checkpoint.state_dicts
             for spec in state_dict.tensors
         }
         is_flat = not checkpoint.tree
+        has_texts = checkpoint.parts is not None
         matches = [
             match
             for part in output.state_dicts
             for result in part.results
-            for match in _matches(result, () if is_flat else part.keys, tensors, shown)
+            for match in _matches(
+                result,
+                () if is_flat else as_text(part.keys) if has_texts else part.keys,
+                tensors,
+                called,
+            )
         ]
 
         different = {_view(match): match for match in matches}
@@ -98,7 +103,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         for match in matches:
             where = f"{sources[0].name}: {match.name}"
             if not same[_view(match)] and where not in excused:
-                raise _failed(shown, f"{match.name} is not what it was made from")
+                raise _failed(called, f"{match.name} is not what it was made from")
         return sum(same[_view(match)] for match in matches)
 
 
@@ -122,11 +127,11 @@ def _forget_cached(written: Path) -> None:
 
 
 def _matches(
-    result: Result, keys: Keys, tensors: Mapping[tuple[Keys, str], TensorSpec], shown: str
+    result: Result, keys: Keys, tensors: Mapping[tuple[Keys, str], TensorSpec], called: str
 ) -> Iterator[_Match]:
     def written(name: str) -> TensorSpec:
         if (keys, name) not in tensors:
-            raise _failed(shown, f"{join(as_text(keys), name)} is missing")
+            raise _failed(called, f"{join(shown(keys), name)} is missing")
         return tensors[keys, name]
 
     if result.is_kept:
@@ -160,9 +165,9 @@ def _agree(match: _Match, sources: Sources, files: Sources, advance: Advance) ->
     return found.within
 
 
-def _failed(shown: str, what: str) -> FileError:
+def _failed(called: str, what: str) -> FileError:
     return FileError(
-        shown,
+        called,
         f"reading back what was written failed: {what}",
         hint="nothing has been put in its place; run it again, and check the disk and the memory",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.checkpoint.keys import Keys
+from wncli.checkpoint.parts import Parts
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.notes import Note
 
@@ -78,6 +79,7 @@ class Checkpoint:
     `would_run` is what that would run. `shards` are the files of a sharded one, in the order of
     their numbers (`Storage.file`), and `index` is the path of what lists them. `notes` are what
     opening it found that its reader should know. `mark` is what a torch zip has in place of PK.
+    `parts` is how a distributed one is stored.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Checkpoint:
     index: Path | None = None
     notes: tuple[Note, ...] = ()
     mark: bytes = b""
+    parts: Parts | None = None
 
 
 class Shard(NamedTuple):

@@ -29,6 +29,11 @@ Key = str | int | Position | OtherKey
 Keys = tuple[Key, ...]
 
 
+def as_text(keys: Keys) -> Keys:
+    """Return a path in a file in which the keys of all mappings are text."""
+    return tuple(key if isinstance(key, (str, Position)) else shown_key(key) for key in keys)
+
+
 def shown(keys: Keys) -> str:
     """Return a path for people: `generator`, `model.ema`; empty for the top."""
     return ".".join(map(shown_key, keys))

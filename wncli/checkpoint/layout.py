@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import Storage, TensorSpec
+from wncli.notes import Note
 
 #: Bytes and the place in the file where they go.
 Written = tuple[int, bytes]
@@ -51,11 +52,15 @@ Content = Whole | Elements | Magnitude | Product
 
 
 class Slot(NamedTuple):
-    """A run of bytes of the output and what fills it."""
+    """A run of bytes of the output and what fills it.
+
+    `is_summed` tells whether the format records a checksum of it, where it records any.
+    """
 
     offset: int
     nbytes: int
     content: Content
+    is_summed: bool = True
 
 
 class Layout(NamedTuple):
@@ -70,3 +75,17 @@ class Layout(NamedTuple):
     slots: tuple[Slot, ...]
     fixed: tuple[Written, ...]
     seal: Callable[[Sequence[int]], list[Written]] | None = None
+
+
+class FolderLayout(NamedTuple):
+    """Every file of an output that is a folder by its format.
+
+    `listing` is the name and content of what lists the files, `notes` is what the format has no
+    place for. `stored` are the runs of the input that the files hold, as often as they do, each
+    with the path of what is made of it.
+    """
+
+    files: tuple[tuple[str, Layout], ...]
+    listing: tuple[str, bytes]
+    notes: tuple[Note, ...]
+    stored: tuple[tuple[TensorSpec, str], ...]

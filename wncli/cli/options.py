@@ -210,7 +210,7 @@ MaxShardSize = Annotated[
     _output(
         "--max-shard-size",
         metavar="SIZE",
-        help="Write a folder of shards of at most SIZE, as 5GB, and their index.",
+        help="Write a folder of files of at most SIZE, as 5GB, and their index.",
     ),
 ]
 Rtol = Annotated[
@@ -228,7 +228,8 @@ Format = Annotated[
     _output(
         "--format",
         metavar=_one_of(FORMATS),
-        help="The format to write; otherwise OUTPUT's suffix says.",
+        help="The format to write; otherwise OUTPUT's suffix says. dcp is a directory, as "
+        "torch.distributed.checkpoint writes it.",
     ),
 ]
 Force = Annotated[bool, _safety("-f", "--force", help="Replace an existing OUTPUT.")]

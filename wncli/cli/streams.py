@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from wncli.errors import FileError, UsageError
-from wncli.formats.registry import FORMATS
+from wncli.formats.registry import FOLDERS, FORMATS
 from wncli.hints import setting
 from wncli.storage.signals import unfinished
 
@@ -110,12 +110,18 @@ def to_stdout(output: str, typed: Writing) -> Iterator[str]:
     if output != STREAM:
         yield output
         return
-    if typed.max_shard_size is not None or (_is_sharded(typed.checkpoint) and not typed.format):
+    is_folder = typed.format in FOLDERS
+    is_sharded = typed.max_shard_size is not None or _is_sharded(typed.checkpoint)
+    if is_folder or typed.max_shard_size is not None or (is_sharded and not typed.format):
         raise UsageError(
             STREAM,
-            "stdout takes one file, and shards are several",
+            f"stdout takes one file, and {typed.format} is a folder of several"
+            if is_folder
+            else "stdout takes one file, and shards are several",
             expected="one file",
-            hint="leave --max-shard-size out" if typed.max_shard_size else _ONE_FILE,
+            hint="leave --max-shard-size out"
+            if typed.max_shard_size and not is_folder
+            else _ONE_FILE,
         )
     if not typed.dry_run and (not sys.__stdout__ or sys.stdout.isatty()):
         what = "a terminal" if sys.__stdout__ else "closed"

@@ -131,7 +131,8 @@ class _Filling:
                 (afterwards if waits else tasks).append(task)
                 continue
             storage, offset, checksum = run
-            if checksum is None if self.layout.seal else storage.crc is not None:
+            records = self.layout.seal and slot.is_summed
+            if checksum is None if records else storage.crc is not None:
                 source = self.checked[storage.file]
                 copy = partial(self.copy_summed, index, source, offset, slot)
                 tasks.append(_Task(slot.nbytes, copy))

@@ -136,8 +136,9 @@ def _checkpoint_in(target: Target) -> tuple[str, ...]:
     """Return the files of the checkpoint in a folder that is to be replaced.
 
     That is the one which the folder stands for, and whatever would be read before the new one:
-    safetensors files come before torch files.
+    safetensors files come before torch files, and distributed checkpoints before both.
     """
+    from wncli.formats.distributed import files_of_distributed
     from wncli.formats.huggingface.folder import find_in_folder
     from wncli.formats.huggingface.index import read_index
     from wncli.storage.source import LocalSource
@@ -148,10 +149,11 @@ def _checkpoint_in(target: Target) -> tuple[str, ...]:
     formats = {"safetensors", target.format}
     found = [name for name in present if WHOLE_FILES.get(name) in formats]
     found += [name for name in present if index_format(name) in formats]
+    found += files_of_distributed(present)
     with contextlib.suppress(WnError):
         found.append(find_in_folder(target.path)[0].name)
     for name in [name for name in found if index_format(name)]:
         path = target.path / name
         with contextlib.suppress(WnError, OSError), path.open("rb", buffering=0) as file:
             found += read_index(LocalSource(str(path), file)).file_names
-    return tuple(dict.fromkeys(found))
+    return tuple(name for name in dict.fromkeys(found) if name in present)

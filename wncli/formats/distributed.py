@@ -1,4 +1,4 @@
-"""Recognizes the folders and files of distributed training, and says how to gather them.
+"""Recognizes the folders and files of distributed training, and says what to do with them.
 
 Sources: PyTorch `torch/distributed/checkpoint/` (`filesystem.py`, `hf_storage.py`), DeepSpeed
 `runtime/engine.py` (`save_checkpoint`).
@@ -14,9 +14,11 @@ from wncli.checkpoint.checkpoint import DISTRIBUTED
 from wncli.errors import FileError, FormatError, few
 from wncli.hints import free_path, inspecting, option, path_word
 
+ONE_METADATA = ".metadata"
 _METADATA = re.compile(r"(__\d+)?\.metadata")
 _ITEMS = ".distcp"
-_HF_SHARD = re.compile(r"shard-\d+-.*\.safetensors")
+#: A shard of one rank, whose number is in it.
+SHARD = re.compile(r"shard-(\d{1,9})-model-\d+-of-\d+\.safetensors")
 _DEEPSPEED = re.compile(r"(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 _WHOLE = re.compile(r"mp_rank_\d+_model_states\.pt")
 _LATEST = "latest"
@@ -24,8 +26,40 @@ _SCRIPT = "zero_to_fp32.py"
 _LONGEST_TAG = 256
 
 
+def metadata_files(names: Iterable[str]) -> list[str]:
+    """Return which of these files are the metadata of a distributed checkpoint.
+
+    That is one, which PyTorch reads; or one of each rank, where they were written without it.
+    """
+    found = [name for name in names if _METADATA.fullmatch(name)]
+    return [ONE_METADATA] if ONE_METADATA in found else found
+
+
+def shards_of_ranks(names: Iterable[str]) -> list[str]:
+    """Return which of these files are safetensors shards of ranks, if no index lists any."""
+    names = list(names)
+    if any(name.endswith(".index.json") for name in names):
+        return []
+    return [name for name in names if SHARD.fullmatch(name)]
+
+
+def is_distributed(names: Iterable[str]) -> bool:
+    """Whether the folder of these files is a distributed checkpoint that is read."""
+    names = list(names)
+    return bool(metadata_files(names) or shards_of_ranks(names))
+
+
+def files_of_distributed(names: Iterable[str]) -> list[str]:
+    """Return all that a distributed checkpoint consists of, of the files of its folder."""
+    names = list(names)
+    if not is_distributed(names):
+        return []
+    items = [name for name in names if name.endswith(_ITEMS)]
+    return [*filter(_METADATA.fullmatch, names), *items, *shards_of_ranks(names)]
+
+
 def refuse_distributed_folder(folder: Path, files: Iterable[str], folders: Iterable[str]) -> None:
-    """Name a folder that torch.distributed.checkpoint or DeepSpeed wrote.
+    """Name a folder of parts without their metadata, or one that DeepSpeed wrote.
 
     Args:
         folder: the folder.
@@ -36,14 +70,6 @@ def refuse_distributed_folder(folder: Path, files: Iterable[str], folders: Itera
         FileError: it is one.
     """
     names = sorted(files)
-    if any(map(_METADATA.fullmatch, names)):
-        raise FileError(
-            str(folder),
-            "this is a distributed checkpoint (torch.distributed.checkpoint), in parts",
-            expected="one file with whole tensors, or shards with an index",
-            found=few(names),
-            hint=gather_command(folder),
-        )
     items = [name for name in names if name.endswith(_ITEMS)]
     if items:
         raise FileError(
@@ -52,16 +78,6 @@ def refuse_distributed_folder(folder: Path, files: Iterable[str], folders: Itera
             expected=".metadata beside them",
             found=few(items),
             hint="copy the whole folder, with its .metadata",
-        )
-    shards = [name for name in names if _HF_SHARD.fullmatch(name)]
-    if shards and not any(name.endswith(".index.json") for name in names):
-        raise FileError(
-            str(folder),
-            "these are shards of a distributed checkpoint: each has some rows of each tensor",
-            expected="one file with whole tensors, or shards with an index",
-            found=few(shards),
-            hint="load them with torch.distributed.checkpoint.load(state_dict, storage_reader="
-            f"HuggingFaceStorageReader({str(folder)!r})), and save the state dict",
         )
     _refuse_deepspeed(folder, names, sorted(folders))
 
@@ -138,21 +154,15 @@ def refuse_distributed_file(path: Path, start: bytes) -> None:
 
 def distributed_file(path: Path, what: str) -> FormatError:
     """Make the refusal of one file of a distributed checkpoint."""
-    is_whole = any(map(_METADATA.fullmatch, (entry.name for entry in path.parent.iterdir())))
+    try:
+        is_whole = bool(metadata_files(entry.name for entry in path.parent.iterdir()))
+    except OSError:  # it is an item, whose name is no path
+        is_whole = False
     return FormatError(
         str(path),
         f"this is {what} (torch.distributed.checkpoint), not a checkpoint by itself",
-        expected="one file with whole tensors, or shards with an index",
-        hint=gather_command(path.parent)
+        expected="the directory that it is in",
+        hint=inspecting(path.parent)
         if is_whole
-        else "copy the whole folder, with its .metadata",
+        else "copy the whole folder, with its .metadata, and give the folder",
     )
-
-
-def gather_command(folder: Path) -> str:
-    """Return what makes one torch file of a folder that torch.distributed.checkpoint wrote."""
-    if not (folder / ".metadata").exists():  # each rank has written its own
-        return "load it with torch.distributed.checkpoint.load on as many ranks as wrote it"
-    gathered = free_path(_above(folder) / f"{folder.resolve().name}.pt")
-    module = "torch.distributed.checkpoint.format_utils"
-    return f"python -m {module} dcp_to_torch {path_word(folder)} {path_word(gathered)}"

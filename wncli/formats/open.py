@@ -49,6 +49,9 @@ def open_checkpoint(
 
         file, notes = find_in_folder(path)
     with ExitStack() as stack:
+        if is_folder and file == path:
+            yield _opened(*_read_distributed(path, stack), notes, for_weights=for_weights)
+            return
         source = LocalSource(str(file), stack.enter_context(_open(file)))
         # No name here keeps the checkpoint: who has it may want to forget what is no more needed.
         yield _opened(*_read_all(path, source, stack), notes, for_weights=for_weights)
@@ -138,6 +141,21 @@ def _read_all(path: Path, source: LocalSource, stack: ExitStack) -> tuple[Checkp
             notes = (Note("archive", message), *found.notes)
             return replace(found, format=f"NeMo, {found.format}", notes=notes), (window,)
     return _read(source), (source,)
+
+
+def _read_distributed(folder: Path, stack: ExitStack) -> tuple[Checkpoint, Sources]:
+    """Return what a folder of `torch.distributed.checkpoint` holds."""
+    from wncli.formats.distributed import metadata_files, shards_of_ranks
+
+    with _reading(folder):
+        names = os.listdir(folder)  # noqa: PTH208 - for the names alone
+    if found := metadata_files(names):
+        from wncli.formats.dcp.reader import open_distributed
+
+        return open_distributed(folder, found, stack, _open)
+    from wncli.formats.dcp.shards import open_shards_of_ranks
+
+    return open_shards_of_ranks(folder, shards_of_ranks(names), stack, _open)
 
 
 def _read(source: Source) -> Checkpoint:

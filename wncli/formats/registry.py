@@ -1,7 +1,7 @@
 """The one list of formats: how a file is recognised, read, named and laid out.
 
-A new format is a package beside this file, and a line in each of the two lists here. Readers and
-writers are imported when they are called.
+A new format is a package beside this file, and a line in the lists here. Readers and writers are
+imported when they are called.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from wncli.checkpoint.checkpoint import Checkpoint
-    from wncli.checkpoint.layout import Layout
+    from wncli.checkpoint.layout import FolderLayout, Layout
     from wncli.checkpoint.output import Output
     from wncli.notes import Note
     from wncli.storage.source import Source
 
-FormatName = Literal["safetensors", "torch", "npz"]
+FormatName = Literal["safetensors", "torch", "npz", "dcp"]
 
 #: Bytes from which every kind of file is known.
 LONGEST_START = 512
 
 
 class Format(NamedTuple):
-    """A format that can be written.
+    """A format of files that can be written.
 
     Attributes:
         name: as `--format` takes it.
@@ -41,6 +41,19 @@ class Format(NamedTuple):
     hub_stem: str
     holds_a_tree: bool
     lay_out: Callable[[Output, str], tuple[Layout, tuple[Note, ...]]]
+
+
+class FolderFormat(NamedTuple):
+    """A format of folders that can be written; all of them hold a tree.
+
+    Attributes:
+        name: as `--format` takes it.
+        lay_out: gives every file of a folder of this name, and what lists them. Of the bytes of
+            tensors, a file holds so many if that is given and can be.
+    """
+
+    name: FormatName
+    lay_out: Callable[[Output, str, int | None], FolderLayout]
 
 
 class FileKind(NamedTuple):
@@ -77,6 +90,12 @@ def _lay_out_npz(output: Output, _stem: str) -> tuple[Layout, tuple[Note, ...]]:
     from wncli.formats.numpy.writer import lay_out_npz
 
     return lay_out_npz(output)
+
+
+def _lay_out_dcp(output: Output, folder: str, limit: int | None) -> FolderLayout:
+    from wncli.formats.dcp.writer import lay_out_dcp
+
+    return lay_out_dcp(output, folder, limit)
 
 
 def _begins_zip(start: bytes, _nbytes: int) -> bool:
@@ -180,8 +199,10 @@ FORMATS: dict[FormatName, Format] = {
         lay_out=_lay_out_npz,
     ),
 }
+FOLDERS: dict[FormatName, FolderFormat] = {"dcp": FolderFormat("dcp", _lay_out_dcp)}
 #: In the order in which they are offered: first what holds everything that is in a file.
-OFFERED = tuple(sorted(FORMATS, key=lambda name: not FORMATS[name].holds_a_tree))
+OF_FILES = tuple(sorted(FORMATS, key=lambda name: not FORMATS[name].holds_a_tree))
+OFFERED = (*OF_FILES, *FOLDERS)
 #: Which format a file's suffix names.
 SUFFIXES: dict[str, FormatName] = {
     suffix: made.name for made in FORMATS.values() for suffix in made.suffixes
@@ -200,6 +221,14 @@ def kinds_of(start: bytes, nbytes: int) -> list[FileKind]:
     return [kind for kind in FILE_KINDS if kind.begins(start, nbytes)]
 
 
+def holds_a_tree(name: FormatName) -> bool:
+    """Whether a format holds several state dicts, and what is no tensor."""
+    return name in FOLDERS or FORMATS[name].holds_a_tree
+
+
 def written_format(checkpoint: Checkpoint) -> FormatName:
     """Give the format that keeps what a checkpoint is: TorchScript and legacy files are torch's."""
-    return next((name for name in FORMATS if name == checkpoint.format), "torch")
+    kind = checkpoint.format.partition(",")[0]  # "safetensors, distributed"
+    if checkpoint.parts and not checkpoint.parts.is_safetensors:
+        return "dcp"
+    return next((name for name in FORMATS if name == kind), "torch")

@@ -13,11 +13,19 @@ from wncli.checkpoint.layout import Layout, Slot, Whole
 from wncli.checkpoint.output import Output, stored_nbytes
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import WnError
-from wncli.formats.huggingface.names import WHOLE_FILES, index_format, index_name, renamed
+from wncli.formats.huggingface.names import (
+    WHOLE_FILES,
+    index_format,
+    index_name,
+    numbered,
+    renamed,
+)
 from wncli.formats.huggingface.shard_files import resolve
-from wncli.formats.registry import FORMATS, FormatName, written_format
+from wncli.formats.registry import FOLDERS, FORMATS, FormatName, written_format
+from wncli.hints import setting
 from wncli.notes import Note
 from wncli.plan.destination import beside
+from wncli.plan.guards import refuse_growth
 from wncli.plan.shards import ShardOutput, keep_shards, split_by_size
 
 if TYPE_CHECKING:
@@ -29,6 +37,8 @@ _COMPANIONS = frozenset(
     {".json", ".txt", ".md", ".model", ".py", ".yaml", ".yml", ".toml", ".jinja", ".tiktoken"}
 )
 _PAPERS = ("LICENSE", "LICENCE", "NOTICE", "README")
+#: What Lightning writes beside the tensors of a distributed checkpoint: hyperparameters and loops.
+_META = "meta.pt"
 #: Bytes; larger files are no config and no tokenizer.
 _SMALL = 64 << 20
 
@@ -60,6 +70,8 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
         WnError: the format, or a folder of shards, cannot hold it.
     """
     checkpoint = output.checkpoint
+    if target.format in FOLDERS:
+        return _lay_out_folder(output, target, folder)
     lay_out_file = FORMATS[target.format].lay_out
     if not target.is_folder:
         # As torch.save has it: the file's name, unless it is no ASCII.
@@ -71,7 +83,9 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
     if target.max_shard is None and not checkpoint.shards:  # one file, in a folder of its own
         source = Path(checkpoint.name)
         name = source.name
-        if written_format(checkpoint) != target.format:
+        if checkpoint.parts:
+            (name,) = numbered(target.format, 1)
+        elif written_format(checkpoint) != target.format:
             known = name in WHOLE_FILES
             name = (
                 renamed(name, target.format)
@@ -96,6 +110,22 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
         notes += found
     index = _index(output, target.format, files) if len(files) > 1 else None
     return Outputs(target, tuple(files), index, companions, (*dict.fromkeys(notes), *along))
+
+
+def _lay_out_folder(output: Output, target: Target, folder: Path | None) -> Outputs:
+    """Lay out a format of folders, which has its own index and division into files."""
+    companions = _companions(folder) if folder else ()
+    if folder and output.checkpoint.parts and _is_small_file(folder / _META):
+        companions += (folder / _META,)
+    found = FOLDERS[target.format].lay_out(output, str(target.path), target.max_shard)
+    refuse_growth(
+        output.checkpoint,
+        found.stored,
+        lambda paths: setting(drop=list(paths)),
+        stores_ties=True,
+    )
+    notes = found.notes + _companion_notes(companions)
+    return Outputs(target, found.files, found.listing, companions, notes)
 
 
 def _lost_with_files(output: Output, shards: Sequence[ShardOutput]) -> tuple[Note, ...]:

@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.errors import UsageError
-from wncli.formats.registry import FORMATS, OFFERED, SUFFIXES, FormatName, written_format
+from wncli.formats.registry import (
+    FOLDERS,
+    FORMATS,
+    OF_FILES,
+    SUFFIXES,
+    FormatName,
+    written_format,
+)
 from wncli.hints import Text, either, given, parameter, path_text, phrase, setting
 from wncli.notes import Note
 
@@ -20,9 +27,9 @@ _UNITS = {
 
 
 class Target(NamedTuple):
-    """One file, or a folder of shards and their index.
+    """One file, or a folder of several and their index.
 
-    In a folder, `max_shard` are the bytes of tensors that a shard may hold; None keeps the input's
+    In a folder, `max_shard` are the bytes of tensors that a file may hold; None keeps the input's
     own division.
     """
 
@@ -43,9 +50,10 @@ def decide_target(  # noqa: PLR0913 - what it depends on
 ) -> Target:
     """Read OUTPUT as it was typed.
 
-    A folder is meant where a size for shards is given or OUTPUT ends with a slash, and, without a
-    suffix, where the input was one (`from_folder`). A single file goes into an existing folder, as
-    `cp` does it, unless OUTPUT has the name that it is to have (`is_named`).
+    A folder is meant where the format is one of folders, where a size for shards is given or OUTPUT
+    ends with a slash, and, without a suffix, where the input was one (`from_folder`). A single
+    file goes into an existing folder, as `cp` does it, unless OUTPUT has the name that it is to
+    have (`is_named`).
 
     Raises:
         UsageError: the suffix says no format.
@@ -54,17 +62,18 @@ def decide_target(  # noqa: PLR0913 - what it depends on
     suffix = path.suffix.lower()
     slash = output.endswith(("/", os.sep))
     kept = written_format(checkpoint)
-    enters = os.path.isdir(path)  # noqa: PTH112 - which takes names that are too long, too
-    if max_shard is None and not from_folder and not is_named and enters:
-        return Target(beside(path, Path(checkpoint.name), chosen), chosen or kept)
-    if max_shard is None and not slash and (suffix in SUFFIXES or not from_folder):
-        return Target(path, chosen or format_of(path, checkpoint))
+    is_folder = chosen in FOLDERS or (kept in FOLDERS and not chosen and suffix not in SUFFIXES)
+    if max_shard is None and not is_folder:
+        enters = os.path.isdir(path)  # noqa: PTH112 - which takes names that are too long, too
+        if not from_folder and not is_named and enters:
+            return Target(beside(path, Path(checkpoint.name), chosen), chosen or kept)
+        if not slash and (suffix in SUFFIXES or not from_folder):
+            return Target(path, chosen or format_of(path, checkpoint))
     if suffix in SUFFIXES:
+        what = "a folder" if is_folder else "a folder of shards"
         raise UsageError(
             output,
-            phrase(
-                "{} is to be a folder of shards, and has the suffix of a file", parameter("output")
-            ),
+            phrase("{} is to be {}, and has the suffix of a file", parameter("output"), what),
             expected="a folder's name",
             hint=phrase(
                 "{}{}{}",
@@ -102,7 +111,7 @@ def format_of(output: Path, checkpoint: Checkpoint) -> FormatName:
         str(output),
         f"the suffix {output.suffix} does not say which format to write",
         expected=", ".join(SUFFIXES),
-        hint=either(setting(format=name) for name in OFFERED),
+        hint=either(setting(format=name) for name in OF_FILES),
     )
 
 
@@ -113,7 +122,7 @@ def beside(folder: Path, checkpoint: Path, chosen: FormatName | None) -> Path:
     suffix = checkpoint.suffix.lower()
     if chosen is None or SUFFIXES.get(suffix) == chosen:
         return folder / checkpoint.name
-    new = FORMATS[chosen].suffixes[0]
+    new = "" if chosen in FOLDERS else FORMATS[chosen].suffixes[0]
     known = suffix in SUFFIXES
     return folder / (checkpoint.stem + new if known else checkpoint.name + new)
 

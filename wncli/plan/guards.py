@@ -13,7 +13,7 @@ from wncli.checkpoint.output import Output, OutputStateDict, Result
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FileError, FormatError, UsageError, WeightNormError, WnError, few
 from wncli.formats.open import open_checkpoint
-from wncli.formats.registry import FORMATS
+from wncli.formats.registry import FOLDERS, holds_a_tree
 from wncli.hints import (
     Text,
     either,
@@ -89,6 +89,25 @@ def refuse_destination(  # noqa: PLR0913 - what it depends on
         check_output(target.path, force=force, takes_files=takes_files)
 
 
+def refuse_among_parts(target: Target, checkpoint: Checkpoint) -> None:
+    """Refuse to write another format into a distributed checkpoint, beside whose parts it stood.
+
+    Raises:
+        FileError: that is so.
+    """
+    if checkpoint.parts is None or target.format in FOLDERS:
+        return
+    if not target.is_folder or not target.path.is_dir():
+        return
+    if target.path.samefile(checkpoint.name):
+        raise FileError(
+            str(target.path),
+            phrase("{} is the distributed checkpoint itself", parameter("output")),
+            expected="another directory, or a file",
+            hint=phrase("choose another name: {}", path_text(free_path(target.path))),
+        )
+
+
 def existing_notes(target: Target) -> tuple[Note, ...]:
     """Note in a dry run that the output is there already, which a real one would refuse."""
     if not target.path.exists():
@@ -154,8 +173,8 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
             or is out of all proportion to the file.
     """
     checkpoint = plan.checkpoint
-    holds_a_tree = FORMATS[target.format].holds_a_tree
-    if holds_a_tree:
+    keeps_tree = holds_a_tree(target.format)
+    if keeps_tree:
         _refuse_objects(plan)
     refuse_ambiguity(checkpoint)
     refuse_damage(checkpoint)
@@ -171,7 +190,7 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
         [
             (spec, (part, action))
             for spec, (part, action) in used
-            if not (holds_a_tree and isinstance(action, Copy))  # which keeps storages
+            if not (keeps_tree and isinstance(action, Copy))  # which keeps storages
         ],
         _without,
     )
@@ -182,7 +201,7 @@ def refuse(plan: Plan, target: Target, *, verify: bool) -> None:
         refuse_growth(checkpoint, used, lambda _: hint)
     _refuse_calls(plan)
     _refuse_several(plan, target)
-    if not holds_a_tree:
+    if not keeps_tree:
         for spec, (part, _) in used:
             path = join(part.state_dict.root, spec.name)
             refuse_expansion(checkpoint, spec, drop=[path])
@@ -195,7 +214,7 @@ def refuse_without_state_dict(plan: Plan, target: Target) -> None:
         FormatError: that is so.
     """
     checkpoint = plan.checkpoint
-    repacks = plan.command == "convert" and checkpoint.tree and FORMATS[target.format].holds_a_tree
+    repacks = plan.command == "convert" and checkpoint.tree and holds_a_tree(target.format)
     if not plan.parts and checkpoint.entries and not repacks:
         found = ", ".join(f"{entry.path}: {entry.summary}" for entry in checkpoint.entries[:3])
         raise FormatError(
@@ -219,10 +238,14 @@ def has_nothing_to_do(plan: Plan, target: Target) -> bool:
 
 def _refuse_several(plan: Plan, target: Target) -> None:
     """Refuse to write several state dicts, or none, where there is a place for one."""
-    is_sharded = target.is_folder and (target.max_shard or plan.checkpoint.shards)
+    is_sharded = (
+        target.is_folder
+        and target.format not in FOLDERS
+        and (target.max_shard or plan.checkpoint.shards)
+    )
     is_joined = len(plan.parts) > 1 and all(part.keys == plan.parts[0].keys for part in plan.parts)
     is_one = len(plan.parts) == 1 or is_joined
-    if is_one or (FORMATS[target.format].holds_a_tree and not is_sharded):
+    if is_one or (holds_a_tree(target.format) and not is_sharded):
         return
     roots = [part.state_dict.root for part in plan.parts]
     holder = "a sharded checkpoint" if is_sharded else target.format
@@ -330,6 +353,8 @@ def refuse_growth(
     checkpoint: Checkpoint,
     owned: Iterable[tuple[TensorSpec, Owner]],
     hint: Callable[[Iterable[Owner]], str],
+    *,
+    stores_ties: bool = False,
 ) -> None:
     """Hold what tensors over shared storages would take together against the size of their file.
 
@@ -337,6 +362,7 @@ def refuse_growth(
         checkpoint: the file.
         owned: the tensors, each with what it is part of.
         hint: leaves those out.
+        stores_ties: what is tied takes its bytes under each of its names.
 
     Raises:
         FormatError: a few bytes would be written, or read, over and over.
@@ -345,19 +371,24 @@ def refuse_growth(
     allowed = checkpoint.nbytes + _EXPANSION
     if sum(spec.nbytes for spec, _ in left) <= allowed:  # whatever they share
         return
-    grown = _growth(spec for spec, _ in left)
+
+    def growth() -> int:
+        specs = [spec for spec, _ in left]
+        return _growth(specs if stores_ties else {spec.view: spec for spec in specs}.values())
+
+    grown = growth()
     if grown <= allowed:
         return
     left.sort(key=lambda item: item[0].nbytes)
     without: dict[str, Owner] = {}
-    while len(without) < _MOST_HINTS and _growth(spec for spec, _ in left) > allowed:
+    while len(without) < _MOST_HINTS and growth() > allowed:
         owner = left.pop()[1]
         without.setdefault(hint([owner]), owner)
     raise FormatError(
         checkpoint.name,
         f"the expanded tensors would take {grown:,} bytes more than they are stored in",
         expected=f"no more than the file and {_EXPANSION:,} bytes",
-        hint="" if _growth(spec for spec, _ in left) > allowed else hint(without.values()),
+        hint="" if growth() > allowed else hint(without.values()),
     )
 
 
@@ -365,7 +396,7 @@ def _growth(specs: Iterable[TensorSpec]) -> int:
     """Return the bytes that these tensors would take beyond those that they are stored in."""
     taken: dict[tuple[int, str], int] = {}
     held: dict[tuple[int, str], int] = {}
-    for spec in {spec.view: spec for spec in specs}.values():
+    for spec in specs:
         identity = spec.storage.identity
         taken[identity] = taken.get(identity, 0) + spec.nbytes
         held[identity] = spec.storage.nbytes

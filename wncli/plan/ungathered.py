@@ -16,6 +16,8 @@ from wncli.checkpoint.checkpoint import SHARDING_INFO, Checkpoint, StateDict
 from wncli.checkpoint.naming import read_half, split
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FormatError, few
+from wncli.formats.distributed import SHARD
+from wncli.hints import inspecting, phrase
 from wncli.notes import Note
 from wncli.plan.survey import Survey
 
@@ -54,12 +56,15 @@ def find_ungathered(checkpoint: Checkpoint, state_dict: StateDict) -> Ungathered
             " StateDictType.FULL_STATE_DICT), called on every rank",
         )
     if _is_distributed_shard(checkpoint):
-        folder = repr(str(Path(checkpoint.name).parent))
+        path = Path(checkpoint.name)
+        folder = repr(str(path.parent))
         return Ungathered(
             "distributed-shard",
             "this is a shard of a distributed checkpoint: it has some rows of each tensor",
             tuple(names),
-            hint="load all shards with torch.distributed.checkpoint.load(state_dict,"
+            hint=phrase("give the directory, which has all of them: {}", inspecting(path.parent))
+            if SHARD.fullmatch(path.name)
+            else "load all shards with torch.distributed.checkpoint.load(state_dict,"
             f" storage_reader=HuggingFaceStorageReader({folder})), and save the state dict",
         )
     ranks = [e.summary for e in checkpoint.entries if e.path == "mp_world_size"]

@@ -51,7 +51,8 @@ def save(  # noqa: PLR0913 - the options of the commands that write
         output: the file, or, with `max_shard_size` or a slash at its end, the folder.
         remove: write folded weights.
         naming: write this spelling, `"hook"` or `"parametrized"`.
-        format: `"safetensors"`, `"torch"` or `"npz"`; otherwise the suffix of `output` says.
+        format: `"safetensors"`, `"torch"`, `"npz"` or `"dcp"`; otherwise the suffix of `output`
+            says.
         max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
         force: replace an existing output.
 

@@ -14,10 +14,10 @@ from wncli.checkpoint.layout import Elements, Layout, Magnitude, Product, Whole
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import FormatError
 from wncli.hints import inspecting, phrase
-from wncli.storage.source import BLOCK, Source, Sources
+from wncli.storage.source import BLOCK, Finishing, Source, Sources
 
 
-def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[CheckedSource, ...]]:
+def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[Finishing, ...]]:
     """Return the sources, and those of them which check the storages that a layout is made from."""
     found: dict[tuple[int, str], Storage] = {}
     for slot in layout.slots:
@@ -31,7 +31,7 @@ def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[CheckedSo
     every = list(sources)
     for file, source in checked.items():
         every[file] = source
-    return every, tuple(checked.values())
+    return every, tuple(source for source in every if isinstance(source, Finishing))
 
 
 def _storages(content: Whole | Elements | Magnitude | Product) -> Sequence[Storage]:

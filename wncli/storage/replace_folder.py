@@ -251,4 +251,5 @@ def _finish(partial: Path, target: Path) -> None:
 
 
 def _is_index(path: Path) -> bool:
-    return ".index." in path.name
+    """Whether it lists others: that of shards, or of a distributed checkpoint."""
+    return ".index." in path.name or path.name.endswith(".metadata")

@@ -11,7 +11,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from wncli.errors import FileError, FormatError
 
@@ -53,6 +53,34 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of it: what is open cannot be replaced on every system."""
+
+
+@runtime_checkable
+class OnDisk(Protocol):
+    """A source that is on a disk, where files can have holes."""
+
+    def count_stored(self, offset: int, nbytes: int) -> int:
+        """Count the bytes of a run that are stored, and no hole in the file."""
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """A source that holds what is read from it against checksums."""
+
+    def finish(self) -> None:
+        """Read what is left of what has been read in part.
+
+        Raises:
+            FormatError: it is damaged.
+        """
+
+
+@runtime_checkable
+class Verified(Finishing, Protocol):
+    """One that does so whenever it is read, and knows all that there is to hold against them."""
+
+    def find_damaged(self) -> list[str]:
+        """Read all, and return what is damaged, which is not refused any more."""
 
 
 class Sink(Protocol):
@@ -167,6 +195,22 @@ class LocalSource(_LocalFile):
                 raise truncated(self, what, offset + len(buffer))
             done += count
 
+    def count_stored(self, offset: int, nbytes: int) -> int:
+        """Count the bytes of a run that are stored, and no hole in the file."""
+        if not hasattr(os, "SEEK_DATA"):
+            return nbytes
+        descriptor = self.file.fileno()
+        stored, place = 0, self.begin + offset
+        end = place + nbytes
+        try:
+            while place < end:
+                begin = os.lseek(descriptor, place, os.SEEK_DATA)
+                place = os.lseek(descriptor, begin, os.SEEK_HOLE)
+                stored += max(0, min(place, end) - begin)
+        except OSError as error:
+            return stored if error.errno == errno.ENXIO else nbytes  # no more is stored
+        return stored
+
     def close(self) -> None:
         """Close the file."""
         self.file.close()
@@ -222,21 +266,9 @@ def refuse_holes(source: Source, offset: int, count: int, what: str) -> None:
     Raises:
         FormatError: more than a few megabytes of it are stored nowhere.
     """
-    if count <= _MOST_UNSTORED or not hasattr(os, "SEEK_DATA"):
+    if count <= _MOST_UNSTORED or offset + count > source.nbytes:
         return
-    if not isinstance(source, LocalSource) or offset + count > source.nbytes:
-        return
-    descriptor = source.file.fileno()
-    stored, place = 0, source.begin + offset
-    end = place + count
-    try:
-        while place < end:
-            begin = os.lseek(descriptor, place, os.SEEK_DATA)
-            place = os.lseek(descriptor, begin, os.SEEK_HOLE)
-            stored += max(0, min(place, end) - begin)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # which says that no more is stored
-            return
+    stored = source.count_stored(offset, count) if isinstance(source, OnDisk) else count
     if count - stored > _MOST_UNSTORED:
         raise FormatError(
             source.name,

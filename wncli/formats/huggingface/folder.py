@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from wncli.checkpoint.naming import natural
 from wncli.errors import FileError, few
-from wncli.formats.distributed import refuse_distributed_folder
+from wncli.formats.distributed import is_distributed, refuse_distributed_folder
 from wncli.formats.huggingface.names import WHOLE_FILES, index_format
 from wncli.formats.registry import FORMATS, LONGEST_START, SUFFIXES, kinds_of
 from wncli.hints import either, inspecting, path_text, path_word, phrase
@@ -35,6 +35,8 @@ _TRAINER = re.compile(
     r"|(optimizer|scheduler|scaler|sampler|rng_state|random_states|custom_checkpoint)(_\d+)?)"
     r"\.(bin|pt|pth|pkl)"
 )
+#: Where accelerate and transformers put the model that FSDP has in parts.
+_FSDP = "pytorch_model_fsdp"
 #: Entries of a folder that are looked at to say where a checkpoint is.
 _MOST_ENTRIES = 1000
 
@@ -46,6 +48,8 @@ class NotOneCheckpoint(FileError):  # noqa: N818 - the folder may hold several
 def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
     """Find the checkpoint's file or index in this folder, and note what was passed over for it.
 
+    A distributed checkpoint is the folder itself.
+
     Raises:
         FileError: nothing there is one, or several files can be meant.
     """
@@ -55,8 +59,12 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
     except OSError as error:
         raise unreadable(str(folder), error) from None
     names = sorted(name for name, whether in is_folder.items() if not whether)
+    if is_distributed(names):
+        return folder, _beside_parts([name for name in _rank(names) if not _SHARD.fullmatch(name)])
     refuse_distributed_folder(folder, names, is_folder)
     ranks = _rank(names)
+    if all(map(_is_spare, ranks)):
+        _refuse_parent(folder, is_folder)
     if not ranks:
         raise _nothing(folder, names)
     best = min(ranks.values())
@@ -102,11 +110,42 @@ def _rank(names: list[str]) -> dict[str, int]:
         whole = not shard or (not indexes and int(shard[1]) == 1)
         if not whole or PurePosixPath(name).suffix not in SUFFIXES:
             continue
-        # What NumPy saves beside a model are mostly statistics of its data.
-        is_spare = _TRAINER.fullmatch(name) or SUFFIXES[PurePosixPath(name).suffix] == "npz"
-        group = spare if is_spare else ranks
+        group = spare if _is_spare(name) else ranks
         group[name] = _ORDER[WHOLE_FILES[name]] if name in WHOLE_FILES else _OTHER
     return ranks | indexes or spare
+
+
+def _beside_parts(names: Sequence[str]) -> tuple[Note, ...]:
+    """Note the other checkpoints in the folder of a distributed one, as Lightning's `meta.pt`."""
+    if not names:
+        return ()
+    message = f"the distributed checkpoint is read, and not {few(names)} beside it"
+    return (Note("passed-over", message, names[0]),)
+
+
+def _is_spare(name: str) -> bool:
+    """Whether a file is none that is meant, where there is another."""
+    # What NumPy saves beside a model are mostly statistics of its data.
+    return bool(_TRAINER.fullmatch(name)) or SUFFIXES.get(PurePosixPath(name).suffix) == "npz"
+
+
+def _refuse_parent(folder: Path, entries: Mapping[str, bool]) -> None:
+    """Name the folder inside that the model's distributed checkpoint is, as accelerate puts it."""
+    for name in sorted(name for name, is_folder in entries.items() if is_folder):
+        if not name.startswith(_FSDP):
+            continue
+        try:
+            inside = [entry.name for entry in islice((folder / name).iterdir(), _MOST_ENTRIES)]
+        except OSError as error:
+            raise unreadable(str(folder / name), error) from None
+        if is_distributed(inside):
+            raise FileError(
+                str(folder),
+                "the distributed checkpoint of the model is in a directory of this one",
+                expected="the directory that has its metadata",
+                found=f"it in {name}/",
+                hint=inspecting(folder / name),
+            )
 
 
 def _nothing(folder: Path, names: list[str]) -> FileError:
@@ -170,8 +209,8 @@ def _places(folder: Path) -> Iterator[Path]:
                 continue
             if entry.is_dir():
                 with os.scandir(entry) as inner:
-                    ranks = _rank([one.name for one in islice(inner, _MOST_ENTRIES)])
-                if ranks:
+                    names = [one.name for one in islice(inner, _MOST_ENTRIES)]
+                if is_distributed(names) or _rank(names):
                     with contextlib.suppress(FileError):  # several that can be meant
                         find_in_folder(Path(entry))
                         yield Path(entry)

@@ -14,7 +14,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import (
@@ -79,8 +79,39 @@ class _AtEndError(Exception):
     """The bytes that have been read so far end inside an opcode."""
 
 
+class Glance(Protocol):
+    """Reads objects of known classes at once, of which a pickle can have hundreds of thousands.
+
+    Whatever it reads, the opcodes one by one would come to the same.
+    """
+
+    def begins(self, function: Global) -> bool:
+        """Whether this is one of the classes."""
+
+    def read(
+        self, data: bytes, place: int, end: int, memo: list[Node], function: Global
+    ) -> tuple[list[Node], int]:
+        """Read as many new objects as there are behind each other.
+
+        Args:
+            data: the bytes.
+            place: where the opcode is that makes the first.
+            end: where they have to end.
+            memo: what has been remembered in order, to which each of them adds.
+            function: the class of the first.
+
+        Returns:
+            The objects, and where they end; none where the first is not as it usually is, and
+            then nothing has been remembered.
+        """
+
+
 def read_pickle(
-    source: bytes | Source, where: str, start: int = 0, nbytes: int | None = None
+    source: bytes | Source,
+    where: str,
+    start: int = 0,
+    nbytes: int | None = None,
+    glance: Glance | None = None,
 ) -> Pickle:
     """Read one pickle to its end.
 
@@ -89,14 +120,15 @@ def read_pickle(
         where: what to call it in a refusal.
         start: where in the file it begins.
         nbytes: where it has to end, that many bytes behind; the file's end if not given.
+        glance: reads what there is very much of.
 
     Raises:
         FormatError: no pickle, a truncated one, or one that no unpickler would take.
     """
     if isinstance(source, bytes):
-        return _Machine(source, where, None, 0, len(source)).run()
+        return _Machine(source, where, None, 0, len(source), glance).run()
     size = source.nbytes - start if nbytes is None else nbytes
-    return _Machine(b"", where, source, start, size).run()
+    return _Machine(b"", where, source, start, size, glance).run()
 
 
 class _Machine:
@@ -106,14 +138,16 @@ class _Machine:
     want of bytes has changed nothing but `place`, so that it can be tried again with more of them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what is read, and how
         self,
         data: bytes,
         where: str,
         source: Source | None,
         start: int,
         size: int,
+        glance: Glance | None = None,
     ) -> None:
+        self.glance = glance
         self.data = data
         self.place = 0
         self.where = where
@@ -122,6 +156,8 @@ class _Machine:
         self.size = size
         self.base = 0
         self.has_unread = False
+        #: Where the frame ends that is being read; None between frames.
+        self.frame_end: int | None = None
         #: What was read after all, by the ids of the nodes.
         self.read: dict[int, tuple[Unread, Node]] = {}
         self.protocol = 0
@@ -297,8 +333,10 @@ class _Machine:
                 self.ahead.pop(place, None)
         elif place > len(self.memo):
             self.ahead[place] = node
+            self.glance = None  # which counts as picklers do
         elif place >= 0:
             self.memo[place] = node
+            self.glance = None
         else:
             raise self.broken("a memo place is negative")
 
@@ -383,8 +421,17 @@ class _Machine:
         self.call("REDUCE", function, args)
 
     def new_object(self) -> None:
-        args = self.pop()
-        self.call("NEWOBJ", self.pop(), args)
+        args, function = self.pop(), self.pop()
+        if self.glance and args == () and isinstance(function, Global):
+            end = len(self.data) if self.frame_end is None else self.frame_end
+            if self.glance.begins(function):
+                place = self.place - 1
+                found, place = self.glance.read(self.data, place, end, self.memo, function)
+                if found:
+                    self.stack += found
+                    self.place = place
+                    return
+        self.call("NEWOBJ", function, args)
 
     def python2_items(self, args: Node) -> list[tuple[Node, Node]] | None:
         """Return the items of an OrderedDict of Python 2: its argument is a list of pairs.
@@ -533,6 +580,7 @@ class _Machine:
         if end > len(self.data):
             raise _AtEndError
         begin = self.place
+        self.frame_end = end
         try:
             while self.place < end:
                 begin = self.place
@@ -546,6 +594,7 @@ class _Machine:
             raise self.broken("a frame goes on behind its end") from None
         except (_AtEndError, IndexError, struct.error):
             self.place = end + 1
+        self.frame_end = None
         if self.place != end:
             self.place = begin
             raise self.broken("an item is longer than its frame")

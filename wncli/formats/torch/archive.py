@@ -11,7 +11,7 @@ from wncli.formats.torch.tensors import StorageId
 from wncli.formats.torch.zip_archive import ZipArchive
 from wncli.formats.torch.zip_records import LOCAL_MAGIC, begins_npz, read_mark
 from wncli.notes import Note
-from wncli.storage.source import Source, truncated
+from wncli.storage.source import Source, Verified, truncated
 
 #: Bytes from which an .npz file is known.
 _FIRST = 512
@@ -175,6 +175,8 @@ def damaged_members(source: Source) -> list[str]:
 
     Reads all of the file.
     """
+    if isinstance(source, Verified):
+        return source.find_damaged()
     start = source.read_at(0, min(_FIRST, source.nbytes), "the first bytes")
     if not start.startswith(LOCAL_MAGIC) and not read_mark(start):
         return []

@@ -32,6 +32,8 @@ class Build:
     tree: TorchTree | None
     contents: list[Content] = field(default_factory=list)
     made: dict[object, tuple[Node, int]] = field(default_factory=dict)
+    #: By the ids of their nodes, which `made` holds.
+    new_tensors: dict[int, OutputTensor] = field(default_factory=dict)
     wholes: dict[tuple[int, str], int] = field(default_factory=dict)
     #: Storages that other files of the output hold as well: here only what is needed is stored.
     elsewhere: frozenset[tuple[int, str]] = frozenset()
@@ -168,7 +170,9 @@ class Build:
             self.contents.append(content)
             location = tensor.source.storage.location
             storage = NewStorage(index, tensor.dtype, tensor.numel, location)
-            self.made[tensor.tie] = make_tensor(storage, tensor.shape, strides, like), index
+            node = make_tensor(storage, tensor.shape, strides, like)
+            self.made[tensor.tie] = node, index
+            self.new_tensors[id(node)] = tensor
         return self.made[tensor.tie]
 
     def whole(self, storage: Storage) -> int:

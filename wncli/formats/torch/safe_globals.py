@@ -97,6 +97,9 @@ _USES: dict[Use, dict[str, str]] = {
         # what TorchScript's pickles say of the types of their values
         "torch.jit._pickle": "build_boollist build_doublelist build_intlist build_tensorlist"
         " restore_type_tag",
+        # an Enum in the metadata of distributed checkpoints
+        "torch.distributed.checkpoint.metadata": "_MEM_FORMAT_ENCODING",
+        "torch.distributed._shard.sharded_tensor.metadata": "MEM_FORMAT_ENCODING",
         # in every module that PyTorch up to 1.3 saved; it is gone since
         "torch.nn.backends.thnn": "_get_thnn_function_backend",
         # the factory of what a GradScaler keeps for each optimizer, and what it makes
@@ -153,6 +156,10 @@ _USES: dict[Use, dict[str, str]] = {
         "torch.cuda.amp.grad_scaler": "GradScaler",
     },
     Use(state=Handed.KEPT, only_new=True): {
+        # dataclasses of distributed checkpoints
+        "torch.distributed.checkpoint.filesystem": "_StorageInfo",
+        "torch.distributed.checkpoint.metadata": "BytesStorageMetadata ChunkStorageMetadata"
+        " Metadata StorageMeta TensorStorageMetadata",
         "torch.distributions.bernoulli": "Bernoulli",
         "torch.distributions.beta": "Beta",
         "torch.distributions.categorical": "Categorical",
@@ -225,6 +232,9 @@ _USES: dict[Use, dict[str, str]] = {
         "torch.optim.swa_utils": "AveragedModel",
     },
     _LOOKING: {
+        # a key, which is hashed with all that is in it; and what sets its attributes by itself
+        "torch.distributed.checkpoint.metadata": "MetadataIndex TensorProperties",
+        "torch.distributed._shard.sharded_tensor.metadata": "TensorProperties",
         "torch.nn.modules.rnn": "GRU LSTM RNN RNNBase",
         "torch.optim": "Adafactor Muon",
         "torch.optim.adadelta": "Adadelta",

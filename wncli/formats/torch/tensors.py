@@ -33,7 +33,7 @@ STORAGES = tuple(dtype.torch_storage for dtype in DType if dtype.torch_storage)
 _TYPED = {dtype.torch_storage: dtype for dtype in DType if dtype.torch_storage}
 _NAMED = {dtype.torch: dtype for dtype in DType if dtype.torch}
 #: Their tensors are made by `_rebuild_qtensor`, which has the scale.
-_QUANTIZED = frozenset(dtype for dtype in DType if dtype.name.startswith("Q"))
+QUANTIZED = frozenset(dtype for dtype in DType if dtype.name.startswith("Q"))
 STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 #: How `torch.save` has written tensors (`torch/_utils.py`), with the numbers of their arguments:
 #: `_rebuild_tensor` up to 0.3; v2 from 0.4 on, with metadata (conj, neg) from 1.13 on; v3 from 2.0
@@ -141,17 +141,17 @@ def read_tensor(
     if call is None:
         return None
     pid, offset, sizes, steps, *rest = call.args
-    shape, strides = _counts(sizes), _counts(steps)
+    shape, strides = counts(sizes), counts(steps)
     if shape is None or strides is None or len(shape) != len(strides) or not _are_counts((offset,)):
         raise FormatError(where, f"tensor {name!r} has an impossible shape", found=brief(call.args))
     if not isinstance(pid, PersistentId) or pid not in storages:
         raise FormatError(where, f"tensor {name!r} is over something that is no tensor storage")
     identity, storage = storages[pid]
     is_explicit = call.function.name == "_rebuild_tensor_v3"
-    dtype = _dtype_of(rest[2]) if is_explicit else identity.dtype
+    dtype = dtype_of(rest[2]) if is_explicit else identity.dtype
     if is_explicit and identity.dtype is not None:
         raise touched(name, where, "a dtype of its own over a storage that has one")
-    if dtype in _QUANTIZED:
+    if dtype in QUANTIZED:
         raise touched(name, where, "quantized numbers without a scale")
     if dtype is None or not dtype.itemsize:
         raise FormatError(where, f"tensor {name!r} has an unknown dtype")
@@ -318,13 +318,14 @@ def _untagged(node: Node) -> Node:
     return node.args[0] if is_tagged and node.args else node
 
 
-def _dtype_of(node: Node) -> DType | None:
+def dtype_of(node: Node) -> DType | None:
+    """Return the dtype that a name of torch is; None where it is none."""
     is_torch = isinstance(node, Global) and node.module == "torch"
     return _NAMED.get(node.name) if is_torch else None
 
 
-def _counts(node: Node) -> tuple[int, ...] | None:
-    """Sizes or strides: a tuple, which is what it was when the tensor was made."""
+def counts(node: Node) -> tuple[int, ...] | None:
+    """Return sizes or strides: a tuple, as when the tensor was made; None of anything else."""
     if is_called(node, "torch", "Size") and len(node.args) == 1 and not node.effects:
         node = node.args[0]
     if not isinstance(node, tuple) or len(node) > _MOST_DIMS:
@@ -361,6 +362,14 @@ _TYPED_STORAGES = {dtype: Global("torch", name) for name, dtype in _TYPED.items(
 _UNTYPED_STORAGE = Global("torch.storage", "UntypedStorage")
 
 
+def requires_grad(node: Node) -> bool:
+    """Whether the tensor at a node is to have a gradient."""
+    if is_called(node, "torch._utils", *_PARAMETERS):
+        return bool(node.args[1]) if len(node.args) > 1 else True
+    rebuild = _rebuild(node, "", "")
+    return rebuild is not None and len(rebuild.args) > 4 and rebuild.args[4] is True  # noqa: PLR2004
+
+
 def make_tensor(
     storage: NewStorage,
     shape: tuple[int, ...],
@@ -372,17 +381,18 @@ def make_tensor(
     `like` also tells whether it requires a gradient.
     """
     stride = row_major(shape) if strides is None else strides
-    rebuild = _rebuild(like, "", "")
-    requires_grad = rebuild is not None and len(rebuild.args) > 4 and rebuild.args[4] is True  # noqa: PLR2004
-    args = (PersistentId(storage), 0, shape, stride, requires_grad, NO_HOOKS)
+    is_parameter = is_called(like, "torch._utils", *_PARAMETERS)
+    has_gradient = requires_grad(like)
+    args = (
+        PersistentId(storage), 0, shape, stride, has_gradient and not is_parameter, NO_HOOKS,
+    )  # fmt: skip
     if storage.dtype in _TYPED_STORAGES:
         tensor = Call("REDUCE", _REBUILD, args)
     else:
         dtype = Global("torch", storage.dtype.torch or "")
         tensor = Call("REDUCE", _REBUILD_WITH_DTYPE, (*args, dtype))
-    if is_called(like, "torch._utils", "_rebuild_parameter", "_rebuild_parameter_with_state"):
-        requires_grad = bool(like.args[1]) if len(like.args) > 1 else True
-        return Call("REDUCE", _REBUILD_PARAMETER, (tensor, requires_grad, NO_HOOKS))
+    if is_parameter:
+        return Call("REDUCE", _REBUILD_PARAMETER, (tensor, has_gradient, NO_HOOKS))
     return tensor
 
 

@@ -61,6 +61,12 @@ def set_metadata(node: Node, metadata: Entries | None, edits: dict[int, list[Nod
         edits[id(own)] = metadata
 
 
+def has_metadata(node: Node) -> bool:
+    """Whether a state dict says of its modules which version saved them."""
+    metadata = _metadata_of(node)
+    return metadata is not None and bool(entries_of(metadata))
+
+
 def copied(node: Node, part: OutputStateDict) -> Node:
     """Return the node of a state dict anew, with a `_metadata` of its own."""
     metadata = renamed_metadata(part, node)

@@ -1,4 +1,4 @@
-"""Makes the pickle of a torch file: the input's tree with its tensors exchanged."""
+"""Makes the content of a torch file: the input's tree with its tensors exchanged."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from wncli.checkpoint.layout import Content
 from wncli.checkpoint.output import Output, OutputStateDict
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Dict, Node, entries_of
+from wncli.formats.pickles.writer import Edits
 from wncli.formats.torch.beside import respell_beside
 from wncli.formats.torch.build import Build
 from wncli.formats.torch.keys import key_of
@@ -35,8 +36,42 @@ class TorchContent(NamedTuple):
     notes: tuple[Note, ...]
 
 
+class EditedTree(NamedTuple):
+    """What a checkpoint becomes, as a tree: `root` with the `edits` to its mappings and lists.
+
+    `build` has made its new tensors.
+    """
+
+    root: Node
+    protocol: int
+    edits: Edits
+    build: Build
+    notes: tuple[Note, ...]
+
+
 def torch_content(output: Output) -> TorchContent:
     """Make the pickle of the output, whatever the input's format.
+
+    Raises:
+        FormatError: a tensor's dtype does not exist in PyTorch.
+    """
+    made = edited_tree(output, "torch files")
+    pickle, contents = made.build.finish(made.root, made.protocol, made.edits)
+    names = [
+        tensor.name
+        for part in output.state_dicts
+        for result in part.results
+        for tensor in result.tensors
+    ]
+    return TorchContent(pickle, tuple(names), contents, made.notes)
+
+
+def edited_tree(output: Output, files: str) -> EditedTree:
+    """Put the tensors of an output into the input's tree, or into one of their own.
+
+    Args:
+        output: what to make a tree of.
+        files: what holds it, in a note on what that has no place for.
 
     Raises:
         FormatError: a tensor's dtype does not exist in PyTorch.
@@ -79,15 +114,8 @@ def torch_content(output: Output) -> TorchContent:
     else:
         root = _nested(state_dicts, edits, output.checkpoint.name)
         protocol = tree.protocol if tree else _DEFAULT_PROTOCOL
-    pickle, contents = build.finish(root, protocol, edits)
-    names = [
-        tensor.name
-        for part in output.state_dicts
-        for result in part.results
-        for tensor in result.tensors
-    ]
-    notes = (*_lost_metadata(output), *_lost_entries(output), *beside)
-    return TorchContent(pickle, tuple(names), contents, notes)
+    notes = (*_lost_metadata(output, files), *_lost_entries(output), *beside)
+    return EditedTree(root, protocol, edits, build, notes)
 
 
 def _by_target(output: Output) -> dict[Keys, list[OutputStateDict]]:
@@ -165,8 +193,8 @@ def _lost_entries(output: Output) -> list[Note]:
     return [Note("left-out", f"left out: {', '.join(lost)}")]
 
 
-def _lost_metadata(output: Output) -> list[Note]:
-    """Return what safetensors metadata says, and torch files have no place for."""
+def _lost_metadata(output: Output, files: str) -> list[Note]:
+    """Return what safetensors metadata says, and these files have no place for."""
     checkpoint = output.checkpoint
     own = [part.state_dict for part in output.state_dicts if not part.is_filled]
     ties = {name for state_dict in own for name in aliases(checkpoint, state_dict)}
@@ -174,5 +202,5 @@ def _lost_metadata(output: Output) -> list[Note]:
     lost = [k for k, v in metadata.items() if k not in ties and (k, v) != ("format", "pt")]
     if not lost:
         return []
-    message = f"torch files hold no safetensors metadata; left out: {', '.join(lost)}"
+    message = f"{files} hold no safetensors metadata; left out: {', '.join(lost)}"
     return [Note("left-out", message, checkpoint.name, is_warning=True)]

@@ -21,6 +21,8 @@ from wncli.storage.source import Source, truncated
 
 _END_MAGIC = b"PK\x05\x06"
 _LONGEST_COMMENT = 0xFFFF
+#: Bytes at the end of a file that have its end record, unless there is a comment.
+_FEW = 1 << 10
 #: Bytes of a zip64 end record that its own size does not count.
 _END64_HEAD = 12
 
@@ -37,11 +39,17 @@ def broken_zip(source: Source, what: str, expected: str, found: str) -> FormatEr
 
 
 def _tail(source: Source) -> tuple[bytes, int, int]:
-    """Return the file's last bytes, where they begin, and the place of the end record in them."""
-    size = min(source.nbytes, END.size + _LONGEST_COMMENT)
-    start = source.nbytes - size
-    tail = source.read_at(start, size, "the zip's end record")
-    place = tail.rfind(_END_MAGIC)
+    """Return the file's last bytes, where they begin, and the place of the end record in them.
+
+    Nearly always they are the file's very last, and few are read.
+    """
+    for most in (_FEW, END.size + _LONGEST_COMMENT):
+        size = min(source.nbytes, most)
+        start = source.nbytes - size
+        tail = source.read_at(start, size, "the zip's end record")
+        place = tail.rfind(_END_MAGIC)
+        if place >= 0:
+            break
     if place < 0 or place + END.size > len(tail):
         raise truncated(source, "the zip archive: its end record is missing", start + size + 1)
     return tail, start, place

@@ -1,0 +1,1 @@
+"""Distributed checkpoints of `torch.distributed.checkpoint`: tensors in boxes, a box an item."""
