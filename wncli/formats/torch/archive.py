@@ -170,13 +170,9 @@ def damage_note(member: str, file: str = "") -> Note:
     return Note("checksum", message, member, is_warning=True)
 
 
-def damaged_members(source: Source) -> list[str]:
-    """Return the members that do not have the checksum recorded for them; none of what is no zip.
-
-    Reads all of the file.
-    """
+def archive_of(source: Source) -> ZipArchive | None:
+    """Return the archive that a file is, of tensors or of arrays; None where it is no zip."""
     start = source.read_at(0, min(_FIRST, source.nbytes), "the first bytes")
     if not start.startswith(LOCAL_MAGIC) and not read_mark(start):
-        return []
-    archive = ZipArchive(source) if begins_npz(start) else TorchArchive(source)
-    return [name for name, member in archive.members.items() if archive.is_damaged(member)]
+        return None
+    return ZipArchive(source) if begins_npz(start) else TorchArchive(source)
