@@ -52,8 +52,9 @@ class Team:
     rank = 0
     size = 1
     jobs: int | None = None
-    #: The refusal that all ranks know of, where there is one.
-    refused: WnError | None = None
+    #: What all ranks know that it has ended an operation, and whether one of them is gone.
+    refused: Exception | None = None
+    is_lost = False
 
     def exchange(self, message: bytes) -> list[bytes]:
         """Return the messages of all ranks, in their order, on each."""
@@ -100,10 +101,14 @@ class Team:
         try:
             yield
             self.wait()
+        except LostError:
+            self.is_lost = True
+            raise
         except Exception as error:
-            if self.size > 1 and error is not self.refused and not isinstance(error, LostError):
+            if self.size > 1 and error is not self.refused:
                 self.alarm()
                 self._exchange(_refusal(error, self.rank))
+                self.refused = error
             raise
         except BaseException:  # an interruption: this process ends, and the others are to notice
             self.alarm()
