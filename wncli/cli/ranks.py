@@ -48,8 +48,8 @@ def join(arguments: list[str]) -> list[str]:
             found=f"no {', '.join(missing)}",
             hint=f"torchrun --nproc-per-node 2 -m wncli {OPTION} {shlex.join(kept)}",
         )
-    if os.environ["RANK"] != "0":
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    if os.environ["RANK"] != "0" and not os.environ.get("WN_TRACEBACK"):
+        _say_nothing()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         from wncli.pytorch.ranks import join_ranks
@@ -62,6 +62,14 @@ def join(arguments: list[str]) -> list[str]:
     sys.argv[1:] = kept  # what messages quote
     _team = join_ranks()
     return kept
+
+
+def _say_nothing() -> None:
+    """Lead what this process prints, and the libraries that it has loaded, nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 def operation() -> AbstractContextManager[None]:
