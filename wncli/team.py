@@ -32,7 +32,7 @@ _PARTS = ("where", "problem", "expected", "found", "hint")
 
 
 class AlarmError(Exception):
-    """Another rank is refused: what this one does is in vain."""
+    """Another rank is refused, it seems: what this one does is in vain."""
 
 
 class LostError(WnError):
@@ -124,8 +124,9 @@ class Team:
 
         found = [json.loads(one) for one in self.exchange(json.dumps(message).encode())]
         refusals = [one for one in found if "problem" in one]
-        if refusals and "problem" not in message:
-            self.refused = _refused_elsewhere(refusals[0])
+        if refusals and ("problem" not in message or "is_alarmed" in message):
+            causes = [one for one in refusals if "is_alarmed" not in one]
+            self.refused = _refused_elsewhere((causes or refusals)[0])
             raise self.refused
         return found
 
@@ -283,7 +284,7 @@ def _unpack_text(packed: Json) -> str:
 
 def _refusal(error: Exception, rank: int) -> Json:
     if isinstance(error, AlarmError):
-        return {}
+        return {"problem": str(error), "on": _named(rank), "is_alarmed": True}
     if not isinstance(error, WnError):
         return {"problem": f"{type(error).__name__}: {error}", "on": _named(rank)}
     found: Json = {part: _pack_text(getattr(error, part)) for part in _PARTS}

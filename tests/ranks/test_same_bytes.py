@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import wncli
 from tests.support.faults import snapshot
 from tests.support.shards import save, sharded
 from tests.support.teams import on_threads
+from wncli.errors import FormatError
 from wncli.report import Report
 from wncli.team import ALONE, Team
 
@@ -77,6 +79,14 @@ def write_inputs(folder: Path) -> None:
     (folder / "shards" / "config.json").write_bytes(b"{}")
 
 
+def linked(folder: Path) -> Path:
+    """A folder that a link leads to, from another level of the tree."""
+    (folder / "deep" / "real").mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        (folder / "link").symlink_to(folder / "deep" / "real")
+    return folder / "link"
+
+
 CONVERSIONS: dict[str, Conversion] = {
     "remove, safetensors": lambda i, o, team: wncli.remove(
         i / "in.safetensors", o / "out.safetensors", team=team
@@ -126,6 +136,9 @@ CONVERSIONS: dict[str, Conversion] = {
     "one file of shards": lambda i, o, team: wncli.remove(
         i / "shards", o / "out", max_shard_size="1GB", team=team
     ),
+    "through a link": lambda i, o, team: wncli.remove(
+        i / "shards", linked(o) / "out", format="torch", team=team
+    ),
     "in place": lambda _, o, team: wncli.remove(
         o / "in.pt", o / "in.pt", force=True, team=team, verify=True
     ),
@@ -163,7 +176,36 @@ def test_ranks_write_what_one_process_writes(
     shutil.rmtree(home)
     copy(inputs, home)
     reports = on_threads(ranks, lambda team: CONVERSIONS[name](inputs, home, team))
-    assert snapshot(home) == expected
     for report in reports:
         assert isinstance(report, Report), report
         assert told(report) == told(expected_report)
+    assert snapshot(home) == expected
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("name", ["embedding", "l3.weight_v", "turned"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_damage_is_refused_by_all_as_by_one_process(  # noqa: PLR0913, PLR0917 - cases, and where
+    name: str,
+    suffix: str,
+    ranks: int,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also of a storage that no rank has read all of, and of one of which views are taken."""
+    monkeypatch.setattr("wncli.layout.shares._EDGE", 64)
+    found = torch.load(inputs / "in.pt")["model"][name]
+    raw = bytearray((inputs / "in.pt").read_bytes())
+    raw[raw.index(found.t().contiguous().numpy().tobytes() if name == "turned"
+                  else found.numpy().tobytes()) + 70] ^= 1  # fmt: skip
+    (tmp_path / "in.pt").write_bytes(raw)
+    output = tmp_path / f"out{suffix}"
+    with pytest.raises(FormatError, match="is damaged: its bytes have changed") as alone:
+        wncli.remove(tmp_path / "in.pt", output)
+    for error in on_threads(
+        ranks, lambda team: wncli.remove(tmp_path / "in.pt", output, team=team)
+    ):
+        assert isinstance(error, FormatError)
+        assert str(error) == str(alone.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]

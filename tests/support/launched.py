@@ -93,7 +93,8 @@ def _serve() -> None:
     import wncli.pytorch.ranks  # noqa: F401 - the ranks find it imported
 
     for line in sys.stdin:
-        print(json.dumps(_run(json.loads(line))), flush=True)
+        sys.stdout.write(json.dumps(_run(json.loads(line))) + "\n")
+        sys.stdout.flush()
 
 
 def _run(order: dict[str, Any]) -> list[tuple[int, str, str]]:

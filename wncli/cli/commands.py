@@ -123,7 +123,7 @@ def app_for(command: str) -> typer.Typer:
 
 
 @app.callback(invoke_without_command=True)
-def wn(
+def wn(  # noqa: PLR0913
     context: typer.Context,
     *,
     ranks: o.Ranks = False,  # noqa: ARG001 - `edge` has taken it

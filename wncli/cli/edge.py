@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from wncli.cli import ranks
@@ -104,10 +105,7 @@ def _run(arguments: list[str]) -> int:
             arguments = ranks.join(arguments)
         with ranks.operation():
             arguments = meant(arguments)
-            app = app_for(arguments[0] if arguments else "")
-            result = app(arguments, prog_name="wn", standalone_mode=False)
-            if result == INTERRUPTED:  # typer turns Ctrl-C into its exit code
-                raise KeyboardInterrupt
+            result = _result(app_for(arguments[0] if arguments else ""), arguments)
     except WnError as outcome:
         from wncli.report import NothingToDo
 
@@ -126,6 +124,13 @@ def _run(arguments: list[str]) -> int:
         hint = "report it, with what it prints after export WN_TRACEBACK=1"
         return _refused(arguments, _problem(f"this is a defect of wn ({detail})", hint))
     return result if isinstance(result, int) else DONE
+
+
+def _result(app: Callable[..., object], arguments: list[str]) -> object:
+    result = app(arguments, prog_name="wn", standalone_mode=False)
+    if result == INTERRUPTED:  # typer turns Ctrl-C into its exit code
+        raise KeyboardInterrupt
+    return result
 
 
 def _problem(problem: str, hint: str) -> dict[str, str | None]:

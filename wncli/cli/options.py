@@ -315,8 +315,8 @@ Ranks = Annotated[
     bool,
     typer.Option(
         "--ranks",
-        help="Share the command out among the processes that torchrun has started: "
-        "torchrun --nproc-per-node 2 -m wncli --ranks remove …",
+        help="Share the work among the processes that torchrun starts: "
+        "torchrun --nproc-per-node 2 -m wncli --ranks remove CHECKPOINT OUTPUT",
     ),
 ]
 Version = Annotated[bool, typer.Option("-V", "--version", help="Show the version.")]

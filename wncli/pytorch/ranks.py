@@ -9,12 +9,12 @@ gone leaves no more signs of life.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,9 @@ import torch.distributed as dist
 if not dist.is_available():
     message = "this PyTorch was built without torch.distributed"
     raise ImportError(message)
+
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined] # as documented
+from torch.distributed.rendezvous import rendezvous
 
 from wncli.parallel import processors
 from wncli.team import AlarmError, LostError, Team
@@ -35,7 +38,7 @@ _SILENCE = 60.0
 _LOOK = 1.0
 _POLL = 0.05
 #: Longer than any conversion: signs of life tell sooner who is gone.
-_FOR_EVER = datetime.timedelta(days=30)
+_FOR_EVER = timedelta(days=30)
 _GONE = "another rank has ended before all was done"
 _AGAIN = "see what the launcher says of it, and run it again; OUTPUT is as it was before"
 
@@ -50,7 +53,7 @@ class Ranks(Team):
         neighbours: how many of them are on this machine.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, neighbours: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int, neighbours: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.jobs = max(1, processors() // neighbours)
         self._alarm = "alarm/0"
@@ -75,9 +78,7 @@ class Ranks(Team):
         found = self._gather(padded)
         self._exchanges += 1
         self._alarm = f"alarm/{self._exchanges}"
-        return [
-            one[:count].numpy().tobytes() for one, count in zip(found, counts, strict=True)
-        ]
+        return [one[:count].numpy().tobytes() for one, count in zip(found, counts, strict=True)]
 
     def alarm(self) -> None:
         """Let the others know, before the next exchange, that this rank is refused."""
@@ -193,10 +194,10 @@ def join_ranks() -> Ranks:
 
 
 def _meet() -> Ranks:
-    timeout = datetime.timedelta(seconds=_MEETING)
-    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    timeout = timedelta(seconds=_MEETING)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
-    group = dist.PrefixStore("gloo", store)
+    group = PrefixStore("gloo", store)
     dist.init_process_group("gloo", store=group, rank=rank, world_size=size, timeout=_FOR_EVER)
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return Ranks(dist.PrefixStore("wn", store), rank, size, max(1, neighbours))
+    return Ranks(PrefixStore("wn", store), rank, size, max(1, neighbours))

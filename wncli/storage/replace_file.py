@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +20,6 @@ from wncli.storage.temporary import (
     create_partial,
     uninterrupted,
 )
-
-#: Seconds after which a new file has to be seen by other machines, and between two looks.
-_PATIENCE = 20.0
-_PAUSE = 0.05
 
 
 def check_output(output: Path, *, force: bool, takes_files: bool = True) -> None:
@@ -130,34 +125,6 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
         if isinstance(error, OSError) and not isinstance(error, FileError):
             raise unwritable(output, error, f"room for {nbytes:,} bytes, and permission") from None
         raise
-
-
-@contextmanager
-def joining(output: Path, place: str) -> Iterator[Path]:
-    """Return the new file, or folder, that another process has made for `output`, and fills too.
-
-    `place` is where, as seen from the folder of the file to replace. That process puts it into
-    its place, or clears it away.
-
-    Raises:
-        FileError: it is not there, or the system does not let it be written.
-    """
-    path = target_of(output).parent / place
-    patience = time.monotonic() + _PATIENCE
-    while not path.exists():  # other machines may see it only after a while
-        if time.monotonic() > patience:
-            raise FileError(
-                str(output),
-                f"{path.name}, which rank 0 has made beside it, is not there",
-                expected="a folder on a file system that all ranks share",
-            )
-        time.sleep(_PAUSE)
-    try:
-        yield path
-    except FileError:
-        raise
-    except OSError as error:
-        raise unwritable(output, error) from None
 
 
 def _rename_onto_nothing(partial: Path, target: Path) -> None:
