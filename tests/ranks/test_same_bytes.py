@@ -47,6 +47,7 @@ def state(layers: int = 5) -> dict[str, Tensor]:
 def tied(layers: int = 5) -> dict[str, Any]:
     found: dict[str, Any] = state(layers)
     found["shared"] = found["embedding"][10:200]
+    found["table"] = torch.randn(400, 7)
     found["turned"] = torch.randn(8, 6).t()
     found["again.weight_g"], found["again.weight_v"] = found["l0.weight_g"], found["l0.weight_v"]
     return found
@@ -183,7 +184,7 @@ def test_ranks_write_what_one_process_writes(
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("name", ["embedding", "l3.weight_v", "turned"])
+@pytest.mark.parametrize("name", ["table", "embedding", "l3.weight_v", "turned"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_damage_is_refused_by_all_as_by_one_process(  # noqa: PLR0913, PLR0917 - cases, and where
     name: str,
