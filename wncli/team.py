@@ -47,11 +47,14 @@ class Team:
         size: how many there are.
         jobs: threads that each starts at most where nothing else is asked for; None for as many as
             there are processors.
+        is_spread: whether they are on several machines, which see what one writes once that is on
+            the disk.
     """
 
     rank = 0
     size = 1
     jobs: int | None = None
+    is_spread = False
     #: What all ranks know that it has ended an operation, and whether one of them is gone.
     refused: Exception | None = None
     is_lost = False

@@ -113,7 +113,7 @@ def _fill(  # noqa: PLR0913, PLR0917 - what, from where to where, and who does i
                     notes[number] = seal(layout, [filled], sources, sink)
                 else:
                     parts[number] = filled
-            if team.size > 1:
+            if team.is_spread:
                 sink.flush()
     gathered = team.gather(parts, _pack_parts, _unpack_parts)
     if team.rank == 0:
@@ -122,7 +122,8 @@ def _fill(  # noqa: PLR0913, PLR0917 - what, from where to where, and who does i
                 found = [one[number] for one in gathered if number in one]
                 with new.open(name) as sink:
                     notes[number] = seal(layout, found, sources, sink)
-                    sink.flush()
+                    if team.is_spread:
+                        sink.flush()
         new.finish()
     # From here on all of it is there, for every rank that verifies it.
     every = team.gather(notes, _pack_notes, _unpack_notes)

@@ -56,6 +56,7 @@ class Ranks(Team):
     def __init__(self, store: Store, rank: int, size: int, neighbours: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.jobs = max(1, processors() // neighbours)
+        self.is_spread = neighbours < size
         self._alarm = "alarm/0"
         self._exchanges = 0
         self._looked = self._listened = time.monotonic()
