@@ -30,6 +30,8 @@ from wncli.plan.renaming import flattened
 from wncli.plan.request import Request
 from wncli.report import NothingToDo, Report, make_report
 from wncli.storage.addresses import refuse_address
+from wncli.storage.source import stamps
+from wncli.team import ALONE, Team, agree, together
 
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison
@@ -52,6 +54,8 @@ class WriteOptions:
         make_folder: make the directory that the output is to be in.
         jobs: threads at most; None for as many as there are processors.
         progress: called while writing.
+        team: the ranks that do it together, each of which calls the function alike; see
+            `wncli.pytorch.ranks`. Without one, this process alone.
     """
 
     format: FormatName | None = None
@@ -62,6 +66,7 @@ class WriteOptions:
     make_folder: bool = False
     jobs: int | None = None
     progress: Progress | None = None
+    team: Team = ALONE
 
 
 class WriteKeywords(TypedDict, total=False):
@@ -75,8 +80,10 @@ class WriteKeywords(TypedDict, total=False):
     make_folder: bool
     jobs: int | None
     progress: Progress | None
+    team: Team
 
 
+@together
 def inspect(  # noqa: PLR0913 - the command's options
     checkpoint: AnyPath,
     *,
@@ -91,6 +98,7 @@ def inspect(  # noqa: PLR0913 - the command's options
     dim: int | None = 0,
     jobs: int | None = None,
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> Report:
     """List the weight-normalized layers of a checkpoint, and what else is in it.
 
@@ -109,6 +117,8 @@ def inspect(  # noqa: PLR0913 - the command's options
         dim: the dim whose slices they are of; None for the norm of the whole tensor.
         jobs: threads at most that read; None for as many as there are processors.
         progress: called while reading.
+        team: the ranks that do it together, each of which calls this alike; see
+            `wncli.pytorch.ranks`. Without one, this process alone.
 
     Returns:
         A report with `layers`, their `statistics`, `roots` and `entries`; `tensors`, `findings`
@@ -135,7 +145,9 @@ def inspect(  # noqa: PLR0913 - the command's options
     _check_jobs(jobs)
     path = _path(checkpoint)
     request = Request.parse(layers, exclude, only)
+    jobs = jobs or team.jobs
     with open_checkpoint(path) as (opened, sources):
+        agree(team, stamps(sources), opened.state_dicts)
         of_all = None
         notes: list[Note] = []
         if norms:
@@ -143,7 +155,7 @@ def inspect(  # noqa: PLR0913 - the command's options
             from wncli.plan.norms import plan_norms
 
             chosen = plan_norms(opened, request, p, dim)
-            of_all = tensor_norms(chosen, sources, p, progress, jobs)
+            of_all = tensor_norms(chosen, sources, p, progress, jobs, team)
             notes += chosen.notes
             request = request._replace(layers=(), exclude=())
         plan = plan_inspect(opened, request)
@@ -151,10 +163,10 @@ def inspect(  # noqa: PLR0913 - the command's options
         if check:
             from wncli.analysis.check import check as check_all
 
-            findings = check_all(plan, sources, progress, jobs)
+            findings = check_all(plan, sources, progress, jobs, team)
         try:
             of_layers = layer_statistics(
-                plan, sources, with_directions=statistics, progress=progress, jobs=jobs
+                plan, sources, with_directions=statistics, progress=progress, jobs=jobs, team=team
             )
         except WnError as error:
             if statistics:
@@ -166,6 +178,7 @@ def inspect(  # noqa: PLR0913 - the command's options
         )  # fmt: skip
 
 
+@together
 def apply(  # noqa: PLR0913 - the command's options
     checkpoint: AnyPath,
     output: AnyPath,
@@ -223,6 +236,7 @@ def apply(  # noqa: PLR0913 - the command's options
     return _write(make_plan, checkpoint, output, WriteOptions(**options))
 
 
+@together
 def remove(  # noqa: PLR0913 - the command's options
     checkpoint: AnyPath,
     output: AnyPath,
@@ -275,6 +289,7 @@ def remove(  # noqa: PLR0913 - the command's options
     return _write(make_plan, checkpoint, output, WriteOptions(**options))
 
 
+@together
 def convert(  # noqa: PLR0913 - the command's options
     checkpoint: AnyPath,
     output: AnyPath,
@@ -377,6 +392,7 @@ def convert(  # noqa: PLR0913 - the command's options
             raise
 
 
+@together
 def compare(  # noqa: PLR0913 - the command's options
     a: AnyPath,
     b: AnyPath,
@@ -388,6 +404,7 @@ def compare(  # noqa: PLR0913 - the command's options
     only: str | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> Comparison:
     """Compare the effective weights of two checkpoints, tensor by tensor.
 
@@ -405,6 +422,8 @@ def compare(  # noqa: PLR0913 - the command's options
         only: compare the state dict at this root, on each side that has it.
         jobs: threads at most; None for as many as there are processors.
         progress: called while comparing.
+        team: the ranks that do it together, each of which calls this alike; see
+            `wncli.pytorch.ranks`. Without one, this process alone.
 
     Returns:
         A comparison: whether all is `equal`, the `tensors` sorted by what has changed most, and the
@@ -440,7 +459,10 @@ def compare(  # noqa: PLR0913 - the command's options
         refuse_ambiguity(one)
         refuse_ambiguity(other)
         plan = plan_compare(one, other, request)
-        found = compare_weights(plan, files, others, Tolerance(rtol, atol), progress, jobs)
+        agree(team, stamps((*files, *others)), plan.counterparts)
+        found = compare_weights(
+            plan, files, others, Tolerance(rtol, atol), progress, jobs or team.jobs, team
+        )
         return replace(found, seconds=monotonic() - start)
 
 
@@ -524,15 +546,18 @@ def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and
         plan, lowered = plan._replace(checkpoint=small), lowered._replace(checkpoint=small)
         del opened
         if not options.dry_run:
+            every = (*sources, *more)
+            agree(options.team, stamps(every), outputs.parts())
             if options.make_folder:
                 make_parent(target)
             written = write(
                 outputs,
-                (*sources, *more),
+                every,
                 options.progress,
-                jobs=options.jobs,
+                jobs=options.jobs or options.team.jobs,
                 force=options.force,
                 verify_against=lowered if options.verify else None,
+                team=options.team,
             )
             notes += written.notes
             verified = written.verified

@@ -32,8 +32,8 @@ PACKAGE = Path(wncli.__file__).parent
 
 #: The packages from the bottom up; each imports from itself and from those below it.
 PACKAGES = (
-    *("hints", "errors", "notes", "checkpoint", "arithmetic", "storage", "parallel", "formats"),
-    *("plan", "streaming", "layout", "statistics", "figures", "report"),
+    *("hints", "errors", "notes", "checkpoint", "arithmetic", "storage", "parallel", "team"),
+    *("formats", "plan", "streaming", "layout", "statistics", "figures", "report"),
     *("analysis", "fill", "api", "pytorch", "cli"),
 )
 #: Types alone point upward here: a checkpoint keeps what its format read, and looks at none of it.

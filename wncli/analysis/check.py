@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from wncli.analysis.damage import damaged_members
 from wncli.arithmetic.dtypes import numpy_dtype
 from wncli.arithmetic.norms import Norms, unwarned
 from wncli.arithmetic.ulps import Difference, Tolerance
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.tensors import DType
 from wncli.errors import FormatError, WeightNormError
-from wncli.formats.torch.archive import damage_note, damaged_members
+from wncli.formats.torch.archive import damage_note
 from wncli.hints import inspecting, phrase
 from wncli.notes import Note
-from wncli.parallel import Advance, Progress, run_tasks
+from wncli.parallel import Advance, Progress
 from wncli.plan.actions import Compose
 from wncli.plan.guards import refuse_expansion, refuse_growth
 from wncli.streaming.blocks import TensorBlocks
 from wncli.streaming.effective import aligned_runs, runs_of
 from wncli.streaming.fold import sums_of_squares
 from wncli.streaming.reference import norms_of, slices_named
+from wncli.team import ALONE, Team, run_shared
 
 if TYPE_CHECKING:
     from wncli.checkpoint.pairs import Pair
@@ -38,11 +40,15 @@ if TYPE_CHECKING:
 
 
 def check(
-    plan: Plan, sources: Sources, progress: Progress | None, jobs: int | None
+    plan: Plan,
+    sources: Sources,
+    progress: Progress | None,
+    jobs: int | None,
+    team: Team = ALONE,
 ) -> tuple[Note, ...]:
     """Read everything that an inspection's plan is about, and the whole of every zip.
 
-    What tied tensors share is read once.
+    What tied tensors share is read once, on one of the ranks of `team`.
 
     Returns:
         The findings; none where all is sound.
@@ -59,11 +65,11 @@ def check(
     refuse_growth(plan.checkpoint, ((spec, None) for spec in views.values()), lambda _: without)
     total = sum(spec.nbytes for spec in views.values())
 
-    def look(spec: TensorSpec, advance: Advance) -> tuple[int, int] | FormatError:
+    def look(spec: TensorSpec, advance: Advance) -> tuple[int, int] | str:
         try:
             return _numbers(sources, spec)
         except FormatError as error:
-            return error
+            return error.problem
         finally:
             advance(spec.nbytes)
 
@@ -85,19 +91,21 @@ def check(
         for call in plan.checkpoint.would_run
         if call.is_shown
     ]
-    for source in sources:
+    for source, members in zip(sources, damaged_members(sources, jobs, team), strict=True):
         known = {note.where for note in found if note.code == "checksum"}
         file = Path(source.name).name if len(sources) > 1 else ""
-        damaged = [member for member in damaged_members(source) if member not in known]
-        found += [damage_note(member, file) for member in damaged]
-    counts = run_tasks(look, list(views.values()), nbytes=total, jobs=jobs, progress=report)
+        found += [damage_note(member, file) for member in members if member not in known]
+    counts = run_shared(
+        team, look, list(views.values()), sizes=[spec.nbytes for spec in views.values()],
+        jobs=jobs, progress=report, unpack=lambda n: n if isinstance(n, str) else (n[0], n[1]),
+    )  # fmt: skip
     looked_at = dict(zip(views, counts, strict=True))
-    errors = {view: n for view, n in looked_at.items() if isinstance(n, FormatError)}
-    numbers = {v: (0, 0) if isinstance(n, FormatError) else n for v, n in looked_at.items()}
+    errors = {view: n for view, n in looked_at.items() if isinstance(n, str)}
+    numbers = {v: (0, 0) if isinstance(n, str) else n for v, n in looked_at.items()}
     found += [
         Note(
             "unreadable",
-            f"{spec.name} cannot be read: {errors[spec.view].problem}",
+            f"{spec.name} cannot be read: {errors[spec.view]}",
             join(root, spec.name),
             is_warning=True,
         )
@@ -116,9 +124,11 @@ def check(
         if count
     ]
     different = {_view(pair): pair for _, pair in pairs}
-    looked = run_tasks(
-        look_at_pair, list(different.values()), nbytes=total, jobs=jobs, progress=report
-    )
+    looked = run_shared(
+        team, look_at_pair, list(different.values()),
+        sizes=[pair.v.nbytes for pair in different.values()], jobs=jobs, progress=report,
+        unpack=lambda findings: [_Finding(*finding) for finding in findings],
+    )  # fmt: skip
     of_pairs = dict(zip(different, looked, strict=True))
     found += [
         Note(

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.analysis.comparison import Comparison, TensorDifference
 from wncli.arithmetic.movement import Moved, Movement, norm_of, share
-from wncli.arithmetic.ulps import Difference, Tolerance
+from wncli.arithmetic.ulps import Difference, Largest, Tolerance
 from wncli.checkpoint.naming import join
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import DType, TensorSpec
 from wncli.errors import WeightNormError
 from wncli.hints import phrase, setting
-from wncli.parallel import Advance, run_tasks
+from wncli.parallel import Advance
 from wncli.plan.rules import glob_of
 from wncli.report import Parameters
 from wncli.streaming.effective import aligned_runs, are_comparable
+from wncli.team import ALONE, Json, Team, pack_note, run_shared, unpack_note
 
 if TYPE_CHECKING:
     from wncli.notes import Note
@@ -32,6 +33,7 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
     tolerance: Tolerance,
     progress: Callable[[int, int], None] | None,
     jobs: int | None,
+    team: Team = ALONE,
 ) -> Comparison:
     """Compare all counterparts.
 
@@ -42,6 +44,7 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
         tolerance: what still counts as equal.
         progress: called with the bytes that have been compared and those that there are.
         jobs: threads at most.
+        team: the ranks that do it together.
 
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
@@ -50,7 +53,8 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
     for item in plan.counterparts:
         tied.setdefault((_view(item.a), _view(item.b)), []).append(item)
     different = [items[0] for items in tied.values()]
-    total = sum(item.a.numel * item.a.dtype.bits // 8 for item in different)
+    sizes = [item.a.numel * item.a.dtype.bits // 8 for item in different]
+    total = sum(sizes)
 
     def compared(item: Counterparts, advance: Advance) -> _Found:
         return _compare(item, a, b, tolerance, advance)
@@ -59,7 +63,10 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
         if progress:
             progress(count, total)
 
-    results = run_tasks(compared, different, nbytes=total, jobs=jobs, progress=report)
+    results = run_shared(
+        team, compared, different, sizes=sizes, jobs=jobs, progress=report,
+        pack=_Found.pack, unpack=_Found.unpack,
+    )  # fmt: skip
     found = [
         _result(item, one.difference, one.moved)
         for items, one in zip(tied.values(), results, strict=True)
@@ -87,9 +94,19 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
 class _Found(NamedTuple):
     """What comparing two tensors found."""
 
-    difference: Difference
+    difference: Largest
     moved: Moved
     notes: list[Note]
+
+    def pack(self) -> Json:
+        """Turn it into JSON."""
+        return [self.difference, self.moved, [pack_note(note) for note in self.notes]]
+
+    @classmethod
+    def unpack(cls, packed: Json) -> _Found:
+        """Turn it back."""
+        difference, moved, notes = packed
+        return cls(Largest(*difference), Moved(*moved), [unpack_note(note) for note in notes])
 
 
 def _compare(
@@ -122,7 +139,7 @@ def _compare(
     moved = movement.result()
     if found.ulps and not has_numbers:
         moved = moved._replace(change=math.nan)
-    return _Found(found, moved, notes)
+    return _Found(found.largest(), moved, notes)
 
 
 def _view(item: Pair | TensorSpec) -> object:
@@ -140,7 +157,7 @@ def _is_number(dtype: DType) -> bool:
     return bool(dtype.itemsize and dtype.numpy)
 
 
-def _result(item: Counterparts, found: Difference, moved: Moved) -> TensorDifference:
+def _result(item: Counterparts, found: Largest, moved: Moved) -> TensorDifference:
     is_normalized = isinstance(item.a, Pair) or isinstance(item.b, Pair)
     return TensorDifference(
         item.root, item.name, item.a.shape, item.a.dtype.label, item.b.dtype.label,

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wncli.checkpoint.tensors import DType
-from wncli.parallel import Advance, run_tasks
+from wncli.parallel import Advance
 from wncli.plan.actions import Compose
 from wncli.statistics import Distribution, LayerStatistics
 from wncli.storage.source import BLOCK
 from wncli.streaming.blocks import TensorBlocks
+from wncli.team import ALONE, Team, run_shared
 
 if TYPE_CHECKING:
     from wncli.checkpoint.pairs import Pair
@@ -28,13 +29,14 @@ _MOST_SLICES = 1 << 20
 _ELEMENTS = {DType.F64: "d", DType.F32: "f", DType.F16: "e"}
 
 
-def layer_statistics(
+def layer_statistics(  # noqa: PLR0913 - what, from where, and how
     plan: Plan,
     sources: Sources,
     *,
     with_directions: bool = False,
     progress: Progress | None = None,
     jobs: int | None = None,
+    team: Team = ALONE,
 ) -> tuple[LayerStatistics, ...]:
     """Describe the magnitudes of the layers of a plan, in their order.
 
@@ -44,6 +46,7 @@ def layer_statistics(
         with_directions: read v as well, which takes as long as to fold.
         progress: called with the bytes of v that have been read and those that there are.
         jobs: threads at most.
+        team: the ranks that read v together; each reads all g.
 
     Raises:
         FileError: the system does not let it be read.
@@ -56,30 +59,37 @@ def layer_statistics(
     ]
     total = sum(pair.v.nbytes for _, pair in layers)
 
-    def describe(layer: tuple[str, Pair], advance: Advance) -> LayerStatistics:
-        root, pair = layer
-        g = _elements(sources, pair.g)
-        ratios, bad = None, [not math.isfinite(value) for value in g]
-        if with_directions:
-            ratios = _ratios(sources, pair, advance)
-            bad = [one or not math.isfinite(ratio) for one, ratio in zip(bad, ratios, strict=True)]
-        return LayerStatistics(
-            root,
-            pair.weight,
-            Distribution.of(g),
-            Distribution.of(ratios) if ratios is not None else None,
-            dead=sum(value == 0 for value in g),
-            non_finite=sum(bad),
-        )
-
-    if not with_directions:
-        return tuple(describe(layer, lambda _: None) for layer in layers)
+    def read_ratios(layer: tuple[str, Pair], advance: Advance) -> list[float]:
+        return _ratios(sources, layer[1], advance)
 
     def report(count: int) -> None:
         if progress:
             progress(count, total)
 
-    return tuple(run_tasks(describe, layers, nbytes=total, jobs=jobs, progress=report))
+    ratios: Sequence[list[float] | None] = [None] * len(layers)
+    if with_directions:
+        sizes = [pair.v.nbytes for _, pair in layers]
+        ratios = run_shared(team, read_ratios, layers, sizes=sizes, jobs=jobs, progress=report)
+    return tuple(
+        _described(root, pair, _elements(sources, pair.g), found)
+        for (root, pair), found in zip(layers, ratios, strict=True)
+    )
+
+
+def _described(
+    root: str, pair: Pair, g: Sequence[float], ratios: Sequence[float] | None
+) -> LayerStatistics:
+    bad = [not math.isfinite(value) for value in g]
+    if ratios is not None:
+        bad = [one or not math.isfinite(ratio) for one, ratio in zip(bad, ratios, strict=True)]
+    return LayerStatistics(
+        root,
+        pair.weight,
+        Distribution.of(g),
+        Distribution.of(ratios) if ratios is not None else None,
+        dead=sum(value == 0 for value in g),
+        non_finite=sum(bad),
+    )
 
 
 def _elements(sources: Sources, spec: TensorSpec) -> Sequence[float]:

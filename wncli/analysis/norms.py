@@ -9,9 +9,10 @@ import numpy as np
 
 from wncli.arithmetic.dtypes import numpy_dtype
 from wncli.arithmetic.norms import unwarned
-from wncli.parallel import Advance, run_tasks
+from wncli.parallel import Advance
 from wncli.statistics import Distribution, TensorNorms
 from wncli.streaming.blocks import TensorBlocks
+from wncli.team import ALONE, Team, run_shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
     from wncli.storage.source import Sources
 
 
-def tensor_norms(
-    plan: NormsPlan, sources: Sources, p: float, progress: Progress | None, jobs: int | None
+def tensor_norms(  # noqa: PLR0913, PLR0917 - what, from where, and how
+    plan: NormsPlan,
+    sources: Sources,
+    p: float,
+    progress: Progress | None,
+    jobs: int | None,
+    team: Team = ALONE,
 ) -> tuple[TensorNorms, ...]:
     """Return the norms of the slices of each tensor, in their order.
 
@@ -33,6 +39,7 @@ def tensor_norms(
         p: the order; infinite for the largest element.
         progress: called with the bytes that have been read and those that there are.
         jobs: threads at most.
+        team: the ranks that do it together.
 
     Raises:
         FileError: the system does not let it be read.
@@ -40,17 +47,22 @@ def tensor_norms(
     """
     total = sum(spec.nbytes for _, spec, _ in plan.tensors)
 
-    def compute(item: tuple[str, TensorSpec, int | None], advance: Advance) -> TensorNorms:
-        root, spec, dim = item
+    def compute(item: tuple[str, TensorSpec, int | None], advance: Advance) -> list[float]:
+        _, spec, dim = item
         norms = _norms(TensorBlocks(sources[spec.storage.file], spec, dim), p)
         advance(spec.nbytes)
-        return TensorNorms(root, spec.name, spec.shape, p, dim, Distribution.of(norms))
+        return norms
 
     def report(count: int) -> None:
         if progress:
             progress(count, total)
 
-    return tuple(run_tasks(compute, plan.tensors, nbytes=total, jobs=jobs, progress=report))
+    sizes = [spec.nbytes for _, spec, _ in plan.tensors]
+    found = run_shared(team, compute, plan.tensors, sizes=sizes, jobs=jobs, progress=report)
+    return tuple(
+        TensorNorms(root, spec.name, spec.shape, p, dim, Distribution.of(norms))
+        for (root, spec, dim), norms in zip(plan.tensors, found, strict=True)
+    )
 
 
 @unwarned

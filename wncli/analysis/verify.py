@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from wncli.analysis.damage import damaged_members
 from wncli.arithmetic.ulps import Difference, Tolerance
 from wncli.checkpoint.keys import Keys, as_text, shown
 from wncli.checkpoint.layout import Elements, Magnitude, Product
@@ -18,9 +20,9 @@ from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import FileError
 from wncli.formats.open import open_checkpoint
-from wncli.formats.torch.archive import damaged_members
-from wncli.parallel import Advance, run_tasks
+from wncli.parallel import Advance
 from wncli.streaming.effective import aligned_runs
+from wncli.team import ALONE, Team, run_shared
 
 if TYPE_CHECKING:
     from wncli.notes import Note
@@ -44,6 +46,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
     notes: Sequence[Note],
     progress: Callable[[int], None],
     jobs: int | None,
+    team: Team = ALONE,
 ) -> int:
     """Hold the effective weights in `written` against those of the input, from the disk.
 
@@ -55,6 +58,7 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         notes: what the data showed: a weight with NaN or Inf has no g and v that give it back.
         progress: called with the bytes that have just been compared.
         jobs: threads at most.
+        team: the ranks that do it together.
 
     Returns:
         How many weights were compared.
@@ -65,9 +69,8 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
     _forget_cached(written)
     excused = {note.where for note in notes if note.code == "non-finite"}
     with open_checkpoint(written) as (checkpoint, files):
-        for file in files:
-            for member in damaged_members(file):
-                raise _failed(called, f"member {member} has not the checksum of what was written")
+        for member in chain.from_iterable(damaged_members(files, jobs, team)):
+            raise _failed(called, f"member {member} has not the checksum of what was written")
         tensors = {
             (state_dict.keys, spec.name): spec
             for state_dict in checkpoint.state_dicts
@@ -92,10 +95,12 @@ def verify(  # noqa: PLR0913, PLR0917 - two checkpoints, and what to tell of the
         def agrees(match: _Match, advance: Advance) -> bool:
             return _agree(match, sources, files, advance)
 
-        agreeing = run_tasks(
+        items = list(different.values())
+        agreeing = run_shared(
+            team,
             agrees,
-            list(different.values()),
-            nbytes=output.checkpoint.nbytes,
+            items,
+            sizes=[match.before.numel * match.before.dtype.bits // 8 for match in items],
             jobs=jobs,
             progress=progress,
         )

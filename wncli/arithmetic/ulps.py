@@ -44,6 +44,17 @@ class Tolerance(NamedTuple):
         return self.rtol is None and self.atol is None
 
 
+class Largest(NamedTuple):
+    """The largest differences between two tensors, as `Difference` found them."""
+
+    absolute: float
+    relative: float
+    ulps: float
+    within: bool
+    needed_rtol: float | None
+    needed_atol: float | None
+
+
 class Difference:
     """The largest differences between two tensors, accumulated run by run.
 
@@ -64,6 +75,13 @@ class Difference:
         self.needed_rtol: float | None = 0.0
         self.needed_atol: float | None = 0.0
         self.within = True
+
+    def largest(self) -> Largest:
+        """Return what all runs came to."""
+        return Largest(
+            self.absolute, self.relative, self.ulps, self.within, self.needed_rtol,
+            self.needed_atol,
+        )  # fmt: skip
 
     def be_incomparable(self) -> None:
         """Take two tensors for different whose elements cannot be compared."""

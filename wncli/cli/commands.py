@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 import wncli
 from wncli.cli import options as o
 from wncli.cli.progress import progress_bar
+from wncli.cli.ranks import team
 from wncli.cli.results import Shown, print_comparison
 from wncli.cli.streams import from_stdin, result_as_typed
 
@@ -122,9 +123,10 @@ def app_for(command: str) -> typer.Typer:
 
 
 @app.callback(invoke_without_command=True)
-def wn(
+def wn(  # noqa: PLR0913
     context: typer.Context,
     *,
+    ranks: o.Ranks = False,  # noqa: ARG001 - `edge` has taken it
     version: o.Version = False,
     verbose: o.Verbose = False,
     install_completion: o.InstallCompletion = None,
@@ -187,7 +189,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
         wncli.inspect, layers=layers, exclude=exclude, only=o.single("--only", only),
         tensors=tensors, check=check, statistics=stats, norms=norms,
         p=2 if order is None else order, dim=0 if dim is None else parse_dim(dim, "--dim"),
-        jobs=o.count("--jobs", jobs),
+        jobs=o.count("--jobs", jobs), team=team(),
     )  # fmt: skip
     if csv is not None:
         from wncli.cli.csv_files import check_csv
@@ -295,8 +297,9 @@ def compare(  # noqa: PLR0913
             from_stdin(a), from_stdin(b), rtol=o.number("--rtol", rtol),
             atol=o.number("--atol", atol), layers=layers, exclude=exclude,
             only=o.single("--only", only), jobs=o.count("--jobs", jobs), progress=progress,
+            team=team(),
         )  # fmt: skip
-    if plot is not None:
+    if plot is not None and team().rank == 0:
         narrowed = bool(layers or exclude)
         draw_comparison(plot, found, o.single("--only", only), is_narrowed=narrowed)
     found = result_as_typed(found)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from wncli.cli.guesses import COMMANDS
+from wncli.cli.ranks import OPTION as RANKS
 
 if TYPE_CHECKING:
     from wncli.checkpoint.checkpoint import Checkpoint, StateDict
@@ -62,6 +63,7 @@ def complete(words: Sequence[str], word: str) -> Answer:
         words: what stands behind `wn`, without the word.
         word: as far as it is typed.
     """
+    words = [one for one in words if one != RANKS]
     if words[0] == "help" if words else not word.startswith("-"):
         return _commands(words, word)
     command = words[0] if words and words[0] in COMMANDS else ""

@@ -10,8 +10,10 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
+from wncli.cli import ranks
 from wncli.cli.guesses import COMMANDS, meant
 from wncli.cli.results import DONE, NEGATIVE
 from wncli.cli.terminal import forgiving_streams, show_refusal
@@ -72,6 +74,7 @@ def _exit_code() -> int:
                 reason = os.strerror(stdout.failure.errno or 0)
                 show_refusal("error", f"the report cannot be written ({reason})")
                 code = REFUSED
+            code = ranks.leave(code)
         unfinished.end_if_interrupted()
     except KeyboardInterrupt:
         report_interruption()
@@ -98,9 +101,11 @@ def _run(arguments: list[str]) -> int:
     from wncli.errors import WnError
 
     try:
-        arguments = meant(arguments)
-        app = app_for(arguments[0] if arguments else "")
-        result = app(arguments, prog_name="wn", standalone_mode=False)
+        if ranks.is_asked_for(arguments):
+            arguments = ranks.join(arguments)
+        with ranks.operation():
+            arguments = meant(arguments)
+            result = _result(app_for(arguments[0] if arguments else ""), arguments)
     except WnError as outcome:
         from wncli.report import NothingToDo
 
@@ -118,9 +123,14 @@ def _run(arguments: list[str]) -> int:
         detail = f"{type(error).__name__}: {error}"
         hint = "report it, with what it prints after export WN_TRACEBACK=1"
         return _refused(arguments, _problem(f"this is a defect of wn ({detail})", hint))
+    return result if isinstance(result, int) else DONE
+
+
+def _result(app: Callable[..., object], arguments: list[str]) -> object:
+    result = app(arguments, prog_name="wn", standalone_mode=False)
     if result == INTERRUPTED:  # typer turns Ctrl-C into its exit code
         raise KeyboardInterrupt
-    return result if isinstance(result, int) else DONE
+    return result
 
 
 def _problem(problem: str, hint: str) -> dict[str, str | None]:

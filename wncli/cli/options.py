@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 import typer
 
 from wncli.checkpoint.naming import SPELLINGS
+from wncli.cli.ranks import team
 from wncli.errors import UsageError
 from wncli.formats import registry
 
@@ -311,6 +312,14 @@ NormDim = Annotated[
     ),
 ]
 VerboseTable = Annotated[bool, _report("-v", "--verbose", help="Show the table of layers as well.")]
+Ranks = Annotated[
+    bool,
+    typer.Option(
+        "--ranks",
+        help="Share the work among the processes that torchrun starts: "
+        "torchrun --nproc-per-node 2 -m wncli --ranks remove CHECKPOINT OUTPUT",
+    ),
+]
 Version = Annotated[bool, typer.Option("-V", "--version", help="Show the version.")]
 Verbose = Annotated[
     bool,
@@ -359,6 +368,7 @@ class Writing(NamedTuple):
             "verify": self.verify,
             "jobs": count("--jobs", self.jobs),
             "make_folder": self.output_dir is not None,
+            "team": team(),
         }
 
 

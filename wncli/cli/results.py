@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import wncli
+from wncli.cli.ranks import team
 from wncli.cli.streams import as_typed
 from wncli.cli.terminal import STDOUT
 from wncli.errors import is_typable
@@ -43,7 +44,7 @@ class Shown(NamedTuple):
         Raises:
             WnError: they cannot be written.
         """
-        if self.plot is not None or self.csv is not None:
+        if (self.plot is not None or self.csv is not None) and team().rank == 0:
             from wncli.cli.exports import write_exports
 
             write_exports(reports, self.plot, self.csv)
@@ -79,7 +80,7 @@ def print_comparison(
     found: Comparison, *, json: bool, quiet: bool, shows_all: bool, csv: str | None
 ) -> int:
     """Write and print a comparison; the exit code tells whether both sides are equal."""
-    if csv is not None:
+    if csv is not None and team().rank == 0:
         from wncli.cli.csv_files import write_csv
 
         write_csv(csv, found.to_rows())

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from wncli.cli.ranks import refuse_streams
 from wncli.errors import FileError, UsageError
 from wncli.formats.registry import FOLDERS, FORMATS
 from wncli.hints import setting
@@ -60,9 +61,11 @@ def from_stdin(path: str) -> str:
 
     Raises:
         FileError: there is nothing in stdin, or no room to keep it.
+        UsageError: there are several ranks.
     """
     if path != STREAM:
         return path
+    refuse_streams(path)
     if not sys.stdin or sys.stdin.isatty():
         what = "a terminal" if sys.stdin else "closed"
         raise FileError(STREAM, f"stdin is {what}", expected="a checkpoint", hint="- < FILE")
@@ -105,11 +108,12 @@ def to_stdout(output: str, typed: Writing) -> Iterator[str]:
 
     Raises:
         FileError: stdout is a terminal.
-        UsageError: more than one file would be written.
+        UsageError: more than one file would be written, or by several ranks.
     """
     if output != STREAM:
         yield output
         return
+    refuse_streams(output)
     is_folder = typed.format in FOLDERS
     is_sharded = typed.max_shard_size is not None or _is_sharded(typed.checkpoint)
     if is_folder or typed.max_shard_size is not None or (is_sharded and not typed.format):

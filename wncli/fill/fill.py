@@ -1,4 +1,7 @@
-"""Carries out a layout: fills every byte range of the output, in parallel, from the input.
+"""Carries out a layout: fills byte ranges of the output, in parallel, from the input, and seals it.
+
+What is to be done are pieces of a layout, all of them or one rank's share; who has filled them does
+not matter to what seals the file.
 
 Memory is a few blocks per thread, whatever the tensors' sizes. What is unchanged is copied, and
 checksums that the input records for such bytes are passed on; where none will be recorded, the
@@ -12,18 +15,19 @@ differently in their pages. Only whole files can share their blocks.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.arithmetic.tiles import memory
-from wncli.checkpoint.layout import Elements, Layout, Magnitude, Slot, Whole, Written
-from wncli.checkpoint.tensors import Storage
+from wncli.checkpoint.layout import Layout, Magnitude, Slot, Whole, Written
+from wncli.layout.shares import Piece, is_summed, plain_run, read_for
 from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
-from wncli.storage.checked_source import checking
+from wncli.storage.checked_source import checking, damaged
 from wncli.storage.reflink import clone
 from wncli.storage.source import BLOCK, Source
+from wncli.team import Json, pack_note, unpack_note
 
 if TYPE_CHECKING:
     from wncli.fill.contents import Patches
@@ -63,37 +67,115 @@ class _Copying(NamedTuple):
         return ends == (other.file, other.offset, other.target)
 
 
-def fill(
-    layout: Layout, sources: Sources, sink: Sink, progress: Callable[[int], None], jobs: int | None
-) -> tuple[Note, ...]:
-    """Write all of `layout` to `sink`, on `jobs` threads at most.
+class Filled:
+    """What filling pieces of a file came to: checksums by piece, and what the data showed."""
 
-    Returns:
-        What the data showed: all-zero slices, NaN and Inf, stale weights that differed.
+    def __init__(self) -> None:
+        self.checksums: dict[Piece, int] = {}
+        self.notes: list[tuple[int, Note]] = []
+
+    def pack(self) -> Json:
+        """Turn it into JSON."""
+        checksums = [[*piece, checksum] for piece, checksum in self.checksums.items()]
+        return [checksums, [[number, pack_note(note)] for number, note in self.notes]]
+
+    @classmethod
+    def unpack(cls, packed: Json) -> Filled:
+        """Turn it back."""
+        found = cls()
+        checksums, notes = packed
+        found.checksums = {Piece(*piece): checksum for *piece, checksum in checksums}
+        found.notes = [(number, unpack_note(note)) for number, note in notes]
+        return found
+
+
+def fill(  # noqa: PLR0913, PLR0917 - what, from where to where, and how
+    layout: Layout,
+    pieces: Sequence[Piece],
+    sources: Sources,
+    sink: Sink,
+    progress: Callable[[int], None],
+    jobs: int | None,
+) -> Filled:
+    """Write pieces of `layout` to `sink`, on `jobs` threads at most.
 
     Raises:
         WeightNormError: a norm that its dtype cannot hold, or a direction that is undefined.
         FormatError: the input ends early, or has not the checksums that it records.
     """
-    return _Filling(layout, sources, sink).run(progress, jobs)
+    return _Filling(layout, pieces, sources, sink).run(progress, jobs)
+
+
+def seal(layout: Layout, filled: Iterable[Filled], sources: Sources, sink: Sink) -> list[Note]:
+    """Write what is left when all pieces of a file are written: headers, and recorded checksums.
+
+    Returns:
+        What the data showed, in the order of the file: all-zero slices, NaN and Inf, stale weights
+        that differed.
+
+    Raises:
+        FormatError: what was copied in pieces has not the checksum that the input records.
+    """
+    written = [*layout.fixed]
+    notes: list[tuple[int, Note]] = []
+    sums: list[dict[Piece, int]] = [{} for _ in layout.slots]
+    for one in filled:
+        notes += one.notes
+        for piece, checksum in one.checksums.items():
+            sums[piece.slot][piece] = checksum
+    checksums = [
+        _joined_checksum(layout, number, found, sources) for number, found in enumerate(sums)
+    ]
+    if layout.seal:
+        written += layout.seal(checksums)
+    for offset, data in _joined(written):
+        sink.write_at(offset, memoryview(data))
+    return [note for _, note in sorted(notes, key=lambda item: item[0])]
+
+
+def _joined_checksum(
+    layout: Layout, number: int, sums: Mapping[Piece, int], sources: Sources
+) -> int:
+    """Return the checksum of a slot, of which pieces were summed up, or none as it is known."""
+    run = plain_run(layout.slots[number])
+    if not sums:
+        return (run.crc if run else None) or 0
+    from wncli.storage.crc32 import moved_on
+
+    found = 0
+    for piece, checksum in sorted(sums.items()):
+        found = moved_on(found, piece.nbytes) ^ checksum if piece.start else checksum
+    if len(sums) > 1 and run and run.crc not in {None, found}:
+        what = f"storage {run.storage.key!r}"
+        raise damaged(sources[run.storage.file], what, run.crc or 0, found)
+    return found
+
+
+def cloned(layout: Layout, sources: Sources, sink: Sink) -> bool:
+    """Whether the output is a whole file of the input, and shares its blocks on the disk by now."""
+    match layout.slots:
+        case (Slot(0, nbytes, Whole(storage)),) if nbytes == layout.nbytes:
+            source = sources[storage.file]
+            whole = (storage.offset, nbytes) == (0, source.nbytes)
+            return whole and clone(source, sink)
+    return False
 
 
 class _Filling:
-    """An output that is being written, and what comes of it."""
+    """Pieces of an output that are being written, and what comes of it."""
 
-    def __init__(self, layout: Layout, sources: Sources, sink: Sink) -> None:
+    def __init__(
+        self, layout: Layout, pieces: Sequence[Piece], sources: Sources, sink: Sink
+    ) -> None:
         self.layout = layout
+        self.pieces = pieces
         self.checked, self.checks = checking(layout, sources)
         self.sources = sources
         self.sink = sink
-        #: Of the slots that are done, by their numbers.
-        self.checksums: dict[int, int] = {}
-        self.notes: list[tuple[int, Note]] = []
+        self.found = Filled()
         self.patches: list[Patches] = []
 
-    def run(self, progress: Callable[[int], None], jobs: int | None) -> tuple[Note, ...]:
-        if self.is_clone():
-            return ()
+    def run(self, progress: Callable[[int], None], jobs: int | None) -> Filled:
         for tasks in self.divide():
             # The largest first, so that no thread is left alone with one in the end.
             tasks.sort(key=lambda task: -(task.nbytes // _PART))
@@ -102,45 +184,32 @@ class _Filling:
         for source in self.checks:
             source.finish()
         self.apply_patches()
-        written = [*self.layout.fixed]
-        if self.layout.seal:
-            written += self.layout.seal([self.checksums[n] for n in range(len(self.layout.slots))])
-        for offset, data in _joined(written):
-            self.write(offset, memoryview(data))
-        return tuple(note for _, note in sorted(self.notes, key=lambda item: item[0]))
-
-    def is_clone(self) -> bool:
-        """Whether the output is a whole file of the input, and shares its blocks on the disk."""
-        match self.layout.slots:
-            case (Slot(0, nbytes, Whole(storage)),) if nbytes == self.layout.nbytes:
-                source = self.sources[storage.file]
-                whole = (storage.offset, nbytes) == (0, source.nbytes)
-                return whole and clone(source, self.sink)
-        return False
+        return self.found
 
     def divide(self) -> tuple[list[_Task], list[_Task]]:
         """Return what threads can share, and what they can once that is there."""
         tasks: list[_Task] = []
         afterwards: list[_Task] = []
         copies: list[_Copying] = []
-        for index, slot in enumerate(self.layout.slots):
-            run = self.plain_run(slot)
+        for piece in self.pieces:
+            slot = self.layout.slots[piece.slot]
+            run = plain_run(slot)
             if run is None:
                 waits = isinstance(slot.content, Magnitude) and slot.content.of_output
-                task = _Task(_read_for(slot), partial(self.compute, index, slot))
+                task = _Task(read_for(slot), partial(self.compute, piece, slot))
                 (afterwards if waits else tasks).append(task)
                 continue
-            storage, offset, checksum = run
-            records = self.layout.seal and slot.is_summed
-            if checksum is None if records else storage.crc is not None:
-                source = self.checked[storage.file]
-                copy = partial(self.copy_summed, index, source, offset, slot)
-                tasks.append(_Task(slot.nbytes, copy))
+            offset, target = run.offset + piece.start, slot.offset + piece.start
+            if is_summed(self.layout, slot, run):
+                # Of one that is cut, nobody here sees enough to compare its checksum.
+                is_cut = piece.nbytes < slot.nbytes
+                source = (self.sources if is_cut else self.checked)[run.storage.file]
+                copy = partial(self.copy_summed, piece, source, offset, target)
+                tasks.append(_Task(piece.nbytes, copy))
                 continue
-            self.checksums[index] = checksum or 0
-            copying = _Copying(storage.file, offset, slot.offset, slot.nbytes)
+            copying = _Copying(run.storage.file, offset, target, piece.nbytes)
             if copies and copies[-1].leads_to(copying):
-                copies[-1] = copies[-1]._replace(nbytes=copies[-1].nbytes + slot.nbytes)
+                copies[-1] = copies[-1]._replace(nbytes=copies[-1].nbytes + piece.nbytes)
             else:
                 copies.append(copying)
         for group in _grouped(part for copying in copies for part in copying.parts()):
@@ -148,43 +217,30 @@ class _Filling:
             tasks.append(_Task(nbytes, partial(self.copy, group)))
         return tasks, afterwards
 
-    @staticmethod
-    def plain_run(slot: Slot) -> tuple[Storage, int, int | None] | None:
-        """Find the run that fills the slot as it is: storage, place, and known checksum."""
-        match slot.content:
-            case Whole(storage):
-                return storage, storage.offset, storage.crc
-            case Elements(tensor) if tensor.is_contiguous:
-                storage = tensor.storage
-                place = storage.offset + tensor.offset * tensor.dtype.itemsize
-                known = storage.crc if tensor.nbytes == storage.nbytes else None
-                return storage, place, known
-        return None
-
-    def compute(self, index: int, slot: Slot, advance: Advance) -> None:
+    def compute(self, piece: Piece, slot: Slot, advance: Advance) -> None:
         from wncli.fill.contents import computed
 
         assert not isinstance(slot.content, Whole)  # noqa: S101 - for the type checker
-        self.checksums[index] = 0
+        self.found.checksums[piece] = 0
         notes: list[Note] = []
         runs = computed(slot.content, self.checked, self.sink, notes, self.patches)
         for place, data in runs:
-            self.write_summed(index, slot.offset + place, data)
+            self.write_summed(piece, slot.offset + place, data)
             advance(len(data))
-        self.notes += [(index, note) for note in notes]
+        self.found.notes += [(piece.slot, note) for note in notes]
 
     # -- moving bytes ---------------------------------------------------------------------------
 
     def write(self, offset: int, data: memoryview) -> None:
         self.sink.write_at(offset, data)
 
-    def write_summed(self, index: int, offset: int, data: memoryview) -> None:
-        """Write bytes of a slot, taking them into its checksum."""
+    def write_summed(self, piece: Piece, offset: int, data: memoryview) -> None:
+        """Write bytes of a piece, taking them into its checksum."""
         self.write(offset, data)
-        if self.layout.seal:
+        if self.layout.seal or piece.nbytes < self.layout.slots[piece.slot].nbytes:
             from wncli.storage.crc32 import crc32
 
-            self.checksums[index] = crc32(data, self.checksums[index])
+            self.found.checksums[piece] = crc32(data, self.found.checksums[piece])
 
     def copy(self, parts: Sequence[_Copying], advance: Advance) -> None:
         for part in parts:
@@ -193,11 +249,11 @@ class _Filling:
                 advance(len(data))
 
     def copy_summed(
-        self, index: int, source: Source, offset: int, slot: Slot, advance: Advance
+        self, piece: Piece, source: Source, offset: int, target: int, advance: Advance
     ) -> None:
-        self.checksums[index] = 0
-        for place, data in self.read(source, offset, slot.nbytes):
-            self.write_summed(index, slot.offset + place, data)
+        self.found.checksums[piece] = 0
+        for place, data in self.read(source, offset, piece.nbytes):
+            self.write_summed(piece, target + place, data)
             advance(len(data))
 
     def read(self, source: Source, offset: int, nbytes: int) -> Iterator[tuple[int, memoryview]]:
@@ -226,10 +282,11 @@ class _Filling:
         if not self.layout.seal:
             return
         places = np.sort(np.concatenate([patches.places for patches in self.patches]))
-        for index, slot in enumerate(self.layout.slots):
+        for piece in self.pieces:
+            slot = self.layout.slots[piece.slot]
             nearest = bisect_left(places, slot.offset)
             if nearest < len(places) and places[nearest] < slot.offset + slot.nbytes:
-                self.checksums[index] = self.checksum(slot)
+                self.found.checksums[piece] = self.checksum(slot)
 
     def checksum(self, slot: Slot) -> int:
         """Return the checksum of what stands in a slot of the output."""
@@ -269,8 +326,3 @@ def _joined(written: Iterable[Written]) -> Iterator[Written]:
         start = start if joined else offset
         joined += data
     yield start, bytes(joined)
-
-
-def _read_for(slot: Slot) -> int:
-    """Bytes that are read to compute a slot."""
-    return slot.content.weight.nbytes if isinstance(slot.content, Magnitude) else slot.nbytes

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from wncli.errors import WnError
-from wncli.formats.huggingface.names import WHOLE_FILES, index_format
+from wncli.fill.new_files import New, new_files
+from wncli.layout.shares import Share, divide, is_whole
 from wncli.notes import Note
 from wncli.storage.replace_file import unwritable
 from wncli.storage.signals import unfinished
-from wncli.storage.source import unreadable
+from wncli.team import ALONE, Json, Team, pack_note, unpack_note
 
 if TYPE_CHECKING:
     from wncli.checkpoint.output import Output
+    from wncli.fill.fill import Filled
     from wncli.layout.files import Outputs
     from wncli.parallel import Progress
     from wncli.plan.destination import Target
-    from wncli.storage.replace_folder import NewFiles
     from wncli.storage.source import Sources
 
 
@@ -50,110 +48,102 @@ def write(  # noqa: PLR0913 - what, and how
     jobs: int | None,
     force: bool,
     verify_against: Output | None = None,
+    team: Team = ALONE,
 ) -> Written:
     """Write everything, close the sources, then put it in its place.
 
     What is there already is replaced only with `force`.
 
-    On `jobs` threads at most. With `verify_against`, what the files are laid out for, all is read
-    back before it is put there.
+    On `jobs` threads at most, of each rank of `team`. With `verify_against`, what the files are
+    laid out for, all is read back before it is put there.
 
     Raises:
         WnError: refused; nothing has been written.
     """
-    from wncli.fill.fill import fill
-    from wncli.storage.replace_file import allocate, replacing
-    from wncli.storage.replace_folder import replacing_folder
-    from wncli.storage.source import LocalSink
-
-    total = outputs.nbytes * (2 if verify_against else 1)
+    shares = divide([layout for _, layout in outputs.files], team.size)
+    nbytes = outputs.nbytes
+    if team.size > 1:
+        nbytes = sum(piece.nbytes for ps in shares[team.rank].values() for piece in ps)
+    total = nbytes * (2 if verify_against else 1)
 
     def report(count: int) -> None:
+        team.look()
         if progress:
             progress(count, total)
 
-    target = outputs.target
-
-    def finish(written: Path, notes: tuple[Note, ...]) -> Written:
+    with unfinished, new_files(outputs, team, force=force) as new:
+        notes = _fill(outputs, shares, sources, new, report, jobs, team)
         verified = None
         if verify_against:
             from wncli.analysis.verify import verify
 
-            verified = verify(
-                verify_against, sources, written, str(target.path), notes, report, jobs
-            )
-        _close(sources)
+            shown = str(outputs.target.path)
+            verified = verify(verify_against, sources, new.path, shown, notes, report, jobs, team)
+        for source in sources:  # Windows replaces nothing that is open
+            source.close()
+        team.wait()
         return Written(notes, verified)
 
-    if not target.is_folder:
-        ((_, layout),) = outputs.files
-        with unfinished, replacing(target.path, layout.nbytes, force=force) as temporary:
-            written, sink = temporary
-            notes = fill(layout, sources, sink, report, jobs)
-            return finish(written, notes)
-    notes = ()
-    index = (outputs.index,) if outputs.index else ()
-    companions = [path for path in outputs.companions if not _is_in(path, target.path)]
-    names = [path.name for path in companions]
-    names += [name for name, _ in (*outputs.files, *index)]
-    with (
-        unfinished,
-        replacing_folder(
-            target.path, names, partial(_checkpoint_in, target), force=force
-        ) as new_files,
-    ):
-        for name, layout in outputs.files:
-            with new_files.create(name) as new:
-                allocate(new.fileno(), layout.nbytes)
-        for name, layout in outputs.files:
-            with new_files.open(name) as laid_out:
-                notes += fill(layout, sources, LocalSink(laid_out), report, jobs)
-        for path in companions:
-            _copy_companion(path, new_files)
-        for name, content in index:
-            new_files.write(name, content)
-        return finish(new_files.path, notes)
 
+def _fill(  # noqa: PLR0913, PLR0917 - what, from where to where, and who does it
+    outputs: Outputs,
+    shares: Sequence[Share],
+    sources: Sources,
+    new: New,
+    report: Callable[[int], None],
+    jobs: int | None,
+    team: Team,
+) -> tuple[Note, ...]:
+    """Fill this rank's share of the files, and those that are divided with the others'.
 
-def _close(sources: Sources) -> None:
-    for source in sources:  # Windows replaces nothing that is open
-        source.close()
-
-
-def _is_in(path: Path, folder: Path) -> bool:
-    return folder.is_dir() and path.parent.samefile(folder)
-
-
-def _copy_companion(path: Path, new_files: NewFiles) -> None:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise unreadable(str(path), error) from None
-    new_files.write(path.name, content, path)
-
-
-def _checkpoint_in(target: Target) -> tuple[str, ...]:
-    """Return the files of the checkpoint in a folder that is to be replaced.
-
-    That is the one which the folder stands for, and whatever would be read before the new one:
-    safetensors files come before torch files, and distributed checkpoints before both.
+    Returns:
+        What the data showed, on all ranks.
     """
-    from wncli.formats.distributed import files_of_distributed
-    from wncli.formats.huggingface.folder import find_in_folder
-    from wncli.formats.huggingface.index import read_index
-    from wncli.storage.source import LocalSource
+    from wncli.fill.fill import cloned, fill, seal
 
-    if not target.path.is_dir():
-        return ()
-    present = sorted(entry.name for entry in target.path.iterdir())
-    formats = {"safetensors", target.format}
-    found = [name for name in present if WHOLE_FILES.get(name) in formats]
-    found += [name for name in present if index_format(name) in formats]
-    found += files_of_distributed(present)
-    with contextlib.suppress(WnError):
-        found.append(find_in_folder(target.path)[0].name)
-    for name in [name for name in found if index_format(name)]:
-        path = target.path / name
-        with contextlib.suppress(WnError, OSError), path.open("rb", buffering=0) as file:
-            found += read_index(LocalSource(str(path), file)).file_names
-    return tuple(name for name in dict.fromkeys(found) if name in present)
+    notes: dict[int, list[Note]] = {}
+    parts: dict[int, Filled] = {}
+    for number, pieces in shares[team.rank].items():
+        name, layout = outputs.files[number]
+        with new.open(name) as sink:
+            done = is_whole(layout, pieces)
+            if not (done and cloned(layout, sources, sink)):
+                filled = fill(layout, pieces, sources, sink, report, jobs)
+                if done:
+                    notes[number] = seal(layout, [filled], sources, sink)
+                else:
+                    parts[number] = filled
+            if team.is_spread:
+                sink.flush()
+    gathered = team.gather(parts, _pack_parts, _unpack_parts)
+    if team.rank == 0:
+        for number, (name, layout) in enumerate(outputs.files):
+            if not any(is_whole(layout, share.get(number, ())) for share in shares):
+                found = [one[number] for one in gathered if number in one]
+                with new.open(name) as sink:
+                    notes[number] = seal(layout, found, sources, sink)
+                    if team.is_spread:
+                        sink.flush()
+        new.finish()
+    # From here on all of it is there, for every rank that verifies it.
+    every = team.gather(notes, _pack_notes, _unpack_notes)
+    notes = {number: found for one in every for number, found in one.items()}
+    return tuple(note for number in sorted(notes) for note in notes[number])
+
+
+def _pack_parts(parts: dict[int, Filled]) -> Json:
+    return [[number, filled.pack()] for number, filled in parts.items()]
+
+
+def _unpack_parts(packed: Json) -> dict[int, Filled]:
+    from wncli.fill.fill import Filled
+
+    return {number: Filled.unpack(filled) for number, filled in packed}
+
+
+def _pack_notes(notes: dict[int, list[Note]]) -> Json:
+    return [[number, [pack_note(note) for note in found]] for number, found in notes.items()]
+
+
+def _unpack_notes(packed: Json) -> dict[int, list[Note]]:
+    return {number: [unpack_note(note) for note in found] for number, found in packed}

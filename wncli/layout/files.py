@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,14 @@ class Outputs:
     def nbytes(self) -> int:
         """Bytes of all files that are laid out."""
         return sum(layout.nbytes for _, layout in self.files)
+
+    def parts(self) -> Iterator[object]:
+        """Give all that is going to be written where, in parts that their `repr` tells apart."""
+        for name, layout in self.files:
+            yield name, layout.nbytes, layout.names, layout.fixed, layout.seal is None
+            yield from layout.slots
+        yield self.index
+        yield [path.name for path in self.companions]
 
 
 def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:

@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from wncli.errors import FileError, FormatError
@@ -79,8 +79,14 @@ class Finishing(Protocol):
 class Verified(Finishing, Protocol):
     """One that does so whenever it is read, and knows all that there is to hold against them."""
 
-    def find_damaged(self) -> list[str]:
-        """Read all, and return what is damaged, which is not refused any more."""
+    def checked(self) -> Sequence[tuple[str, int]]:
+        """Name all that has a checksum, each with its bytes; what is no such is left to reading."""
+
+    def is_damaged(self, number: int) -> bool:
+        """Whether one of these is not what was written; what has not been read of it is read."""
+
+    def excuse(self, number: int) -> None:
+        """Refuse one of these no more."""
 
 
 class Sink(Protocol):
@@ -136,6 +142,7 @@ class LocalSource(_LocalFile):
         self.name = name
         self.number = number
         self.begin = begin
+        self.stamp = (self.nbytes, os.fstat(file.fileno()).st_mtime_ns)
         self.nbytes = self.nbytes - begin if nbytes is None else nbytes
         #: Where what is unpacked begins, how many bytes each has, and what gives them.
         self.starts: list[int] = []
@@ -216,6 +223,14 @@ class LocalSource(_LocalFile):
         self.file.close()
 
 
+def stamps(sources: Iterable[Source]) -> list[tuple[str, tuple[int, ...]]]:
+    """Tell files from others of their names: each has its size, and the time of its last change."""
+    return [
+        (source.name, source.stamp if isinstance(source, LocalSource) else (source.nbytes,))
+        for source in sources
+    ]
+
+
 class LocalSink(_LocalFile):
     """A file that is open for reading and writing."""
 
@@ -225,6 +240,10 @@ class LocalSink(_LocalFile):
             count = self.write_some(offset, data)
             data = data[count:]
             offset += count
+
+    def flush(self) -> None:
+        """Have what has been written here reach the disk, and so all who read it there."""
+        os.fsync(self.file.fileno())
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         """Read what has been written there."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from wncli.arithmetic.tiles import memory
 from wncli.checkpoint.parts import Chunk, Item, PartedTensor
+from wncli.errors import FormatError
 from wncli.formats.dcp.boxes import Grid, Part, make_grid, parts_of
 from wncli.formats.dcp.files import Files
 from wncli.formats.dcp.items import Run
@@ -62,6 +63,7 @@ class PartedSource:
         self.wholes: list[_Whole] = []
         self.starts: list[int] = []
         self.raw: list[int] = []
+        self.summed: list[_Piece] | None = None
 
     def append(self, tensor: PartedTensor, nbytes: int) -> int:
         """Have a tensor stand behind all that stands here already, and return where."""
@@ -125,22 +127,32 @@ class PartedSource:
                 if piece.sum and 0 < piece.sum.left < piece.run.nbytes:
                     self._read_rest(piece)
 
-    def find_damaged(self) -> list[str]:
-        """Read all, and return what is damaged, which is not refused any more."""
-        found: list[str] = []
-        for whole in self.wholes:
-            for piece in self._pieces(whole):
-                if piece.sum is None:
-                    continue
-                self._read_rest(piece, judge=False)
-                if piece.sum.crc != piece.run.crc:
-                    found.append(piece.what)
-                    piece.sum = None
-        return found
+    def checked(self) -> list[tuple[str, int]]:
+        """Name all that has a checksum, each with its bytes; what is no such is left to reading."""
+        if self.summed is None:
+            self.summed = [piece for piece in self._pieces() if piece.sum]
+        return [(piece.what, piece.run.nbytes) for piece in self.summed]
 
-    def _pieces(self, whole: _Whole) -> Iterator[_Piece]:
-        for box in self._grid(whole).boxes:
-            yield self._piece(whole, box.chunk)
+    def is_damaged(self, number: int) -> bool:
+        """Whether one of these is not what was written; what has not been read of it is read."""
+        assert self.summed is not None  # noqa: S101 - for the type checker
+        piece = self.summed[number]
+        self._read_rest(piece, judge=False)
+        return piece.sum is not None and piece.sum.crc != piece.run.crc
+
+    def excuse(self, number: int) -> None:
+        """Refuse one of these no more."""
+        assert self.summed is not None  # noqa: S101 - for the type checker
+        self.summed[number].sum = None
+
+    def _pieces(self) -> Iterator[_Piece]:
+        for whole in self.wholes:
+            for box in self._grid(whole).boxes:
+                try:
+                    piece = self._piece(whole, box.chunk)
+                except FormatError:
+                    continue
+                yield piece
 
     def _grid(self, whole: _Whole) -> Grid:
         if whole.grid is None:

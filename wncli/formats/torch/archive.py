@@ -11,7 +11,7 @@ from wncli.formats.torch.tensors import StorageId
 from wncli.formats.torch.zip_archive import ZipArchive
 from wncli.formats.torch.zip_records import LOCAL_MAGIC, begins_npz, read_mark
 from wncli.notes import Note
-from wncli.storage.source import Source, Verified, truncated
+from wncli.storage.source import Source, truncated
 
 #: Bytes from which an .npz file is known.
 _FIRST = 512
@@ -170,15 +170,9 @@ def damage_note(member: str, file: str = "") -> Note:
     return Note("checksum", message, member, is_warning=True)
 
 
-def damaged_members(source: Source) -> list[str]:
-    """Return the members that do not have the checksum recorded for them; none of what is no zip.
-
-    Reads all of the file.
-    """
-    if isinstance(source, Verified):
-        return source.find_damaged()
+def archive_of(source: Source) -> ZipArchive | None:
+    """Return the archive that a file is, of tensors or of arrays; None where it is no zip."""
     start = source.read_at(0, min(_FIRST, source.nbytes), "the first bytes")
     if not start.startswith(LOCAL_MAGIC) and not read_mark(start):
-        return []
-    archive = ZipArchive(source) if begins_npz(start) else TorchArchive(source)
-    return [name for name, member in archive.members.items() if archive.is_damaged(member)]
+        return None
+    return ZipArchive(source) if begins_npz(start) else TorchArchive(source)
