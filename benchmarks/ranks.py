@@ -1,7 +1,9 @@
 """Measures `wn --ranks` on one machine: one rank and two, beside one process with as many threads.
 
 Each rank has one thread, so that two of them do what one process does with `--jobs 2`. A run's work
-is what its report says that it took; the rest is its start, with PyTorch and the meeting in it.
+is what its report says that it took; the rest is its start, with PyTorch and the meeting in it. The
+CPU time of its busiest process, beyond that for a small file, tells how the work is divided where
+the machine has other work to do.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from benchmarks.options import several, size
 
 
 class Taken(NamedTuple):
-    """Seconds of a run: all of it, and what its report says."""
+    """Seconds of a run: all of it, what its report says, and of CPU time of its busiest process."""
 
     wall: float
     work: float
+    cpu: float
 
 
 def run(words: list[str], ranks: int, jobs: int) -> Taken:
@@ -47,19 +50,22 @@ def run(words: list[str], ranks: int, jobs: int) -> Taken:
     meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     meeting |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     start = time.perf_counter()
-    started = [
-        subprocess.Popen(
-            command, env=os.environ | meeting | {"RANK": str(rank)}, stdout=subprocess.PIPE
-        )
-        for rank in range(max(1, ranks))
-    ]
-    reports = [process.communicate()[0] for process in started]
-    wall = time.perf_counter() - start
-    codes = [process.returncode for process in started]
-    if any(codes):
-        message = f"{' '.join(words)} ended with {codes}"
-        raise RuntimeError(message)
-    return Taken(wall, json.loads(reports[0])["seconds"])
+    with tempfile.TemporaryFile() as report:
+        started = [
+            subprocess.Popen(
+                command, env=os.environ | meeting | {"RANK": str(rank)}, stdout=report
+            ).pid
+            for rank in range(max(1, ranks))
+        ]
+        ended = [os.wait4(pid, 0) for pid in started]
+        wall = time.perf_counter() - start
+        codes = [os.waitstatus_to_exitcode(status) for _, status, _ in ended]
+        if any(codes):
+            message = f"{' '.join(words)} ended with {codes}"
+            raise RuntimeError(message)
+        report.seek(0)
+        work = json.load(report)["seconds"]
+    return Taken(wall, work, max(usage.ru_utime + usage.ru_stime for *_, usage in ended))
 
 
 #: Who does it: as many ranks, each with as many threads; none is one process without `--ranks`.
@@ -83,16 +89,25 @@ def measure(words: list[str], output: Path, rounds: int) -> dict[str, list[Taken
     return found
 
 
-def show(command: str, found: dict[str, list[Taken]]) -> None:
+def show(command: str, found: dict[str, list[Taken]], starts: dict[str, list[Taken]]) -> None:
     """Print the rows of a command: medians, and the median of the ratios, round by round."""
+
+    def computed(name: str) -> list[float]:
+        start = statistics.median(one.cpu for one in starts[name])
+        return [one.cpu - start for one in found[name]]
+
     for name, all_of in found.items():
-        base = found["1 rank" if name == "2 ranks" else "one process, 1 thread"]
-        walls, works = zip(*all_of, strict=True)
-        ratio = statistics.median(
-            one.work / other.work for one, other in zip(all_of, base, strict=True)
-        )
-        wall, work = statistics.median(walls), statistics.median(works)
-        print(f"| {command} | {name} | {wall:.2f} | {work:.2f} | {ratio:.2f} |", flush=True)
+        base = "1 rank" if name == "2 ranks" else "one process, 1 thread"
+        works = zip(all_of, found[base], strict=True)
+        cpus = zip(computed(name), computed(base), strict=True)
+        cells = [
+            statistics.median(one.wall for one in all_of),
+            statistics.median(one.work for one in all_of),
+            statistics.median(one.work / other.work for one, other in works),
+            statistics.median(computed(name)),
+            statistics.median(one / other for one, other in cpus),
+        ]
+        print(f"| {command} | {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |", flush=True)
 
 
 def main() -> None:
@@ -102,13 +117,20 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="rounds that are counted")
     parser.add_argument("--work", type=Path, help="where the checkpoints are written")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.work) as name, held_memory():
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(dir=options.work) as made, held_memory():
+        folder = Path(made)
         print(f"- {machine(folder)}\n- {versions()}\n")
-        print("| command | run by | wall s | of it work | work ÷ 1 thread's, or 1 rank's |")
-        print("|---|---|---:|---:|---:|", flush=True)
+        print("| command | run by | wall s | work s | ÷ | CPU s of the busiest | ÷ |")
+        print("|---|---|---:|---:|---:|---:|---:|", flush=True)
+        small, output = folder / "small.safetensors", folder / "out"
+        in_own_process(write, Checkpoint(0, "safetensors", channels=32), small, plain=False)
+        words = ["remove", str(small), str(output), "--format", "safetensors"]
+        starts = measure(words, output, options.runs)
+        for name, all_of in starts.items():
+            wall, _, cpu = (statistics.median(one) for one in zip(*all_of, strict=True))
+            print(f"| start and end | {name} | {wall:.2f} | | | {cpu:.2f} | |", flush=True)
         for nbytes in options.sizes:
-            source, output = folder / "in.safetensors", folder / "out"
+            source = folder / "in.safetensors"
             in_own_process(write, Checkpoint(nbytes, "safetensors"), source, plain=False)
             gigabytes = f"{source.stat().st_size / 1e9:.1f} GB"
             shards = f"{nbytes // 8 // 10**6}MB"
@@ -119,7 +141,7 @@ def main() -> None:
                 "inspect --check": ["inspect", str(source), "--check"],
             }
             for what, words in commands.items():
-                show(f"{what}, {gigabytes}", measure(words, output, options.runs))
+                show(f"{what}, {gigabytes}", measure(words, output, options.runs), starts)
 
 
 if __name__ == "__main__":

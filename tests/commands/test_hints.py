@@ -74,6 +74,9 @@ ADVICE = (
     "wn compare A B --plot draws two",
     "--csv FILE or --json has it for each",
     "pip install 'wncli[plot]'",
+    "pip install 'wncli[torch]'",
+    "install the same version everywhere",
+    "have every rank read the same files; rsync -t and cp -p keep the times of copies",
     "wncli.inspect('g', statistics=True).plot(ratio=True)",
     "leave --max-shard-size out",
     "- < FILE",
@@ -146,6 +149,8 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scripts = dict.fromkeys(("aws", "gcloud", "curl", "hf"), FETCH)
     scripts |= {"wn": f'#!/bin/sh\nexec {sys.executable} -m wncli "$@"\n'}
     scripts |= {"python": f'#!/bin/sh\nexec {sys.executable} "$@"\n'}
+    run = "-m torch.distributed.run --standalone"
+    scripts |= {"torchrun": f'#!/bin/sh\nexec {sys.executable} {run} "$@"\n'}
     for name, text in scripts.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -197,7 +202,10 @@ def retyped(case: Case, words: str) -> str:
     return f"{command} && {case.typed}" if case.again else command
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=[pytest.mark.slow] * ("launcher" in one)) for one in CASES],
+)
 def test_what_is_said_works_as_typed_and_harms_nothing(
     name: str, tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

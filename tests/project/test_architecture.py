@@ -122,7 +122,8 @@ def test_only_the_command_line_knows_the_terminal_libraries() -> None:
 def test_nothing_else_imports_the_package_that_needs_torch() -> None:
     for room, imported in graph().items():
         inner = {name for name in imported if package_of(name) == "pytorch"}
-        assert not inner or package_of(room) == "pytorch"
+        # With `--ranks` alone, which a process of its own asks for.
+        assert not inner or package_of(room) == "pytorch" or room == "wncli.cli.ranks"
 
 
 # What is loaded when

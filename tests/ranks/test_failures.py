@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import wncli
 from tests.support.faults import leftovers, snapshot
 from tests.support.launched import Launcher
 from tests.support.run import Ran, Wn, environment
@@ -310,6 +312,30 @@ def test_a_defect_of_one_rank_ends_all() -> None:
     assert isinstance(first, ZeroDivisionError)
     assert isinstance(second, WnError)
     assert "ZeroDivisionError" in str(second)
+
+
+class Lying(Team):
+    """Another rank, whose rank 0 sends the name of something that it has not made."""
+
+    rank, size = 1, 2
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def exchange(self, message: bytes) -> list[bytes]:
+        sent = json.loads(message)
+        if sent.get("value") == "":
+            sent["value"] = self.place
+        return [json.dumps(sent).encode(), message]
+
+
+@pytest.mark.parametrize("place", ["in.pt", "../.in.pt.wn-partial", "{home}/in.pt"])
+def test_only_new_files_are_written(place: str, home: Path) -> None:
+    """What comes over the network is a name, and nothing else is opened by it."""
+    old = snapshot(home.parent)
+    with pytest.raises(FileError, match="rank 0 has named no new file"):
+        wncli.remove(home / "in.pt", home / "new.pt", team=Lying(place.format(home=home)))
+    assert snapshot(home.parent) == old
 
 
 @pytest.mark.parametrize(

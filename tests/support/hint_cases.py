@@ -605,6 +605,10 @@ INPUTS = {
     "whole weights of DeepSpeed's": Case(
         deepspeed("step", "mp_rank_00_model_states.pt"), f"wn inspect {FOLDER}", "{wn inspect *}"
     ),
+    "ranks without a launcher": Case(
+        file(SOUND), f"wn --ranks remove {IN} {OUT}",
+        "{torchrun --nproc-per-node 2 -m wncli --ranks remove * *}"
+    ),
     "an address of a file": Case(
         file(SOUND), f'wn inspect "file://$PWD/"{shlex.quote(f"{STEM}.pt")}', "{*}",
         instead_of=f'"file://$PWD/"{shlex.quote(f"{STEM}.pt")}',

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
 from wncli.errors import UsageError
+from wncli.hints import word
 from wncli.team import ALONE, LostError, Team
 
 OPTION = "--ranks"
@@ -38,7 +38,7 @@ def join(arguments: list[str]) -> list[str]:
     """
     global _team  # noqa: PLW0603 - it is about the process
     options = _options(arguments)
-    kept = [word for word in options if word != OPTION] + arguments[len(options) :]
+    kept = [one for one in options if one != OPTION] + arguments[len(options) :]
     missing = [name for name in _TOLD if not os.environ.get(name)]
     if missing:
         raise UsageError(
@@ -46,7 +46,7 @@ def join(arguments: list[str]) -> list[str]:
             "no launcher has started this process as one of several",
             expected=f"{', '.join(_TOLD)} in the environment, as torchrun sets them",
             found=f"no {', '.join(missing)}",
-            hint=f"torchrun --nproc-per-node 2 -m wncli {OPTION} {shlex.join(kept)}",
+            hint=f"torchrun --nproc-per-node 2 -m wncli {OPTION} {' '.join(map(word, kept))}",
         )
     if os.environ["RANK"] != "0" and not os.environ.get("WN_TRACEBACK"):
         _say_nothing()
@@ -77,7 +77,7 @@ def operation() -> AbstractContextManager[None]:
     return _team.operation() if _team.size > 1 else nullcontext()
 
 
-def refuse_streams(word: str) -> None:
+def refuse_streams(stream: str) -> None:
     """Refuse `-` for a file: a rank has nothing of what is in the stream of another.
 
     Raises:
@@ -85,7 +85,7 @@ def refuse_streams(word: str) -> None:
     """
     if _team.size > 1:
         raise UsageError(
-            word, "ranks have no stream in common", expected="a file that all ranks can open"
+            stream, "ranks have no stream in common", expected="a file that all ranks can open"
         )
 
 

@@ -20,6 +20,7 @@ from wncli.formats.huggingface.names import WHOLE_FILES, index_format
 from wncli.storage.replace_file import allocate, replacing, target_of, unwritable
 from wncli.storage.replace_folder import replacing_folder
 from wncli.storage.source import LocalSink, unreadable
+from wncli.storage.temporary import is_partial
 from wncli.team import AlarmError, Team
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def _joining(output: Path, place: str, team: Team) -> Iterator[Path]:
         AlarmError: it is not there any more.
     """
     path = _folder_of(output) / place
+    if ".." in path.parts or not is_partial(path.name):
+        raise FileError(str(output), "rank 0 has named no new file", found=path.name)
     patience = time.monotonic() + _PATIENCE
     while not path.exists():  # other machines may see it only after a while
         team.look()
