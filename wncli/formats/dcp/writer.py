@@ -235,12 +235,12 @@ class _Making:
             item = entry.item
             layout = self.kept.copied(item)
             return Packed(leaf.name, 0, layout, is_value=True, file=item.file, offset=item.offset)
-        layout = self.values.get(id(leaf.node))
-        if layout is None:
+        if id(leaf.node) not in self.values:
             tree = self.tree
             pickle, contents = tree.build.finish(leaf.node, tree.protocol, tree.edits)
-            layout = lay_out_torch_zip(TorchContent(pickle, (), contents, ()), _FOLDER)
-            self.values[id(leaf.node)] = layout
+            content = TorchContent(pickle, (), contents, ())
+            self.values[id(leaf.node)] = lay_out_torch_zip(content, _FOLDER)
+        layout = self.values[id(leaf.node)]
         self.budget.spend(sum(len(data) for _, data in layout.fixed))
         return Packed(leaf.name, 0, layout, is_value=True)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import _version
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 import wncli
 from tests.support.dcp import (
@@ -282,17 +283,8 @@ def test_a_checkpoint_from_before_dicts_were_flattened_keeps_its_values_whole(
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_what_was_saved_without_paths_gets_some(*, nested: bool, tmp_path: Path) -> None:
-    from torch.distributed.checkpoint import FileSystemWriter
-    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-    from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
-
     tree = {"model": small()["model"]} if nested else small()["model"]
-    _save_state_dict(
-        tree,
-        storage_writer=FileSystemWriter(tmp_path / "in"),
-        planner=DefaultSavePlanner(flatten_state_dict=False),
-        no_dist=True,
-    )
+    save_dcp(tree, tmp_path / "in", DefaultSavePlanner(flatten_state_dict=False))
     wncli.convert(tmp_path / "in", tmp_path / "out", naming="parametrized", verify=True)
     found = load_dcp(tmp_path / "out")
     model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Linear(5, 4))

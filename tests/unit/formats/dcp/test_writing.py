@@ -106,7 +106,8 @@ def test_a_sample_has_the_structure_that_pytorch_writes(file: str, tmp_path: Pat
 def test_every_format_becomes_one(stored: str, tmp_path: Path) -> None:
     state = {"a.weight": torch.randn(3, 2), "a.bias": torch.randn(3), "n": torch.tensor(7)}
     if stored == "npz":
-        np.savez(tmp_path / "in.npz", **{name: value.numpy() for name, value in state.items()})
+        arrays: dict[str, Any] = {name: value.numpy() for name, value in state.items()}
+        np.savez(tmp_path / "in.npz", **arrays)
         source = tmp_path / "in.npz"
     else:
         source = save(state, tmp_path / "in.pt", stored)
@@ -242,8 +243,7 @@ def test_every_kind_of_layer_is_split_and_folded(kind: str, tmp_path: Path) -> N
     layer = KINDS[kind].make()
     parameter = KINDS[kind].parameter
     torch.save(layer.state_dict(), tmp_path / "plain.pt")
-    rule = {"layers": [parameter]}
-    wncli.apply(tmp_path / "plain.pt", tmp_path / "split", format="dcp", **rule)
+    wncli.apply(tmp_path / "plain.pt", tmp_path / "split", format="dcp", layers=[parameter])
     assert set(pair_of(parameter, "hook")) <= set(load_dcp(tmp_path / "split"))
     wncli.remove(tmp_path / "split", tmp_path / "folded.pt")
     found = load(tmp_path / "folded.pt")
