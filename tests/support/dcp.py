@@ -62,6 +62,11 @@ def load_dcp(folder: Path) -> Tree:
     return found
 
 
+def load_into(tree: Tree, folder: Path) -> None:
+    """Fill what is in a state dict, as `dcp.load` does."""
+    _load_state_dict(tree, storage_reader=FileSystemReader(folder), no_dist=True)
+
+
 def metadata_of(folder: Path) -> Metadata:
     """What PyTorch reads of `.metadata`."""
     return FileSystemReader(folder).read_metadata()
@@ -134,7 +139,7 @@ class Rows(DefaultSavePlanner):
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         whole: Tensor = self.state_dict[index.fqn]
-        if index.offset is None or not whole.ndim:
+        if index.offset is None or not whole.ndim or whole.shape[0] < RANKS:
             return whole
         rows = -(-whole.shape[0] // RANKS)
         return whole[index.offset[0] : index.offset[0] + rows].clone()

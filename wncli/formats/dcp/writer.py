@@ -170,6 +170,8 @@ class _Making:
         self.where = checkpoint.name
         self.kept = Kept(checkpoint)
         self.directions = _directions(output)
+        #: The items of tensors, which are alike but for what fills them.
+        self.tensors: dict[tuple[DType, tuple[int, ...]], Layout] = {}
         #: The items of values by the ids of their nodes, which names can share.
         self.values: dict[int, Layout] = {}
         self.references = checkpoint.tree.references if checkpoint.tree else {}
@@ -222,7 +224,11 @@ class _Making:
         home: PartedTensor | None = None,
     ) -> _Made:
         """Make a tensor that is one item, in the file where it was."""
-        layout = _of_tensor(dtype, shape, content)
+        if (dtype, shape) not in self.tensors:
+            self.tensors[dtype, shape] = _of_tensor(dtype, shape, content)
+        layout = self.tensors[dtype, shape]
+        (slot,) = layout.slots
+        layout = layout._replace(slots=(slot._replace(content=content),))
         file = home.chunks[0].item.file if home and home.chunks else 0
         box = (0,) * len(shape), shape
         tensor = _Tensor(dtype, shape, requires_grad(leaf.node), (box,))

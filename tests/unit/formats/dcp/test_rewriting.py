@@ -15,11 +15,14 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 import wncli
 from tests.support.dcp import (
+    RANKS,
+    Rows,
     hold_same,
     hold_same_structure,
     hold_sound,
     items_of,
     load_dcp,
+    load_into,
     metadata_of,
     save_dcp,
 )
@@ -249,6 +252,30 @@ def test_an_optimizer_by_name_is_respelled_and_all_else_is_copied(tmp_path: Path
     assert sorted(new) == ["optim.param_groups.0.param_names", "optim.param_groups.0.params"]
     assert all(after[index] == item for index, item in before.items() if index in after
                and index.fqn not in new)  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", [None, 4000])
+def test_chunks_of_what_stays_are_kept_and_what_changes_is_whole(
+    limit: int | None, tmp_path: Path
+) -> None:
+    tree = small() | {"wide": torch.randn(9, 40), "one": torch.randn(1, 3), "n": torch.tensor(2)}
+    source = save_dcp(tree, tmp_path / "in", Rows(), thread_count=RANKS)
+    before = metadata_of(source).state_dict_metadata
+    assert len(before["wide"].chunks) == 3
+    wncli.remove(source, tmp_path / "out", verify=True, max_shard_size=limit)
+    after = metadata_of(tmp_path / "out").state_dict_metadata
+    assert {name for name in after if after[name] != before.get(name)} == {"model.0.weight"}
+    assert len(after["model.0.weight"].chunks) == 1
+    same = items_of(source).items() & items_of(tmp_path / "out").items()
+    assert len(same) == len(items_of(tmp_path / "out")) - 1
+    torch.save(tree, tmp_path / "in.pt")
+    wncli.remove(tmp_path / "in.pt", tmp_path / "out.pt")
+    hold_same(load_dcp(tmp_path / "out"), load(tmp_path / "out.pt"))
+    hold_sound(tmp_path / "out")
+    found = {"wide": torch.zeros(9, 40), "model": {"0.weight": torch.zeros(3, 2, 3)}}
+    load_into(found, tmp_path / "out")
+    assert bits(found["wide"]) == bits(tree["wide"])
+    assert bits(found["model"]["0.weight"]) == bits(load(tmp_path / "out.pt")["model"]["0.weight"])
 
 
 def test_equal_values_keep_the_items_of_their_own_names(tmp_path: Path) -> None:
