@@ -266,6 +266,10 @@ def test_chunks_of_what_stays_are_kept_and_what_changes_is_whole(
     after = metadata_of(tmp_path / "out").state_dict_metadata
     assert {name for name in after if after[name] != before.get(name)} == {"model.0.weight"}
     assert len(after["model.0.weight"].chunks) == 1
+    for index in metadata_of(tmp_path / "out").storage_data:
+        if index.offset is not None:
+            chunk = after[index.fqn].chunks[index.index]
+            assert chunk.offsets == index.offset
     same = items_of(source).items() & items_of(tmp_path / "out").items()
     assert len(same) == len(items_of(tmp_path / "out")) - 1
     torch.save(tree, tmp_path / "in.pt")
@@ -279,6 +283,14 @@ def test_chunks_of_what_stays_are_kept_and_what_changes_is_whole(
 
 
 def test_equal_values_keep_the_items_of_their_own_names(tmp_path: Path) -> None:
+    tree = small()
+    del tree["optim"]
+    source = save_dcp(tree, tmp_path / "plain")
+    wncli.convert(source, tmp_path / "renamed", rename=["1.*=head.*"])
+    places = {index.fqn: info for index, info in metadata_of(source).storage_data.items()}
+    for index, info in metadata_of(tmp_path / "renamed").storage_data.items():
+        assert info == places[index.fqn.replace("head.", "1.")]
+
     source = save_dcp(small(), tmp_path / "in")
     wncli.convert(source, tmp_path / "out", rename=["1.*=head.*"])
     before, after = items_of(source), items_of(tmp_path / "out")
@@ -358,6 +370,12 @@ def test_its_files_keep_their_names_and_division(tmp_path: Path) -> None:
     files = {path.name: path.stat().st_size for path in source.glob("*.distcp")}
     assert len(files) == 3
     assert files.keys() == {path.name for path in (tmp_path / "out").glob("*.distcp")}
+    before, after = (
+        {index.fqn: info.relative_path for index, info in metadata_of(folder).storage_data.items()}
+        for folder in (source, tmp_path / "out")
+    )
+    assert after["model.0.weight"] == before["model.0.weight_v"] != min(before.values())
+    assert all(after[name] == file for name, file in before.items() if name in after)
     wncli.remove(source, tmp_path / "one", max_shard_size="1GB")
     assert [path.name for path in (tmp_path / "one").glob("*.distcp")] == ["__0_0.distcp"]
     hold_same(load_dcp(tmp_path / "one"), load_dcp(tmp_path / "out"))

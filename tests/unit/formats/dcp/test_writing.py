@@ -53,6 +53,7 @@ def training() -> dict[str, Any]:
         "pair": (torch.ones(2), 7),
         "numbered": {0: torch.ones(2, 2), True: "text", None: 1, 1.5: b"raw"},
         "listed": [torch.ones(2), {"y": 1}, [torch.zeros(3), "deep"], [], (1, 2)],
+        "nested": [[1, [torch.ones(1)]], [[]], 2],
         "values": [[1, 2], ["a", (torch.ones(1),)], []],
         "scores": collections.defaultdict(list, best=[0.5, 0.25]),
         "args": argparse.Namespace(lr=0.1, layers=[1, 2]),
@@ -349,7 +350,7 @@ def test_an_old_one_is_replaced_whole_and_its_metadata_comes_last(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", recorded)
-    written(tree, tmp_path, force=True, max_shard_size=5000)
+    written(tree, tmp_path, force=True)
     assert moved[-1] == ".metadata"
     assert (place / "notes.txt").read_text() == "mine"
     hold_sound(place)
