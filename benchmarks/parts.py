@@ -31,15 +31,17 @@ _Box = tuple[tuple[int, ...], tuple[int, ...], int, int]
 def main() -> None:
     """Write what the arguments say."""
     kind, folder, *numbers = sys.argv[1:]
-    write = {"holes": write_holes, "parts": write_parts}[kind]
-    write(Path(folder), *map(int, numbers))
+    if kind == "holes":
+        write_holes(Path(folder), *map(int, numbers))
+    else:
+        write_parts(Path(folder), *map(int, numbers))
 
 
 def write_holes(folder: Path, tensors: int, ranks: int) -> None:
     """Write metadata of so many tensors, of which each rank has two rows; the files are holes."""
     folder.mkdir()
     names = [f"model.layers.{number // 9}.part.{number % 9}.weight" for number in range(tensors)]
-    boxes = {
+    boxes: dict[str, list[_Box]] = {
         name: [((2 * rank, 0), (2, 3), rank, number * _ITEM) for rank in range(ranks)]
         for number, name in enumerate(names)
     }
