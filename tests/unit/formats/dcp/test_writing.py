@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 import wncli
+import wncli.pytorch
 from tests.support.dcp import (
     hold_same,
     hold_same_structure,
@@ -305,6 +306,27 @@ def test_both_sides_of_a_comparison_can_be_one(tmp_path: Path) -> None:
     tree["model"]["2.weight"][0, 0] += 1
     save_dcp(tree, tmp_path / "other")
     assert not wncli.compare(tmp_path / "out", tmp_path / "other").equal
+
+
+def test_a_model_in_memory_is_saved_as_one(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Linear(3, 2))
+    normalize(model[0], "weight", 0, "parametrized")
+    wncli.pytorch.save(model, tmp_path / "out", format="dcp")
+    save_dcp(model.state_dict(), tmp_path / "theirs")
+    hold_same_structure(tmp_path / "out", tmp_path / "theirs")
+    hold_same(load_dcp(tmp_path / "out"), load_dcp(tmp_path / "theirs"))
+
+
+def test_what_is_missing_can_be_filled_in_from_one(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Linear(3, 2))
+    whole = save_dcp({"model": model.state_dict()}, tmp_path / "whole")
+    part = {name: value * 2 for name, value in model.state_dict().items() if "1." not in name}
+    save_dcp({"model": part}, tmp_path / "part")
+    wncli.convert(tmp_path / "part", tmp_path / "out", like=whole, fill=True, verify=True)
+    found = load_dcp(tmp_path / "out")["model"]
+    expected = dict(model.state_dict()) | part
+    assert {n: bits(v) for n, v in found.items()} == {n: bits(v) for n, v in expected.items()}
+    hold_sound(tmp_path / "out")
 
 
 # -- the folder --------------------------------------------------------------------------------
