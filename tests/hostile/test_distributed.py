@@ -567,8 +567,8 @@ def test_shards_that_contradict_each_other_are_refused(wn_here: RunHere, tmp_pat
         put(2, tensor, about)
         hold_refused_by_both(wn_here, tmp_path / "s", says)
     put(2, torch.ones(1, 3), [2, 0])
-    (tensor,) = wncli.inspect(tmp_path / "s", tensors=True).tensors or ()
-    assert tensor.shape == (3, 3)
+    (listed,) = wncli.inspect(tmp_path / "s", tensors=True).tensors or ()
+    assert listed.shape == (3, 3)
     shutil.copy(
         tmp_path / "s" / "shard-00002-model-00001-of-00001.safetensors",
         tmp_path / "s" / "shard-00004-model-00001-of-00001.safetensors",

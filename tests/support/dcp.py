@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import (
     DefaultSavePlanner,
     _EmptyStateDictLoadPlanner,
 )
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import (
     SavePlan,
@@ -60,6 +60,11 @@ def load_dcp(folder: Path) -> Tree:
             no_dist=True,
         )
     return found
+
+
+def load_into(tree: Tree, folder: Path) -> None:
+    """Fill what is in a state dict, as `dcp.load` does."""
+    _load_state_dict(tree, storage_reader=FileSystemReader(folder), no_dist=True)
 
 
 def metadata_of(folder: Path) -> Metadata:
@@ -134,7 +139,7 @@ class Rows(DefaultSavePlanner):
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         whole: Tensor = self.state_dict[index.fqn]
-        if index.offset is None or not whole.ndim:
+        if index.offset is None or not whole.ndim or whole.shape[0] < RANKS:
             return whole
         rows = -(-whole.shape[0] // RANKS)
         return whole[index.offset[0] : index.offset[0] + rows].clone()

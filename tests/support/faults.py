@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.dcp import save_dcp
 from tests.support.run import environment
 from tests.support.shards import save, sharded
 from tests.support.steps import BROKEN
@@ -252,7 +253,7 @@ class Case:
         return {n: content for n, content in state.items() if not n.startswith(f"{self.output}/")}
 
     def _is_index(self, name: str) -> bool:
-        return name.startswith(f"{self.output}/") and name.endswith(".index.json")
+        return name.startswith(f"{self.output}/") and name.endswith((".index.json", ".metadata"))
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,7 @@ class _Plan:
     arguments: tuple[str, ...]
     output: str
     has_old: bool = True
+    is_distributed: bool = False
 
 
 def _plans(kind: Kind) -> dict[str, _Plan]:
@@ -273,6 +275,8 @@ def _plans(kind: Kind) -> dict[str, _Plan]:
         "folder onto folder": _Plan(("remove", "in", "out", *replace), "out"),
         "new folder": _Plan(("remove", "in", "out", *quiet), "out", has_old=False),
         "folder in place": _Plan(("convert", "in", "in", *respell), "in"),
+        "distributed": _Plan(("remove", "in", "out", *replace), "out", is_distributed=True),
+        "distributed in place": _Plan(("convert", "in", "in", *respell), "in", is_distributed=True),
     }
 
 
@@ -295,6 +299,12 @@ def _write_files(home: Path, kind: Kind, plan: _Plan, count: int) -> None:
         save(layers(count), home / plan.arguments[1])
         if replaces:
             save(layers(1, "old"), home / plan.output)
+        return
+    if plan.is_distributed:
+        save_dcp(layers(count), home / "in", thread_count=2)
+        if replaces:
+            save_dcp(layers(3, "old"), home / "out", single_file_per_rank=False)
+            (home / "out" / "notes.txt").write_bytes(b"mine")
         return
     half = count // 2
     sharded(home / "in", kind, {1: layers(half), 2: layers(count - half, "m")})

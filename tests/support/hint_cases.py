@@ -263,6 +263,18 @@ NAMES = {
         file({ODD: {"b.w": torch.ones(2), "c.w": torch.ones(2)}}),
         f"wn convert {IN} {OUT} --rename '[bc].*=d.*'", "{*--drop*}",
     ),
+    "two of one name in a distributed checkpoint": Case(
+        file({"model": SOUND, ODD: {"b": 1}, f"{ODD}.b": 2}),
+        f"wn convert {IN} {FREE} --format dcp --dry-run", "{*--drop*}",
+    ),
+    "a key that a distributed checkpoint has not": Case(
+        file({"model": SOUND, ODD: {(1, 2): 1}}),
+        f"wn convert {IN} {FREE} --format dcp --dry-run", "{*--drop*}",
+    ),
+    "a list as a distributed checkpoint": Case(
+        file([SOUND, dict(SOUND)]), f"wn convert {IN} {FREE} --format dcp --dry-run",
+        "{--only 0} or {--only 1}",
+    ),
     "a renaming of nothing": Case(
         file(SOUND), f"wn convert {IN} {OUT} --rename 'b.*=d.*'", "{wn inspect --tensors *}"
     ),
@@ -426,6 +438,14 @@ OUTPUTS = {
     "a file's name for shards": Case(
         file(SOUND), f"wn remove {IN} {OUT} --max-shard-size 1GB", "{*/ --format torch}",
         instead_of=OUT,
+    ),
+    "a file's name for a distributed checkpoint": Case(
+        file(SOUND), f"wn remove {IN} {OUT} --format dcp --dry-run", "{*/ --format dcp}",
+        instead_of=OUT,
+    ),
+    "a distributed checkpoint for stdout": Case(
+        file(SOUND), f"wn remove {IN} - --format dcp", "{--format safetensors}",
+        instead_of="--format dcp",
     ),
     "a suffix of no format": Case(
         file(SOUND), f"wn remove {IN} o.xyz",
@@ -592,7 +612,7 @@ INPUTS = {
         "give the directory, which has all of them: {wn inspect .}"
     ),
     "a distributed checkpoint in its own place": Case(
-        distributed, f"wn convert {FOLDER} {FOLDER}/ --force",
+        distributed, f"wn convert {FOLDER} {FOLDER}/ --force --format torch",
         "choose another name: {*}", instead_of=f"{FOLDER}/",
     ),
     "a checkpoint of DeepSpeed": Case(

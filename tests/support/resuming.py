@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -105,7 +105,7 @@ def load_weights(folder: Path) -> None:
 
 def _keep_whole(model: nn.Module, folder: Path) -> None:
     options = StateDictOptions(full_state_dict=True)
-    whole: dict[str, Tensor] = get_model_state_dict(model, options=options)
+    whole = get_model_state_dict(model, options=options)
     if dist.get_rank() == 0:
         torch.save(whole, folder / "found.pt")
 

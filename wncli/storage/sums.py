@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
 
 from wncli.storage.crc32 import crc32, moved_on
 
@@ -23,29 +22,36 @@ class Sum:
         self.lock = threading.Lock()
 
     def add(self, place: int, data: memoryview) -> bool:
-        """Add the bytes from `place` on, unless one of them is known; whether these were the last.
+        """Add the bytes from `place` on that are not known yet; whether the last were added.
 
-        What is read twice counts once: a run that has known bytes in it is passed over.
+        What two threads read at once counts for one of them.
         """
-        end = place + len(data)
-        if not self.left or place == end or not self._is_new(place, end):
+        if not self.left:
             return False
-        found = moved_on(crc32(data), self.nbytes - end)
-        with self.lock:
-            if not self._is_new(place, end):
-                return False
-            self._cover(place, end)
-            self.crc ^= found
-            self.left -= len(data)
-            return not self.left
+        is_done = False
+        for begin, end in self.missing(place, place + len(data)):
+            found = moved_on(crc32(data[begin - place : end - place]), self.nbytes - end)
+            with self.lock:
+                if self._is_new(begin, end):
+                    self._cover(begin, end)
+                    self.crc ^= found
+                    self.left -= end - begin
+                    is_done = not self.left
+        return is_done
 
-    def missing(self) -> Iterator[tuple[int, int]]:
-        """Give the runs that have not been read, each with where it begins and ends."""
-        place = 0
-        for begin, end in zip([*self.begins, self.nbytes], [*self.ends, self.nbytes], strict=True):
-            if place < begin:
-                yield place, begin
-            place = end
+    def missing(self, place: int, end: int) -> list[tuple[int, int]]:
+        """Return the runs between two places that have not been read, each with its ends."""
+        found: list[tuple[int, int]] = []
+        with self.lock:
+            number = max(0, bisect_right(self.begins, place) - 1)
+            known = zip(self.begins[number:], self.ends[number:], strict=True)
+            for begin, until in known:
+                if begin >= end:
+                    break
+                if place < begin:
+                    found.append((place, begin))
+                place = max(place, until)
+        return [*found, (place, end)] if place < end else found
 
     def _is_new(self, place: int, end: int) -> bool:
         number = bisect_right(self.begins, place)

@@ -13,10 +13,11 @@ from pathlib import Path
 from wncli.checkpoint.parts import Item
 from wncli.errors import FileError, few
 from wncli.formats.huggingface.shard_files import resolve
+from wncli.storage.file_limit import raise_file_limit
 from wncli.storage.source import LocalSource, truncated, unreadable
 
-#: Files that are open at once; with one file an item there can be any number.
-_MOST_OPEN = 200
+#: Files that are open at once, where the system lets them be; there can be one for each item.
+_MOST_OPEN = 2000
 #: Bytes of an item that is kept whole, and of the ends of another one.
 _SHORT, _END = 1 << 16, 1 << 12
 
@@ -37,6 +38,7 @@ class Files:
         #: Those that are open, the one that was used last at the end, and how many use each.
         self.open: OrderedDict[int, LocalSource] = OrderedDict()
         self.users: dict[int, int] = {}
+        self.most = min(_MOST_OPEN, raise_file_limit(len(self.names)))
 
     @contextmanager
     def use(self, number: int) -> Iterator[LocalSource]:
@@ -76,7 +78,7 @@ class Files:
         return LocalSource(shown, file)
 
     def _close_idle(self) -> None:
-        while len(self.open) >= _MOST_OPEN:
+        while len(self.open) >= self.most:
             idle = next((one for one in self.open if not self.users.get(one)), None)
             if idle is None:
                 return

@@ -91,12 +91,6 @@ class _Flattening:
         self.entered: dict[int, bool] = {}
 
     def run(self, root: Node) -> Flat:
-        if entries_of(root) is None:
-            raise FormatError(
-                self.where,
-                "a distributed checkpoint is a dict at its top, and this is none",
-                expected="a dict, or one state dict alone",
-            )
         found: dict[str, Leaf] = {}
         empty: list[str] = []
         stack: list[tuple[Path, Node]] = [((), root)]

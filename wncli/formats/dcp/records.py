@@ -167,7 +167,7 @@ class _Pickle:
     def path(self, record: Record) -> None:
         """Write a name, and the keys that it is made of."""
         self.text(record.name)
-        self.tuple(record.path)
+        self.keys(record.path)
 
     def stored(self, entry: tuple[_Index, Stored]) -> None:
         """Write what an item holds, and where it is."""
@@ -230,7 +230,7 @@ class _Pickle:
             raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
             self.out += pickle.LONG1 + bytes([len(raw)]) + raw
 
-    def tuple(self, values: Path) -> None:
+    def keys(self, values: Path) -> None:
         if not values:
             self.out += pickle.EMPTY_TUPLE
             return
@@ -251,7 +251,7 @@ class _Pickle:
             self.out += known
             return
         self.named("torch", "Size")
-        self.tuple(shape)
+        self.keys(shape)
         self.out += pickle.TUPLE1
         self.memoize()
         self.out += pickle.REDUCE

@@ -6,6 +6,7 @@ The header of each says where its boxes are in the whole tensors. Source: PyTorc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -95,19 +96,15 @@ def _find(_tensor: PartedTensor, chunk: Chunk) -> Run:
 def _refuse_missing(folder: Path, names: Sequence[str]) -> None:
     """Refuse shards of which one is missing, as far as their names tell."""
     ranks = {int(match[1]) for name in names if (match := SHARD.fullmatch(name))}
-    missing = sorted(set(range(1, max(ranks) + 1)) - ranks)
-    if missing:
+    missing = next(rank for rank in itertools.count(1) if rank not in ranks)
+    if missing < max(ranks):
         raise FileError(
             str(folder),
-            f"shards of a distributed checkpoint are missing: those of {few(_texts(missing))}",
+            f"shards of a distributed checkpoint are missing: those of rank {missing}",
             expected=f"the shards of all ranks from 1 to {max(ranks)}",
             found=few(names),
             hint="copy or download the rest into this directory",
         )
-
-
-def _texts(ranks: Sequence[int]) -> list[str]:
-    return [f"rank {rank}" for rank in ranks]
 
 
 def _broken(where: str, problem: str, expected: str = "", found: str = "") -> FormatError:

@@ -7,9 +7,11 @@ What is read is held against the checksums that the items record, whatever the o
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from wncli.arithmetic.tiles import memory
 from wncli.checkpoint.parts import Chunk, Item, PartedTensor
@@ -20,6 +22,9 @@ from wncli.formats.dcp.items import Run
 from wncli.storage.checked_source import damaged
 from wncli.storage.source import BLOCK, truncated
 from wncli.storage.sums import Sum
+
+#: Bytes that are read ahead of a tensor in columns, where as many are asked for as these.
+_BAND, _LARGE = 8 << 20, 1 << 18
 
 #: Finds the bytes of a chunk: its tensor, and the chunk.
 Find = Callable[[PartedTensor, Chunk], Run]
@@ -46,6 +51,15 @@ class _Whole:
     pieces: dict[int, _Piece]
 
 
+class _Band(NamedTuple):
+    """A run of a tensor that was read ahead: many columns cost less where there are more rows."""
+
+    whole: _Whole
+    begin: int
+    end: int
+    data: memoryview
+
+
 class PartedSource:
     """A source of all that a distributed checkpoint has. Files are opened as they are needed.
 
@@ -64,6 +78,7 @@ class PartedSource:
         self.starts: list[int] = []
         self.raw: list[int] = []
         self.summed: list[_Piece] | None = None
+        self.local = threading.local()
 
     def append(self, tensor: PartedTensor, nbytes: int) -> int:
         """Have a tensor stand behind all that stands here already, and return where."""
@@ -171,6 +186,22 @@ class PartedSource:
         return found
 
     def _read_whole(self, whole: _Whole, begin: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of a tensor from `begin` on."""
+        grid = self._grid(whole)
+        if len(grid.shape) == 1 or len(grid.boxes) == 1 or len(buffer) < _LARGE:
+            self._gather(whole, begin, buffer)
+            return
+        end = begin + len(buffer)
+        band: _Band | None = getattr(self.local, "band", None)
+        if band is None or band.whole is not whole or not band.begin <= begin <= end <= band.end:
+            count = min(max(len(buffer), _BAND), whole.nbytes - begin)
+            data = band.data if band and len(band.data) >= count else memoryview(bytearray(count))
+            self.local.band = None  # should reading fail
+            self._gather(whole, begin, data[:count])
+            self.local.band = band = _Band(whole, begin, begin + count, data)
+        buffer[:] = band.data[begin - band.begin : end - band.begin]
+
+    def _gather(self, whole: _Whole, begin: int, buffer: memoryview) -> None:
         for part in parts_of(self._grid(whole), begin, begin + len(buffer)):
             piece = self._piece(whole, part.chunk)
             count = part.nbytes
@@ -193,7 +224,7 @@ class PartedSource:
                 raise damaged(file, what, piece.run.crc or 0, piece.sum.crc)
 
     def _read_rest(self, piece: _Piece, *, judge: bool = True) -> None:
-        for begin, end in list(piece.sum.missing()) if piece.sum else ():
+        for begin, end in piece.sum.missing(0, piece.run.nbytes) if piece.sum else ():
             for place in range(begin, end, BLOCK):
                 buffer = memory("gathered", min(BLOCK, end - place))
                 self._read_piece(piece, place, buffer, judge=judge)

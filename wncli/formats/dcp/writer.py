@@ -22,7 +22,7 @@ from wncli.checkpoint.layout import (
 from wncli.checkpoint.output import Output
 from wncli.checkpoint.parts import PartedTensor
 from wncli.checkpoint.tensors import DType, TensorSpec
-from wncli.errors import few
+from wncli.errors import FormatError, few
 from wncli.formats.dcp.flatten import Leaf, flat_name, flatten
 from wncli.formats.dcp.kept import Kept
 from wncli.formats.dcp.packing import File, Packed, Stored, grouped
@@ -34,7 +34,7 @@ from wncli.formats.dcp.records import (
     ValueRecord,
     make_metadata,
 )
-from wncli.formats.pickles.nodes import Call, Node, PersistentId
+from wncli.formats.pickles.nodes import Call, Node, PersistentId, entries_of
 from wncli.formats.pickles.writer import write_pickle
 from wncli.formats.torch.modules import budget_for
 from wncli.formats.torch.tensors import (
@@ -47,11 +47,14 @@ from wncli.formats.torch.tensors import (
 from wncli.formats.torch.versions import has_metadata
 from wncli.formats.torch.writer import EditedTree, TorchContent, edited_tree
 from wncli.formats.torch.zip_writer import lay_out_torch_zip
+from wncli.hints import either, setting
 from wncli.notes import Note
 
 #: What holds the members of an archive that is not saved to a file of its own.
 _FOLDER = "archive"
 _PROTOCOL = 2
+#: As many state dicts are offered one by one.
+_MOST_ROOTS = 3
 #: A chunk: where it begins in its tensor, and how large it is.
 _Box = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -88,6 +91,7 @@ def lay_out_dcp(output: Output, folder: str, limit: int | None) -> FolderLayout:
         UsageError: two entries would have one name, or a key has no text.
     """
     tree = edited_tree(output, "distributed checkpoints")
+    _refuse_top(output, tree.root)
     making = _Making(output, tree)
     flat = flatten(tree.root, tree.edits, making.is_tensor, making.kept.values, making.budget)
     made = [making.made(leaf) for leaf in flat.leaves]
@@ -113,6 +117,17 @@ def lay_out_dcp(output: Output, folder: str, limit: int | None) -> FolderLayout:
         if isinstance(slot.content, (Elements, Whole))
     )
     return FolderLayout(tuple(files), (METADATA, metadata), notes, runs)
+
+
+def _refuse_top(output: Output, root: Node) -> None:
+    if entries_of(root) is None:
+        roots = [part.state_dict.root for part in output.state_dicts[:_MOST_ROOTS]]
+        raise FormatError(
+            output.checkpoint.name,
+            "a distributed checkpoint is a dict at its top, and this is none",
+            expected="a dict, or one state dict alone",
+            hint=either(setting(only=one) for one in roots),
+        )
 
 
 def _record(made: _Made, stored: Mapping[tuple[str, int], Stored]) -> Record:
@@ -155,6 +170,8 @@ class _Making:
         self.where = checkpoint.name
         self.kept = Kept(checkpoint)
         self.directions = _directions(output)
+        #: The items of tensors, which are alike but for what fills them.
+        self.tensors: dict[tuple[DType, tuple[int, ...]], Layout] = {}
         #: The items of values by the ids of their nodes, which names can share.
         self.values: dict[int, Layout] = {}
         self.references = checkpoint.tree.references if checkpoint.tree else {}
@@ -207,7 +224,11 @@ class _Making:
         home: PartedTensor | None = None,
     ) -> _Made:
         """Make a tensor that is one item, in the file where it was."""
-        layout = _of_tensor(dtype, shape, content)
+        if (dtype, shape) not in self.tensors:
+            self.tensors[dtype, shape] = _of_tensor(dtype, shape, content)
+        layout = self.tensors[dtype, shape]
+        (slot,) = layout.slots
+        layout = layout._replace(slots=(slot._replace(content=content),))
         file = home.chunks[0].item.file if home and home.chunks else 0
         box = (0,) * len(shape), shape
         tensor = _Tensor(dtype, shape, requires_grad(leaf.node), (box,))
@@ -220,12 +241,12 @@ class _Making:
             item = entry.item
             layout = self.kept.copied(item)
             return Packed(leaf.name, 0, layout, is_value=True, file=item.file, offset=item.offset)
-        layout = self.values.get(id(leaf.node))
-        if layout is None:
+        if id(leaf.node) not in self.values:
             tree = self.tree
             pickle, contents = tree.build.finish(leaf.node, tree.protocol, tree.edits)
-            layout = lay_out_torch_zip(TorchContent(pickle, (), contents, ()), _FOLDER)
-            self.values[id(leaf.node)] = layout
+            content = TorchContent(pickle, (), contents, ())
+            self.values[id(leaf.node)] = lay_out_torch_zip(content, _FOLDER)
+        layout = self.values[id(leaf.node)]
         self.budget.spend(sum(len(data) for _, data in layout.fixed))
         return Packed(leaf.name, 0, layout, is_value=True)
 

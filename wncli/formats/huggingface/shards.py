@@ -5,7 +5,6 @@ The files are numbered in the order of their names, the tensors stand in the ord
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,10 +20,8 @@ from wncli.formats.huggingface.shard_files import locate
 from wncli.formats.pickles.nodes import Node
 from wncli.formats.safetensors.reader import tied
 from wncli.notes import Note
+from wncli.storage.file_limit import FEW_FILES, raise_file_limit
 from wncli.storage.source import LocalSource, Source, unreadable
-
-#: Open files that every system's default limit leaves room for.
-_FEW_FILES = 200
 
 
 def open_shards(
@@ -44,7 +41,7 @@ def open_shards(
     """
     names = index.file_names
     targets = locate(index.path, names)
-    _raise_file_limit(len(names))
+    raise_file_limit(len(names))
     sources: list[Source] = []
     shards: list[Shard] = []
     for number, (name, target) in enumerate(zip(names, targets, strict=True)):
@@ -55,27 +52,12 @@ def open_shards(
             refusal = unreadable(str(shown), error)
             if error.errno == errno.EMFILE:
                 refusal.hint = (
-                    f"have the hard limit of open files raised to {len(names) + _FEW_FILES:,}"
+                    f"have the hard limit of open files raised to {len(names) + FEW_FILES:,}"
                 )
             raise refusal from None
         sources.append(LocalSource(str(shown), file, number))
         shards.append(Shard(name, _as_shard(read(sources[-1]))))
     return combine(path, index, tuple(shards)), tuple(sources)
-
-
-def _raise_file_limit(count: int) -> None:
-    """Let this process hold `count` files open, as far as the system allows."""
-    if count <= _FEW_FILES:
-        return
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = count + _FEW_FILES
-        if hard != resource.RLIM_INFINITY:
-            wanted = min(wanted, hard)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpoint:

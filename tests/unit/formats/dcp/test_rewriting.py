@@ -11,14 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import _version
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 import wncli
 from tests.support.dcp import (
+    RANKS,
+    Rows,
     hold_same,
     hold_same_structure,
     hold_sound,
     items_of,
     load_dcp,
+    load_into,
     metadata_of,
     save_dcp,
 )
@@ -250,7 +254,43 @@ def test_an_optimizer_by_name_is_respelled_and_all_else_is_copied(tmp_path: Path
                and index.fqn not in new)  # fmt: skip
 
 
+@pytest.mark.parametrize("limit", [None, 4000])
+def test_chunks_of_what_stays_are_kept_and_what_changes_is_whole(
+    limit: int | None, tmp_path: Path
+) -> None:
+    tree = small() | {"wide": torch.randn(9, 40), "one": torch.randn(1, 3), "n": torch.tensor(2)}
+    source = save_dcp(tree, tmp_path / "in", Rows(), thread_count=RANKS)
+    before = metadata_of(source).state_dict_metadata
+    assert len(before["wide"].chunks) == 3
+    wncli.remove(source, tmp_path / "out", verify=True, max_shard_size=limit)
+    after = metadata_of(tmp_path / "out").state_dict_metadata
+    assert {name for name in after if after[name] != before.get(name)} == {"model.0.weight"}
+    assert len(after["model.0.weight"].chunks) == 1
+    for index in metadata_of(tmp_path / "out").storage_data:
+        if index.offset is not None:
+            chunk = after[index.fqn].chunks[index.index]
+            assert chunk.offsets == index.offset
+    same = items_of(source).items() & items_of(tmp_path / "out").items()
+    assert len(same) == len(items_of(tmp_path / "out")) - 1
+    torch.save(tree, tmp_path / "in.pt")
+    wncli.remove(tmp_path / "in.pt", tmp_path / "out.pt")
+    hold_same(load_dcp(tmp_path / "out"), load(tmp_path / "out.pt"))
+    hold_sound(tmp_path / "out")
+    found = {"wide": torch.zeros(9, 40), "model": {"0.weight": torch.zeros(3, 2, 3)}}
+    load_into(found, tmp_path / "out")
+    assert bits(found["wide"]) == bits(tree["wide"])
+    assert bits(found["model"]["0.weight"]) == bits(load(tmp_path / "out.pt")["model"]["0.weight"])
+
+
 def test_equal_values_keep_the_items_of_their_own_names(tmp_path: Path) -> None:
+    tree = small()
+    del tree["optim"]
+    source = save_dcp(tree, tmp_path / "plain")
+    wncli.convert(source, tmp_path / "renamed", rename=["1.*=head.*"])
+    places = {index.fqn: info for index, info in metadata_of(source).storage_data.items()}
+    for index, info in metadata_of(tmp_path / "renamed").storage_data.items():
+        assert info == places[index.fqn.replace("head.", "1.")]
+
     source = save_dcp(small(), tmp_path / "in")
     wncli.convert(source, tmp_path / "out", rename=["1.*=head.*"])
     before, after = items_of(source), items_of(tmp_path / "out")
@@ -282,17 +322,8 @@ def test_a_checkpoint_from_before_dicts_were_flattened_keeps_its_values_whole(
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_what_was_saved_without_paths_gets_some(*, nested: bool, tmp_path: Path) -> None:
-    from torch.distributed.checkpoint import FileSystemWriter
-    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-    from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
-
     tree = {"model": small()["model"]} if nested else small()["model"]
-    _save_state_dict(
-        tree,
-        storage_writer=FileSystemWriter(tmp_path / "in"),
-        planner=DefaultSavePlanner(flatten_state_dict=False),
-        no_dist=True,
-    )
+    save_dcp(tree, tmp_path / "in", DefaultSavePlanner(flatten_state_dict=False))
     wncli.convert(tmp_path / "in", tmp_path / "out", naming="parametrized", verify=True)
     found = load_dcp(tmp_path / "out")
     model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Linear(5, 4))
@@ -339,6 +370,12 @@ def test_its_files_keep_their_names_and_division(tmp_path: Path) -> None:
     files = {path.name: path.stat().st_size for path in source.glob("*.distcp")}
     assert len(files) == 3
     assert files.keys() == {path.name for path in (tmp_path / "out").glob("*.distcp")}
+    before, after = (
+        {index.fqn: info.relative_path for index, info in metadata_of(folder).storage_data.items()}
+        for folder in (source, tmp_path / "out")
+    )
+    assert after["model.0.weight"] == before["model.0.weight_v"] != min(before.values())
+    assert all(after[name] == file for name, file in before.items() if name in after)
     wncli.remove(source, tmp_path / "one", max_shard_size="1GB")
     assert [path.name for path in (tmp_path / "one").glob("*.distcp")] == ["__0_0.distcp"]
     hold_same(load_dcp(tmp_path / "one"), load_dcp(tmp_path / "out"))

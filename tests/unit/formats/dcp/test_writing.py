@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 import wncli
+import wncli.pytorch
 from tests.support.dcp import (
     hold_same,
     hold_same_structure,
@@ -53,6 +54,7 @@ def training() -> dict[str, Any]:
         "pair": (torch.ones(2), 7),
         "numbered": {0: torch.ones(2, 2), True: "text", None: 1, 1.5: b"raw"},
         "listed": [torch.ones(2), {"y": 1}, [torch.zeros(3), "deep"], [], (1, 2)],
+        "nested": [[1, [torch.ones(1)]], [[]], 2],
         "values": [[1, 2], ["a", (torch.ones(1),)], []],
         "scores": collections.defaultdict(list, best=[0.5, 0.25]),
         "args": argparse.Namespace(lr=0.1, layers=[1, 2]),
@@ -106,7 +108,8 @@ def test_a_sample_has_the_structure_that_pytorch_writes(file: str, tmp_path: Pat
 def test_every_format_becomes_one(stored: str, tmp_path: Path) -> None:
     state = {"a.weight": torch.randn(3, 2), "a.bias": torch.randn(3), "n": torch.tensor(7)}
     if stored == "npz":
-        np.savez(tmp_path / "in.npz", **{name: value.numpy() for name, value in state.items()})
+        arrays: dict[str, Any] = {name: value.numpy() for name, value in state.items()}
+        np.savez(tmp_path / "in.npz", **arrays)
         source = tmp_path / "in.npz"
     else:
         source = save(state, tmp_path / "in.pt", stored)
@@ -242,8 +245,7 @@ def test_every_kind_of_layer_is_split_and_folded(kind: str, tmp_path: Path) -> N
     layer = KINDS[kind].make()
     parameter = KINDS[kind].parameter
     torch.save(layer.state_dict(), tmp_path / "plain.pt")
-    rule = {"layers": [parameter]}
-    wncli.apply(tmp_path / "plain.pt", tmp_path / "split", format="dcp", **rule)
+    wncli.apply(tmp_path / "plain.pt", tmp_path / "split", format="dcp", layers=[parameter])
     assert set(pair_of(parameter, "hook")) <= set(load_dcp(tmp_path / "split"))
     wncli.remove(tmp_path / "split", tmp_path / "folded.pt")
     found = load(tmp_path / "folded.pt")
@@ -306,6 +308,27 @@ def test_both_sides_of_a_comparison_can_be_one(tmp_path: Path) -> None:
     assert not wncli.compare(tmp_path / "out", tmp_path / "other").equal
 
 
+def test_a_model_in_memory_is_saved_as_one(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Linear(3, 2))
+    normalize(model[0], "weight", 0, "parametrized")
+    wncli.pytorch.save(model, tmp_path / "out", format="dcp")
+    save_dcp(model.state_dict(), tmp_path / "theirs")
+    hold_same_structure(tmp_path / "out", tmp_path / "theirs")
+    hold_same(load_dcp(tmp_path / "out"), load_dcp(tmp_path / "theirs"))
+
+
+def test_what_is_missing_can_be_filled_in_from_one(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Linear(3, 2))
+    whole = save_dcp({"model": model.state_dict()}, tmp_path / "whole")
+    part = {name: value * 2 for name, value in model.state_dict().items() if "1." not in name}
+    save_dcp({"model": part}, tmp_path / "part")
+    wncli.convert(tmp_path / "part", tmp_path / "out", like=whole, fill=True, verify=True)
+    found = load_dcp(tmp_path / "out")["model"]
+    expected = dict(model.state_dict()) | part
+    assert {n: bits(v) for n, v in found.items()} == {n: bits(v) for n, v in expected.items()}
+    hold_sound(tmp_path / "out")
+
+
 # -- the folder --------------------------------------------------------------------------------
 
 
@@ -349,7 +372,7 @@ def test_an_old_one_is_replaced_whole_and_its_metadata_comes_last(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", recorded)
-    written(tree, tmp_path, force=True, max_shard_size=5000)
+    written(tree, tmp_path, force=True)
     assert moved[-1] == ".metadata"
     assert (place / "notes.txt").read_text() == "mine"
     hold_sound(place)
