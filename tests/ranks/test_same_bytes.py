@@ -14,6 +14,7 @@ from torch import Tensor
 
 import wncli
 from tests.support.faults import snapshot
+from tests.support.parted import along, put_parts
 from tests.support.shards import save, sharded
 from tests.support.teams import on_threads
 from wncli.errors import FormatError
@@ -78,6 +79,12 @@ def write_inputs(folder: Path) -> None:
                                            3: {f"m.{n}": t for n, t in state(3).items()}},
     )  # fmt: skip
     (folder / "shards" / "config.json").write_bytes(b"{}")
+    parts: dict[str, Any] = {f"model.{name}": tensor for name, tensor in state().items()}
+    parts |= {"epoch": 3}
+    v = {name: tensor for name, tensor in parts.items() if name.endswith("_v")}
+    cuts = {name: along(tensor, 1, (1, 2)) for name, tensor in v.items()}
+    cuts["model.embedding"] = along(parts["model.embedding"], 0, (100, 150, 50))
+    put_parts(folder / "parts", parts, cuts, checkpoint_id="run")
 
 
 def linked(folder: Path) -> Path:
@@ -139,6 +146,18 @@ CONVERSIONS: dict[str, Conversion] = {
     ),
     "through a link": lambda i, o, team: wncli.remove(
         i / "shards", linked(o) / "out", format="torch", team=team
+    ),
+    "distributed to safetensors": lambda i, o, team: wncli.remove(
+        i / "parts", o / "out.safetensors", team=team, verify=True
+    ),
+    "distributed": lambda i, o, team: wncli.convert(
+        i / "parts", o / "out", naming="parametrized", team=team, verify=True
+    ),
+    "torch to distributed": lambda i, o, team: wncli.remove(
+        i / "in.pt", o / "out", format="dcp", team=team, verify=True
+    ),
+    "many files, distributed": lambda i, o, team: wncli.apply(
+        i / "in.pt", o / "out", layers=["plain*"], format="dcp", max_shard_size="2KB", team=team
     ),
     "in place": lambda _, o, team: wncli.remove(
         o / "in.pt", o / "in.pt", force=True, team=team, verify=True
