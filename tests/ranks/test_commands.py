@@ -16,6 +16,7 @@ import torch
 import wncli
 from tests.support.faults import snapshot
 from tests.support.launched import Launcher, free_port, told
+from tests.support.parted import item, put_parts
 from tests.support.run import Wn, environment
 from tests.support.shards import save
 
@@ -115,6 +116,9 @@ COMMANDS = {
     "inspect --stats": ("inspect", "in.pt", "--stats"),
     "inspect --norms": ("inspect", "in.pt", "--norms", "--p", "inf"),
     "inspect --check": ("inspect", "damaged.pt", "--check"),
+    "distributed --check": ("inspect", "parts", "--check"),
+    "distributed, damaged": ("remove", "parts", "out.safetensors"),
+    "distributed, compared": ("compare", "in.pt", "parts", "--exclude", "l1"),
     "several": ("inspect", "in.pt", "no.pt", "damaged.pt", "plain.pt", "--check"),
     "several outputs": ("remove", "zero.pt", "in.pt", "plain.pt", "--output-dir", "out"),
     "no command": ("lst", "in.pt"),
@@ -138,6 +142,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = raw.index(other["l1.weight_v"].numpy().tobytes())
     raw[place + 5] ^= 1
     (folder / "damaged.pt").write_bytes(raw)
+    damaged = bytearray(item(other["l1.weight_v"]))
+    damaged[damaged.index(other["l1.weight_v"].numpy().tobytes()) + 5] ^= 1
+    put_parts(folder / "parts", layers(), items={"l1.weight_v": bytes(damaged)})
     return folder
 
 
