@@ -1,0 +1,1 @@
+"""Sharded checkpoints and the folders that they are in."""
