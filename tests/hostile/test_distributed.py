@@ -248,6 +248,9 @@ def test_items_that_are_not_what_the_metadata_says_are_refused_when_they_are_rea
         hold_refused(ran, folder / "__0_0.distcp", says)
         assert V in ran.stderr
     assert not list(tmp_path.glob("out*"))
+    checked = wn_here("inspect", "--check", folder)
+    assert checked.code == 1
+    assert f"unreadable: {V.removeprefix('model.')} cannot be read" in checked.stdout
 
 
 def test_many_that_share_what_is_long_take_no_longer(tmp_path: Path) -> None:
