@@ -26,12 +26,12 @@ def damaged_members(sources: Sources, jobs: int | None, team: Team) -> list[list
         team, lambda one, _: one.is_damaged(), placed, sizes=[one.nbytes for one in placed],
         jobs=jobs, progress=lambda _: None,
     )  # fmt: skip
-    found: list[list[str]] = [[] for _ in sources]
+    found: list[dict[str, None]] = [{} for _ in sources]  # a tensor can have several items
     for one, is_bad in zip(placed, damaged, strict=True):
         if is_bad:
             one.excuse()
-            found[one.file].append(one.name)
-    return found
+            found[one.file][one.name] = None
+    return [list(names) for names in found]
 
 
 class _Placed(NamedTuple):

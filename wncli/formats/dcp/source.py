@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -149,10 +149,16 @@ class PartedSource:
         return [(piece.what, piece.run.nbytes) for piece in self.summed]
 
     def is_damaged(self, number: int) -> bool:
-        """Whether one of these is not what was written; what has not been read of it is read."""
+        """Whether one of these is not what was written; what has not been read of it is read.
+
+        What cannot be read is passed over: whoever reads it is told.
+        """
         assert self.summed is not None  # noqa: S101 - for the type checker
         piece = self.summed[number]
-        self._read_rest(piece, judge=False)
+        try:
+            self._read_rest(piece, judge=False)
+        except FormatError:
+            return False
         return piece.sum is not None and piece.sum.crc != piece.run.crc
 
     def excuse(self, number: int) -> None:
