@@ -95,20 +95,20 @@ class _LocalFile:
             return self.file.write(data)
 
 
-class LocalSource(_LocalFile):
-    """A file that is open for reading, or `nbytes` of it from `begin` on; closed with this.
+class FileSource:
+    """A file that is read, or `nbytes` of it from `begin` on, wherever it is.
 
     Behind its end, at places that are nowhere else, can stand what is in it in another form.
     """
 
-    def __init__(
-        self, name: str, file: io.FileIO, number: int = 0, begin: int = 0, nbytes: int | None = None
-    ) -> None:
-        super().__init__(file)
+    #: Whether each reading may take a request to another machine.
+    is_remote = False
+
+    def __init__(self, name: str, nbytes: int, number: int = 0, begin: int = 0) -> None:
         self.name = name
+        self.nbytes = nbytes
         self.number = number
         self.begin = begin
-        self.nbytes = self.nbytes - begin if nbytes is None else nbytes
         #: Where what is unpacked begins, how many bytes each has, and what gives them.
         self.starts: list[int] = []
         self.sizes: list[int] = []
@@ -139,16 +139,7 @@ class LocalSource(_LocalFile):
             return self._read_unpacked(offset, nbytes, what)
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise truncated(self, what, offset + nbytes)
-        if _HAS_PLACES:
-            try:
-                data = os.pread(self.file.fileno(), nbytes, self.begin + offset)
-            except OSError as error:
-                raise unreadable(self.name, error) from None
-            if len(data) == nbytes:
-                return data
-        whole = bytearray(nbytes)  # the system may give less: Linux no more than 2 GB at a time
-        self.read_into(offset, memoryview(whole), what)
-        return bytes(whole)
+        return self._give(offset, nbytes, what)
 
     def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
         """Fill `buffer` from `offset` on."""
@@ -157,10 +148,64 @@ class LocalSource(_LocalFile):
             return
         if offset + len(buffer) > self.nbytes:
             raise truncated(self, what, offset + len(buffer))
+        self._fill(offset, buffer, what)
+
+    def window(self, begin: int, nbytes: int) -> FileSource:
+        """Return `nbytes` from `begin` on, as a file of the same name; closed with this."""
+        raise NotImplementedError
+
+    def defer(self, offset: int, nbytes: int, check: Callable[[], None]) -> bool:
+        """Have `check` run before any of these bytes are read.
+
+        Returns:
+            False where what it looks at is read as well now; it is not kept then.
+        """
+        del offset, nbytes, check
+        return False
+
+    def _give(self, offset: int, nbytes: int, what: str) -> bytes:
+        raise NotImplementedError
+
+    def _fill(self, offset: int, buffer: memoryview, what: str) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the file."""
+        raise NotImplementedError
+
+
+class LocalSource(FileSource):
+    """A file that is open for reading, or `nbytes` of it from `begin` on; closed with this."""
+
+    def __init__(
+        self, name: str, file: io.FileIO, number: int = 0, begin: int = 0, nbytes: int | None = None
+    ) -> None:
+        self.local = _LocalFile(file)
+        self.file = file
+        size = self.local.nbytes - begin if nbytes is None else nbytes
+        super().__init__(name, size, number, begin)
+
+    def window(self, begin: int, nbytes: int) -> LocalSource:
+        """Return `nbytes` from `begin` on, as a file of the same name; closed with this."""
+        return LocalSource(self.name, self.file, self.number, self.begin + begin, nbytes)
+
+    def _give(self, offset: int, nbytes: int, what: str) -> bytes:
+        if _HAS_PLACES:
+            try:
+                data = os.pread(self.file.fileno(), nbytes, self.begin + offset)
+            except OSError as error:
+                raise unreadable(self.name, error) from None
+            if len(data) == nbytes:
+                return data
+        whole = bytearray(nbytes)  # the system may give less: Linux no more than 2 GB at a time
+        self._fill(offset, memoryview(whole), what)
+        return bytes(whole)
+
+    def _fill(self, offset: int, buffer: memoryview, what: str) -> None:
         done = 0
         while done < len(buffer):
             try:
-                count = self.read_some(self.begin + offset + done, buffer[done:])
+                count = self.local.read_some(self.begin + offset + done, buffer[done:])
             except OSError as error:
                 raise unreadable(self.name, error) from None
             if not count:
@@ -245,6 +290,11 @@ def refuse_holes(source: Source, offset: int, count: int, what: str) -> None:
             found=f"{stored:,} of {count:,}",
             hint="copy or download the file again",
         )
+
+
+def defer(source: Source, offset: int, nbytes: int, check: Callable[[], None]) -> bool:
+    """Have `check` run before any of these bytes are read, as `FileSource.defer`."""
+    return isinstance(source, FileSource) and source.defer(offset, nbytes, check)
 
 
 #: The files of one checkpoint, each at the place that its number says.
