@@ -17,7 +17,7 @@ from wncli.arithmetic.dtypes import numpy_dtype
 from wncli.arithmetic.norms import Norms, unwarned
 from wncli.arithmetic.ulps import Difference, Tolerance
 from wncli.checkpoint.naming import join
-from wncli.checkpoint.tensors import DType
+from wncli.checkpoint.tensors import DType, Storage
 from wncli.errors import FormatError, WeightNormError
 from wncli.formats.torch.archive import damage_note, damaged_members
 from wncli.hints import inspecting, phrase
@@ -25,6 +25,7 @@ from wncli.notes import Note
 from wncli.parallel import Advance, Progress, run_tasks
 from wncli.plan.actions import Compose
 from wncli.plan.guards import refuse_expansion, refuse_growth
+from wncli.storage.source import expect, jobs_for
 from wncli.streaming.blocks import TensorBlocks
 from wncli.streaming.effective import aligned_runs, runs_of
 from wncli.streaming.fold import sums_of_squares
@@ -85,11 +86,13 @@ def check(
         for call in plan.checkpoint.would_run
         if call.is_shown
     ]
-    for source in sources:
+    for number, source in enumerate(sources):
+        expect(sources, [Storage("", 0, source.nbytes, file=number)])  # nearly all of it
         known = {note.where for note in found if note.code == "checksum"}
         file = Path(source.name).name if len(sources) > 1 else ""
         damaged = [member for member in damaged_members(source) if member not in known]
         found += [damage_note(member, file) for member in damaged]
+    jobs = jobs_for(sources, jobs)
     counts = run_tasks(look, list(views.values()), nbytes=total, jobs=jobs, progress=report)
     looked_at = dict(zip(views, counts, strict=True))
     errors = {view: n for view, n in looked_at.items() if isinstance(n, FormatError)}

@@ -7,11 +7,12 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from wncli.checkpoint.pairs import storages_of
 from wncli.checkpoint.tensors import DType
 from wncli.parallel import Advance, run_tasks
 from wncli.plan.actions import Compose
 from wncli.statistics import Distribution, LayerStatistics
-from wncli.storage.source import BLOCK
+from wncli.storage.source import BLOCK, expect, jobs_for
 from wncli.streaming.blocks import TensorBlocks
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def layer_statistics(
             non_finite=sum(bad),
         )
 
+    expect(sources, storages_of(pair if with_directions else pair.g for _, pair in layers))
+    jobs = jobs_for(sources, jobs)
     if not with_directions:
         return tuple(describe(layer, lambda _: None) for layer in layers)
 

@@ -21,9 +21,9 @@ from wncli.checkpoint.layout import Elements, Layout, Magnitude, Slot, Whole, Wr
 from wncli.checkpoint.tensors import Storage
 from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
-from wncli.storage.checked_source import checking
+from wncli.storage.checked_source import checking, storages_in, storages_of
 from wncli.storage.reflink import clone
-from wncli.storage.source import BLOCK, Source
+from wncli.storage.source import BLOCK, Source, expect, is_remote, jobs_for
 
 if TYPE_CHECKING:
     from wncli.fill.contents import Patches
@@ -37,10 +37,14 @@ _SMALL = 64 << 10
 
 
 class _Task(NamedTuple):
-    """Something that can be done beside other such things: the bytes that it reads, and how."""
+    """Something that can be done beside other such things: the bytes that it reads, and how.
+
+    `place` is where it begins to read: the file's number, and the byte.
+    """
 
     nbytes: int
     run: Callable[[Advance], None]
+    place: tuple[int, int]
 
 
 class _Copying(NamedTuple):
@@ -94,9 +98,16 @@ class _Filling:
     def run(self, progress: Callable[[int], None], jobs: int | None) -> tuple[Note, ...]:
         if self.is_clone():
             return ()
+        used = storages_of(self.layout)
+        expect(self.sources, used)
+        jobs = jobs_for([self.sources[storage.file] for storage in used], jobs)
         for tasks in self.divide():
-            # The largest first, so that no thread is left alone with one in the end.
-            tasks.sort(key=lambda task: -(task.nbytes // _PART))
+            if any(map(is_remote, self.sources)):
+                # In the order of the files, so that what is near is fetched together, and once.
+                tasks.sort(key=lambda task: task.place)
+            else:
+                # The largest first, so that no thread is left alone with one in the end.
+                tasks.sort(key=lambda task: -(task.nbytes // _PART))
             nbytes = sum(task.nbytes for task in tasks)
             run_tasks(_run, tasks, nbytes=nbytes, jobs=jobs, progress=progress)
         for source in self.checks:
@@ -127,14 +138,14 @@ class _Filling:
             run = self.plain_run(slot)
             if run is None:
                 waits = isinstance(slot.content, Magnitude) and slot.content.of_output
-                task = _Task(_read_for(slot), partial(self.compute, index, slot))
+                task = _Task(_read_for(slot), partial(self.compute, index, slot), _place_of(slot))
                 (afterwards if waits else tasks).append(task)
                 continue
             storage, offset, checksum = run
             if checksum is None if self.layout.seal else storage.crc is not None:
                 source = self.checked[storage.file]
                 copy = partial(self.copy_summed, index, source, offset, slot)
-                tasks.append(_Task(slot.nbytes, copy))
+                tasks.append(_Task(slot.nbytes, copy, (storage.file, offset)))
                 continue
             self.checksums[index] = checksum or 0
             copying = _Copying(storage.file, offset, slot.offset, slot.nbytes)
@@ -144,7 +155,8 @@ class _Filling:
                 copies.append(copying)
         for group in _grouped(part for copying in copies for part in copying.parts()):
             nbytes = sum(part.nbytes for part in group)
-            tasks.append(_Task(nbytes, partial(self.copy, group)))
+            place = group[0].file, group[0].offset
+            tasks.append(_Task(nbytes, partial(self.copy, group), place))
         return tasks, afterwards
 
     @staticmethod
@@ -268,6 +280,12 @@ def _joined(written: Iterable[Written]) -> Iterator[Written]:
         start = start if joined else offset
         joined += data
     yield start, bytes(joined)
+
+
+def _place_of(slot: Slot) -> tuple[int, int]:
+    """Return where the first of what is read to compute a slot stands."""
+    places = ((storage.file, storage.offset) for storage in storages_in(slot.content))
+    return min(places, default=(0, 0))
 
 
 def _read_for(slot: Slot) -> int:

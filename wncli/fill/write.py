@@ -16,7 +16,7 @@ from wncli.storage.source import unreadable
 
 if TYPE_CHECKING:
     from wncli.checkpoint.output import Output
-    from wncli.layout.files import Outputs
+    from wncli.layout.files import Outputs, RemoteCompanion
     from wncli.parallel import Progress
     from wncli.plan.destination import Target
     from wncli.storage.replace_folder import NewFiles
@@ -93,7 +93,7 @@ def write(  # noqa: PLR0913 - what, and how
             return finish(written, notes)
     notes = ()
     index = (outputs.index,) if outputs.index else ()
-    companions = [path for path in outputs.companions if not _is_in(path, target.path)]
+    companions = [one for one in outputs.companions if not _is_in(one, target.path)]
     names = [path.name for path in companions]
     names += [name for name, _ in (*outputs.files, *index)]
     with (
@@ -120,16 +120,18 @@ def _close(sources: Sources) -> None:
         source.close()
 
 
-def _is_in(path: Path, folder: Path) -> bool:
-    return folder.is_dir() and path.parent.samefile(folder)
+def _is_in(path: Path | RemoteCompanion, folder: Path) -> bool:
+    return isinstance(path, Path) and folder.is_dir() and path.parent.samefile(folder)
 
 
-def _copy_companion(path: Path, new_files: NewFiles) -> None:
+def _copy_companion(path: Path | RemoteCompanion, new_files: NewFiles) -> None:
     try:
         content = path.read_bytes()
+    except WnError:
+        raise
     except OSError as error:
         raise unreadable(str(path), error) from None
-    new_files.write(path.name, content, path)
+    new_files.write(path.name, content, path if isinstance(path, Path) else None)
 
 
 def _checkpoint_in(target: Target) -> tuple[str, ...]:

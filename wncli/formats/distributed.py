@@ -138,7 +138,9 @@ def refuse_distributed_file(path: Path, start: bytes) -> None:
 
 def distributed_file(path: Path, what: str) -> FormatError:
     """Make the refusal of one file of a distributed checkpoint."""
-    is_whole = any(map(_METADATA.fullmatch, (entry.name for entry in path.parent.iterdir())))
+    is_whole = path.parent.is_dir() and any(
+        map(_METADATA.fullmatch, (entry.name for entry in path.parent.iterdir()))
+    )
     return FormatError(
         str(path),
         f"this is {what} (torch.distributed.checkpoint), not a checkpoint by itself",

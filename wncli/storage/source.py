@@ -10,9 +10,10 @@ import io
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from wncli.checkpoint.tensors import Storage
 from wncli.errors import FileError, FormatError
 
 #: The most bytes that are read at a time: large enough that a system call costs nothing, small
@@ -22,6 +23,8 @@ BLOCK = 1 << 20
 _HAS_PLACES = hasattr(os, "preadv") and hasattr(os, "pwrite")
 #: Bytes that are taken into memory at once, whether or not they are on the disk.
 _MOST_UNSTORED = 32 << 20
+#: Threads that ask other machines, on however many processors.
+_THREADS = 8
 
 
 class Source(Protocol):
@@ -95,6 +98,16 @@ class _LocalFile:
             return self.file.write(data)
 
 
+class Folder(Protocol):
+    """The folder at a distance that a checkpoint is; what goes with it can be read from there."""
+
+    def companions(self) -> Sequence[str]:
+        """List the files in it."""
+
+    def read(self, name: str) -> bytes:
+        """Return all that is in one of them."""
+
+
 class FileSource:
     """A file that is read, or `nbytes` of it from `begin` on, wherever it is.
 
@@ -103,6 +116,8 @@ class FileSource:
 
     #: Whether each reading may take a request to another machine.
     is_remote = False
+    #: The folder, or that of the index, which the checkpoint is, where it is at a distance.
+    folder: Folder | None = None
 
     def __init__(self, name: str, nbytes: int, number: int = 0, begin: int = 0) -> None:
         self.name = name
@@ -162,6 +177,9 @@ class FileSource:
         """
         del offset, nbytes, check
         return False
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Make ready for reading these parts, each from its first byte to behind its last."""
 
     def _give(self, offset: int, nbytes: int, what: str) -> bytes:
         raise NotImplementedError
@@ -247,9 +265,9 @@ def read_stored(source: Source, offset: int, nbytes: int, what: str) -> bytes:
 
 def truncated(source: Source, what: str, needed: int) -> FormatError:
     """Make the refusal of a file that ends inside `what`."""
-    found = (
-        os.fstat(source.file.fileno()).st_size if isinstance(source, LocalSource) else source.nbytes
-    )
+    found = source.nbytes
+    if isinstance(source, LocalSource):
+        found = os.fstat(source.file.fileno()).st_size
     return FormatError(
         source.name,
         f"the file ends inside {what}",
@@ -299,6 +317,29 @@ def defer(source: Source, offset: int, nbytes: int, check: Callable[[], None]) -
 
 #: The files of one checkpoint, each at the place that its number says.
 Sources = Sequence[Source]
+
+
+def expect(sources: Sources, storages: Iterable[Storage]) -> None:
+    """Say which storages will be read, so that files at a distance fetch what is near together."""
+    ranges: dict[int, set[tuple[int, int]]] = {}
+    if any(map(is_remote, sources)):
+        for storage in storages:
+            place = storage.offset, storage.offset + storage.nbytes
+            ranges.setdefault(storage.file, set()).add(place)
+    for number, places in ranges.items():
+        source = sources[number]
+        if isinstance(source, FileSource):
+            source.expect(places)
+
+
+def is_remote(source: Source) -> bool:
+    """Whether each reading may take a request to another machine."""
+    return isinstance(source, FileSource) and source.is_remote
+
+
+def jobs_for(sources: Sources, jobs: int | None) -> int | None:
+    """Return how many threads read: more than processors where they wait for other machines."""
+    return _THREADS if jobs is None and any(map(is_remote, sources)) else jobs
 
 
 def unreadable(where: str, error: OSError) -> FileError:
