@@ -13,103 +13,25 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 from wncli.errors import FileError, printable
 from wncli.hints import inspecting, phrase
-from wncli.storage.addresses import Address, Meter
+from wncli.storage.addresses import Address
 from wncli.storage.remote.hub_file import HubFile
 from wncli.storage.remote.hub_settings import hub_settings
 from wncli.storage.remote.patience import BUSY, AgainError, patiently
 from wncli.storage.remote.places import MissingError, read_all
+from wncli.storage.remote.repository import Repository
 from wncli.storage.remote.source import Parts, RemoteSource
 from wncli.storage.remote.web import Answer, Url, Web
 from wncli.storage.remote.web_place import NOT_ALLOWED, NOT_THERE, status_of
 from wncli.storage.source import FileSource, LocalSource
 
-_KINDS = ("models", "datasets", "spaces")
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-#: Revisions with a slash in them that need not be escaped.
-_REFS = re.compile(r"refs/(convert|pr)/[^/]+")
-_PAGES = ("resolve", "blob", "raw", "tree")
-_MAIN = "main"
 #: Bytes of a list of files.
 _LONGEST_LIST = 64 << 20
 _OK = 200
-
-
-class Repository(NamedTuple):
-    """A repository at a revision, and a path in it, which is empty for all of it."""
-
-    kind: str
-    owner: str
-    name: str
-    revision: str
-    path: str
-
-    @property
-    def id(self) -> str:
-        """Its owner and its name."""
-        return f"{self.owner}/{self.name}"
-
-    @property
-    def folder(self) -> str:
-        """What the cache calls it."""
-        return f"{self.kind}--{self.owner}--{self.name}"
-
-    @property
-    def prefix(self) -> str:
-        """What stands before it in addresses where it is no model."""
-        return "" if self.kind == "models" else f"{self.kind}/"
-
-    def address(self, meter: Meter) -> Address:
-        """Return its address, or that of its file."""
-        at = "" if self.revision == _MAIN else f"@{quote(self.revision, safe='')}"
-        path = f"/{self.path}" if self.path else ""
-        shown = f"hf://{self.prefix}{self.id}{at}{path}"
-        return Address("hf", shown, shown, meter)
-
-    @classmethod
-    def of_address(cls, address: Address) -> Repository:
-        """Read `hf://[datasets/]OWNER/NAME[@REVISION][/PATH]`.
-
-        Raises:
-            FileError: it is none.
-        """
-        parts = address.given.partition("://")[2].strip("/").split("/")
-        kind = parts.pop(0) if parts[0] in _KINDS and len(parts) > 2 else "models"  # noqa: PLR2004
-        owner, (name, _, revision) = parts[0], "/".join(parts[1:2]).partition("@")
-        rest = "/".join(parts[2:])
-        if match := _REFS.match(f"{revision}/{rest}"):
-            rest = f"{revision}/{rest}"[match.end() :].lstrip("/")
-            revision = match[0]
-        found = cls(kind, owner, name, unquote(revision) or _MAIN, rest)
-        is_path = not {"", ".", ".."} & {*rest.split("/")} if rest else True
-        if not (_NAME.fullmatch(owner) and _NAME.fullmatch(name) and is_path):
-            raise FileError(
-                address.shown,
-                "this is no address of a model",
-                expected="hf://OWNER/NAME[@REVISION][/FILE]",
-            )
-        return found
-
-    @classmethod
-    def of_page(cls, given: str) -> Repository | None:
-        """Read an address of the hub's own pages and files, as browsers show them."""
-        hub, parts = urlsplit(hub_settings().endpoint), urlsplit(given)
-        if parts.netloc != hub.netloc or parts.scheme != hub.scheme:
-            return None
-        path = unquote(parts.path.removeprefix(hub.path)).strip("/").split("/")
-        kind = path.pop(0) if path[0] in _KINDS else "models"
-        owner, name, *rest = [*path, "", ""][: max(len(path), 2)]
-        page, revision, *file = [*rest, "", ""][: max(len(rest), 2)]
-        if not (_NAME.fullmatch(owner) and _NAME.fullmatch(name)):
-            return None
-        if {".", ".."} & {*file} or (rest and (page not in _PAGES or not revision)):
-            return None
-        return cls(kind, owner, name, revision or _MAIN, "/".join(file))
 
 
 class _CachedError(Exception):
@@ -205,10 +127,10 @@ class HubPlace:
     def _list(self) -> list[str]:
         if self.settings.is_offline:
             snapshot = self._snapshot()
-            found = snapshot.rglob("*") if snapshot else ()
-            return sorted(
-                path.relative_to(snapshot or "").as_posix() for path in found if path.is_file()
-            )
+            if snapshot is None or not snapshot.is_dir():
+                raise self._offline(self.address.shown)
+            found = filter(Path.is_file, snapshot.rglob("*"))
+            return sorted(path.relative_to(snapshot).as_posix() for path in found)
         revision = quote(self.commit or self.repository.revision, safe="")
         url = Url.parse(
             f"{self.settings.endpoint}/api/{self.repository.kind}/{self.repository.id}"
@@ -252,19 +174,19 @@ class HubPlace:
         if cached is None:
             revision = quote(self.commit or self.repository.revision, safe="")
             url = self._url("resolve", revision, quote(path))
-            place = (self.repository.kind, self.repository.id, path)
+            place = self.repository._replace(path=path)
 
             def seen(answer: Answer) -> None:
                 self._see(answer, path)
                 if self.commit:
                     file.first = self._url("resolve", self.commit, quote(path))
-                    file.commit = self.commit
+                    file.place = place._replace(revision=self.commit)
 
             def explain(answer: Answer, passed: list[Answer]) -> FileError:
                 return self._refusal(answer, passed, shown)
 
             file = HubFile(self.web, shown, url, self.secret, explain, seen)
-            file.settings, file.place, file.commit = self.settings, place, self.commit
+            file.settings, file.place = self.settings, place
             try:
                 return RemoteSource(Parts(file), number)
             except _CachedError as found:

@@ -6,23 +6,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from wncli.storage.remote.hub_settings import HubSettings
+from wncli.storage.remote.repository import Repository
 from wncli.storage.remote.web_file import WebFile
 
 
 class HubFile(WebFile):
-    """A file of the hub.
-
-    `place` are the kind of the repository, its owner and name, and the path in it; `commit` the
-    revision, once it is known.
-    """
+    """A file of the hub: `place` is the repository, at the commit once that is known."""
 
     settings: HubSettings
-    place: tuple[str, str, str]
-    commit: str
+    place: Repository
 
     def download(self) -> Path | None:
         """Have huggingface_hub put it into its cache; None where it is not installed, or fails."""
-        if not self.commit or not find_spec("huggingface_hub"):
+        if not find_spec("huggingface_hub"):
             return None
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import tqdm
@@ -31,13 +27,13 @@ class HubFile(WebFile):
             def __init__(self, *args: object, **keywords: object) -> None:
                 super().__init__(*args, **{**keywords, "disable": True})
 
-        kind, repository, path = self.place
+        place = self.place
         try:
             found = hf_hub_download(
-                repository,
-                path,
-                repo_type=kind.removesuffix("s"),
-                revision=self.commit,
+                place.id,
+                place.path,
+                repo_type=place.kind.removesuffix("s"),
+                revision=place.revision,
                 cache_dir=self.settings.cache,
                 endpoint=self.settings.endpoint,
                 token=self.settings.token or False,

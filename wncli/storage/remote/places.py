@@ -72,7 +72,8 @@ def place_at(address: Address) -> RemotePlace:
         from wncli.storage.remote.object_store import StorePlace
 
         return StorePlace(address)
-    from wncli.storage.remote.hub import HubPlace, Repository
+    from wncli.storage.remote.hub import HubPlace
+    from wncli.storage.remote.repository import Repository
 
     if address.scheme == "hf":
         return HubPlace(address, Repository.of_address(address))

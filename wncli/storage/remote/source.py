@@ -13,7 +13,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from io import FileIO
 
-from wncli.errors import FileError
 from wncli.storage.remote.ranges import PIECE, WINDOW, RemoteFile
 from wncli.storage.source import FileSource, LocalSource
 
@@ -73,7 +72,8 @@ class Parts:
             path = self.file.download()
             self.local = LocalSource(self.file.name, FileIO(path)) if path else None
             if self.local is not None and self.local.nbytes != self.nbytes:
-                raise FileError(self.file.name, "it has changed meanwhile", hint="run it again")
+                self.local.close()  # what the cache has is another file, or damaged
+                self.local = None
         self.pieces = [
             _Piece(place, min(place + PIECE, end))
             for begin, end in joined
