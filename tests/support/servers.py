@@ -24,6 +24,7 @@ class Reply:
     body: bytes | memoryview = b""
     send: int | None = None
     pause: float = 0.0
+    hangs_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.pause:
             self.wfile.flush()
             time.sleep(reply.pause)
-        if sent < len(reply.body):
+        if sent < len(reply.body) or reply.hangs_up:
             self.close_connection = True
 
 

@@ -166,7 +166,7 @@ def _read(source: Source) -> Checkpoint:
     if source.name.endswith((".distcp", ".metadata")) or DISTRIBUTED in start:
         from wncli.formats.distributed import refuse_distributed_file
 
-        refuse_distributed_file(Path(source.name), start)
+        refuse_distributed_file(source.name, start)
     if kinds:
         return kinds[0].read(source)
     from wncli.formats.foreign import refuse_file

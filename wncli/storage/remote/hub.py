@@ -62,8 +62,9 @@ class HubPlace:
     def file(self) -> FileSource:
         """Open the file that the address is of."""
         path = self.repository.path
-        if not path:
-            raise MissingError(self.address.shown, "this is a repository")
+        snapshot = self._snapshot()
+        if not path or (snapshot is not None and (snapshot / path).is_dir()):
+            raise MissingError(self.address.shown, "this is a folder")
         return self._open(path, self.address.shown, 0)
 
     def names(self) -> Sequence[str] | None:

@@ -137,8 +137,8 @@ class Parts:
         tail = max(self.nbytes - _TAIL, len(self.head))
         if offset >= tail:
             return self._window(tail, self.nbytes)[offset - tail :]
-        if offset + len(buffer) > tail:
-            buffer = buffer[: tail - offset]
+        if any(begin == tail for begin, _ in tuple(self.windows)):
+            buffer = buffer[: tail - offset]  # the rest is here
         if len(buffer) < WINDOW:
             return self._window(offset, min(offset + WINDOW, self.nbytes))
         count = min(len(buffer), PIECE)

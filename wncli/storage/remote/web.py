@@ -28,7 +28,7 @@ from wncli.storage.remote.proxies import Proxy, proxy_for
 _MOST_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 #: Bytes of an answer without use that are read so that its connection can be kept.
-_LEFT = 64 << 10
+_LEFT = 8 << 10
 #: Bytes that are taken from a connection at a time.
 _STEP = 256 << 10
 #: What stays as it is in a path and in a query, escapes among them.
@@ -104,6 +104,7 @@ class Answer:
         self.headers = found.headers
         self.begin = monotonic()
         self.done = 0
+        self.is_broken = False
 
     def header(self, name: str) -> str:
         """Return a header; empty where there is none."""
@@ -121,12 +122,14 @@ class Answer:
                 # What has come, and not as much as fits: else who sends little is never noticed.
                 part = self.found.read1(min(len(buffer) - filled, _STEP))
                 if not part:
+                    self.is_broken = True
                     break
                 buffer[filled : filled + len(part)] = part
                 filled += len(part)
                 self.done += len(part)
                 self._refuse_slowness()
         except (OSError, HTTPException) as error:
+            self.is_broken = True
             raise AgainError(self.web.broken(self.url, error)) from None
         finally:
             self.web.meter.count(nbytes=filled)
@@ -156,9 +159,9 @@ class Answer:
     def close(self) -> None:
         """Keep the connection if nothing is left in it, else close it."""
         found = self.found
-        with contextlib.suppress(OSError, HTTPException, ValueError):
-            if found.length is not None and 0 < found.length <= _LEFT and not self.web.is_stopped:
-                found.read(found.length)
+        if not self.is_broken and found.length is not None and 0 < found.length <= _LEFT:
+            with contextlib.suppress(AgainError):
+                self.read(found.length)
         is_reusable = (found.isclosed() or found.length == 0) and not found.will_close
         found.close()
         self.web.put_back(self.url, self.connection, is_reusable=is_reusable)
