@@ -24,6 +24,8 @@ from tests.support.run import Ran, environment
 from tests.support.servers import Asked, Reply, Server, serving
 from wncli.storage.remote import patience
 
+pytestmark = pytest.mark.usefixtures("nothing_is_said")
+
 RunHere = Callable[..., Ran]
 Change = Callable[[Asked, Reply], Reply]
 
@@ -34,11 +36,11 @@ def url(server: Server, tmp_path: Path) -> str:
     return server.put("a.pt", tmp_path / "a.pt")
 
 
-def refused(url: str, folder: Path) -> wncli.WnError:
+def refused(url: str, outputs: Path) -> wncli.WnError:
     """What is said of it, by all commands alike; nothing is written."""
     with pytest.raises(wncli.WnError) as caught:
-        wncli.remove(url, folder / "b.pt")
-    assert not list(folder.iterdir())
+        wncli.remove(url, outputs / "b.pt")
+    assert not list(outputs.iterdir())
     return caught.value
 
 
@@ -64,7 +66,7 @@ def after(count: int, change: Change) -> Change:
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_a_server_that_is_busy_is_asked_again(
-    status: int, url: str, server: Server, tmp_path: Path, folder: Path
+    status: int, url: str, server: Server, tmp_path: Path, outputs: Path
 ) -> None:
     failing = [2, 0, 2, 1, 2, 0, 2]
 
@@ -77,33 +79,33 @@ def test_a_server_that_is_busy_is_asked_again(
         return reply
 
     server.change = change
-    wncli.remove(url, folder / "b.pt")
-    assert wncli.compare(folder / "b.pt", tmp_path / "a.pt").equal
+    wncli.remove(url, outputs / "b.pt")
+    assert wncli.compare(outputs / "b.pt", tmp_path / "a.pt").equal
 
 
 def test_what_is_cut_goes_on_where_it_ended(
-    url: str, server: Server, tmp_path: Path, folder: Path
+    url: str, server: Server, tmp_path: Path, outputs: Path
 ) -> None:
     def change(_: Asked, reply: Reply) -> Reply:
         is_odd = len(server.asked) % 2 == 0
         return replace(reply, send=len(reply.body) // 2) if is_odd else reply
 
     server.change = change
-    wncli.remove(url, folder / "b.pt")
-    assert wncli.compare(folder / "b.pt", tmp_path / "a.pt").equal
+    wncli.remove(url, outputs / "b.pt")
+    assert wncli.compare(outputs / "b.pt", tmp_path / "a.pt").equal
     # Each part that was cut is asked for from its middle on, but for the first of all.
     assert server.sent < 1.2 * (tmp_path / "a.pt").stat().st_size + (128 << 10)
 
 
 def test_a_connection_that_the_server_has_closed_meanwhile_is_made_anew(
-    url: str, server: Server, folder: Path
+    url: str, server: Server, outputs: Path
 ) -> None:
     server.change = header(Connection="close")
-    wncli.remove(url, folder / "b.pt")
-    (folder / "b.pt").unlink()
+    wncli.remove(url, outputs / "b.pt")
+    (outputs / "b.pt").unlink()
     # As a server does that says nothing of it: what is asked next finds it closed.
     server.change = lambda _, reply: replace(reply, hangs_up=True)
-    wncli.remove(url, folder / "b.pt")
+    wncli.remove(url, outputs / "b.pt")
 
 
 def test_a_small_file_of_a_server_without_ranges_is_read_all_the_same(server: Server) -> None:
@@ -119,10 +121,10 @@ def test_a_small_file_of_a_server_without_ranges_is_read_all_the_same(server: Se
 
 
 def test_a_server_that_stays_busy_is_refused_after_five_more_times(
-    url: str, server: Server, folder: Path
+    url: str, server: Server, outputs: Path
 ) -> None:
     server.change = lambda *_: Reply(503)
-    refusal = refused(url, folder)
+    refusal = refused(url, outputs)
     assert "503 Service Unavailable" in refusal.found
     assert server.requests == 6
 
@@ -148,16 +150,16 @@ LIES: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("count", [0, 2], ids=["at first", "later"])
 def test_answers_that_lie_are_refused_in_one_message(
-    lie: str, count: int, url: str, server: Server, folder: Path
+    lie: str, count: int, url: str, server: Server, outputs: Path
 ) -> None:
     change, says = LIES[lie]
     server.change = after(count, change)
-    refusal = refused(url, folder)
+    refusal = refused(url, outputs)
     assert says in refusal.problem, str(refusal)
     assert refusal.where == url
 
 
-def test_a_lying_size_is_not_believed_before_bytes_have_come(server: Server, folder: Path) -> None:
+def test_a_lying_size_is_not_believed_before_bytes_have_come(server: Server, outputs: Path) -> None:
     # A header of 90 MB in a file of a terabyte, of which 64 KiB are there.
     head = (90_000_000).to_bytes(8, "little") + b'{"a":'
     content = head + bytes((64 << 10) - len(head))
@@ -171,13 +173,13 @@ def test_a_lying_size_is_not_believed_before_bytes_have_come(server: Server, fol
 
     server.answer = answer
     begin = time.monotonic()
-    assert "breaks off" in refused(f"{server.url}/x", folder).problem
+    assert "breaks off" in refused(f"{server.url}/x", outputs).problem
     assert time.monotonic() - begin < 10
 
 
 @pytest.mark.parametrize("changed", ["the file", "the tag alone", "the size"])
 def test_a_file_that_changes_meanwhile_is_refused(
-    changed: str, url: str, server: Server, tmp_path: Path, folder: Path
+    changed: str, url: str, server: Server, tmp_path: Path, outputs: Path
 ) -> None:
     new = tmp_path / "new.pt"
     torch.save(state(4), new)
@@ -192,16 +194,16 @@ def test_a_file_that_changes_meanwhile_is_refused(
         return replace(reply, headers=reply.headers | {"Content-Range": f"{size}/{10**7}"})
 
     server.change = after(1, change)
-    refusal = refused(url, folder)
+    refusal = refused(url, outputs)
     assert refusal.problem == "it has changed meanwhile"
     assert server.asked[-1].headers["if-match"]
 
 
-def test_a_weak_tag_is_compared_and_not_sent(url: str, server: Server, folder: Path) -> None:
+def test_a_weak_tag_is_compared_and_not_sent(url: str, server: Server, outputs: Path) -> None:
     server.change = header(ETag='W/"1"')
-    wncli.remove(url, folder / "b.pt")
+    wncli.remove(url, outputs / "b.pt")
     assert not any("if-match" in asked.headers for asked in server.asked)
-    (folder / "b.pt").unlink()
+    (outputs / "b.pt").unlink()
     server.change = after(1, header(ETag='W/"2"'))
     seen = [0]
 
@@ -210,16 +212,16 @@ def test_a_weak_tag_is_compared_and_not_sent(url: str, server: Server, folder: P
         return replace(reply, headers=reply.headers | {"ETag": f'W/"{seen[0]}"'})
 
     server.change = change
-    assert refused(url, folder).problem == "it has changed meanwhile"
+    assert refused(url, outputs).problem == "it has changed meanwhile"
 
 
-def test_a_server_that_stops_sending_is_refused(url: str, server: Server, folder: Path) -> None:
+def test_a_server_that_stops_sending_is_refused(url: str, server: Server, outputs: Path) -> None:
     server.change = after(1, lambda _, reply: replace(reply, send=len(reply.body) // 2, pause=1.2))
     patience.PATIENCE = patience.PATIENCE._replace(timeout=0.2, retries=1)
-    assert "has stopped sending" in refused(url, folder).problem
+    assert "has stopped sending" in refused(url, outputs).problem
 
 
-def test_a_server_that_sends_a_byte_at_a_time_is_refused(folder: Path) -> None:
+def test_a_server_that_sends_a_byte_at_a_time_is_refused(outputs: Path) -> None:
     patience.PATIENCE = patience.PATIENCE._replace(timeout=0.3, retries=0)
     ended = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -242,7 +244,7 @@ def test_a_server_that_sends_a_byte_at_a_time_is_refused(folder: Path) -> None:
         thread.start()
         begin = time.monotonic()
         try:
-            refusal = refused(f"http://127.0.0.1:{listening.getsockname()[1]}/a.pt", folder)
+            refusal = refused(f"http://127.0.0.1:{listening.getsockname()[1]}/a.pt", outputs)
         finally:
             ended.set()
             thread.join()
@@ -260,7 +262,7 @@ NO_ANSWERS = {
 
 
 @pytest.mark.parametrize("name", NO_ANSWERS)
-def test_what_is_no_answer_is_refused(name: str, folder: Path) -> None:
+def test_what_is_no_answer_is_refused(name: str, outputs: Path) -> None:
     patience.PATIENCE = patience.PATIENCE._replace(retries=1)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.1)
@@ -277,30 +279,30 @@ def test_what_is_no_answer_is_refused(name: str, folder: Path) -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         try:
-            refusal = refused(f"http://127.0.0.1:{listening.getsockname()[1]}/a.pt", folder)
+            refusal = refused(f"http://127.0.0.1:{listening.getsockname()[1]}/a.pt", outputs)
         finally:
             ended.set()
             thread.join()
     assert "127.0.0.1" in refusal.problem or "another part" in refusal.problem
 
 
-def test_hosts_that_are_not_there_are_named(folder: Path) -> None:
-    refusal = refused("http://nowhere.invalid/a.pt", folder)
+def test_hosts_that_are_not_there_are_named(outputs: Path) -> None:
+    refusal = refused("http://nowhere.invalid/a.pt", outputs)
     assert "there is no host nowhere.invalid" in refusal.problem
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     patience.PATIENCE = patience.PATIENCE._replace(retries=1)
-    refusal = refused(f"http://127.0.0.1:{port}/a.pt", folder)
+    refusal = refused(f"http://127.0.0.1:{port}/a.pt", outputs)
     assert f"takes no connection at port {port}" in refusal.problem
 
 
-def test_what_is_not_found_or_not_allowed_is_named(url: str, server: Server, folder: Path) -> None:
-    refusal = refused(f"{server.url}/b.pt", folder)
+def test_what_is_not_found_or_not_allowed_is_named(url: str, server: Server, outputs: Path) -> None:
+    refusal = refused(f"{server.url}/b.pt", outputs)
     assert refusal.problem == "no such file"
     assert refusal.found == "404 Not Found"
     for status in (401, 403):
         server.change = lambda *_, status=status: Reply(status)
-        refusal = refused(url, folder)
+        refusal = refused(url, outputs)
         assert "does not let it be read" in refusal.problem
         assert "to no password" in refusal.found
     assert server.requests == 3
@@ -308,7 +310,7 @@ def test_what_is_not_found_or_not_allowed_is_named(url: str, server: Server, fol
 
 @pytest.mark.parametrize("name", ["zip.pt", "legacy.pt"])
 def test_a_damaged_header_before_data_is_refused_when_that_is_read(
-    name: str, server: Server, tmp_path: Path, folder: Path
+    name: str, server: Server, tmp_path: Path, outputs: Path
 ) -> None:
     FORMATS[name](tmp_path / name)
     content = bytearray((tmp_path / name).read_bytes())
@@ -321,12 +323,12 @@ def test_a_damaged_header_before_data_is_refused_when_that_is_read(
     content[place] ^= 1
     url = server.put("damaged.pt", bytes(content))
     assert wncli.inspect(url).layers
-    assert "damaged" in str(refused(url, folder)) or "wrong size" in str(refused(url, folder))
+    assert "damaged" in str(refused(url, outputs)) or "wrong size" in str(refused(url, outputs))
     (tmp_path / "here.pt").write_bytes(content)
     with pytest.raises(wncli.FormatError) as here:
         wncli.inspect(tmp_path / "here.pt")
-    assert here.value.problem == refused(url, folder).problem
-    wncli.remove(url, folder / "rest.pt", drop=["generator.ups.1*"])  # which needs none of it
+    assert here.value.problem == refused(url, outputs).problem
+    wncli.remove(url, outputs / "rest.pt", drop=["generator.ups.1*"])  # which needs none of it
 
 
 def state_of(path: Path) -> dict[str, torch.Tensor]:
@@ -335,13 +337,13 @@ def state_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_damaged_tensor_is_refused_by_its_checksum(
-    server: Server, tmp_path: Path, folder: Path
+    server: Server, tmp_path: Path, outputs: Path
 ) -> None:
     torch.save(state(), tmp_path / "a.pt")
     content = bytearray((tmp_path / "a.pt").read_bytes())
     content[len(content) // 2] ^= 1
     url = server.put("a.pt", bytes(content))
-    assert "is damaged" in refused(url, folder).problem
+    assert "is damaged" in refused(url, outputs).problem
     assert [note.code for note in wncli.inspect(url, check=True).findings or ()] == ["checksum"]
 
 
@@ -349,7 +351,7 @@ def test_a_damaged_tensor_is_refused_by_its_checksum(
 
 
 def test_redirects_are_followed_once_and_no_password_goes_along(
-    server: Server, other: Server, tmp_path: Path, folder: Path
+    server: Server, other: Server, tmp_path: Path, outputs: Path
 ) -> None:
     torch.save(state(), tmp_path / "a.pt")
     other.put("there.pt", tmp_path / "a.pt")
@@ -359,8 +361,8 @@ def test_redirects_are_followed_once_and_no_password_goes_along(
         else None
     )
     first = f"{server.url}/first.pt?key=secret".replace("://", "://user:secret@")
-    report = wncli.remove(first, folder / "b.pt")
-    assert wncli.compare(folder / "b.pt", tmp_path / "a.pt").equal
+    report = wncli.remove(first, outputs / "b.pt")
+    assert wncli.compare(outputs / "b.pt", tmp_path / "a.pt").equal
     assert "secret" not in report.checkpoint
     assert server.requests == 1
     assert server.asked[0].headers["authorization"].startswith("Basic ")
@@ -389,7 +391,7 @@ def test_a_redirect_on_the_same_host_keeps_the_password(server: Server, tmp_path
 
 
 def test_links_that_run_out_are_asked_for_again(
-    url: str, server: Server, other: Server, tmp_path: Path, folder: Path
+    url: str, server: Server, other: Server, tmp_path: Path, outputs: Path
 ) -> None:
     other.put("a.pt", tmp_path / "a.pt")
     numbers = iter(range(100))
@@ -403,17 +405,17 @@ def test_links_that_run_out_are_asked_for_again(
         return reply if used[asked.path] == 1 else Reply(403, {}, b"expired")
 
     other.change = once
-    wncli.remove(url, folder / "b.pt")
-    assert wncli.compare(folder / "b.pt", tmp_path / "a.pt").equal
+    wncli.remove(url, outputs / "b.pt")
+    assert wncli.compare(outputs / "b.pt", tmp_path / "a.pt").equal
     assert server.requests > 1
-    (folder / "b.pt").unlink()
+    (outputs / "b.pt").unlink()
     other.change = lambda *_: Reply(403)
-    assert "does not let it be read" in refused(url, folder).problem
+    assert "does not let it be read" in refused(url, outputs).problem
 
 
-def test_redirects_in_a_circle_are_refused(url: str, server: Server, folder: Path) -> None:
+def test_redirects_in_a_circle_are_refused(url: str, server: Server, outputs: Path) -> None:
     server.answer = lambda _: Reply(302, {"Location": "/a.pt"})
-    assert "from one address to the next" in refused(url, folder).problem
+    assert "from one address to the next" in refused(url, outputs).problem
     assert server.requests == 11
 
 
@@ -421,13 +423,13 @@ def test_redirects_in_a_circle_are_refused(url: str, server: Server, folder: Pat
 
 
 def test_passwords_and_queries_are_never_shown(
-    url: str, server: Server, wn_here: RunHere, folder: Path, tmp_path: Path
+    url: str, server: Server, wn_here: RunHere, outputs: Path, tmp_path: Path
 ) -> None:
     secret = url.replace("://", "://user:secret@") + "?key=secret&sig=secret#secret"
     sound = [
         wn_here("inspect", secret, "--json", "--tensors"),
         wn_here("inspect", secret, secret),
-        wn_here("remove", secret, folder / "a.pt", "-v"),
+        wn_here("remove", secret, outputs / "a.pt", "-v"),
         wn_here("compare", secret, tmp_path / "a.pt"),
         wn_here("inspect", secret, "--csv", "-"),
     ]
@@ -436,13 +438,13 @@ def test_passwords_and_queries_are_never_shown(
     failed = [
         wn_here("inspect", secret, "--json"),
         wn_here("inspect", secret, secret),
-        wn_here("remove", secret, folder / "b.pt"),
-        wn_here("remove", secret, secret, "--output-dir", folder),
-        wn_here("remove", secret, folder / "c.pt", secret),
+        wn_here("remove", secret, outputs / "b.pt"),
+        wn_here("remove", secret, secret, "--output-dir", outputs),
+        wn_here("remove", secret, outputs / "c.pt", secret),
         wn_here("remove", tmp_path / "a.pt", secret),
         wn_here("inspect", "https://user:se/secret@example.org/a"),
         wn_here("inspect", "ftp://user:secret@example.org/a?secret"),
-        wn_here("convert", tmp_path / "a.pt", folder / "d.pt", "--like", secret),
+        wn_here("convert", tmp_path / "a.pt", outputs / "d.pt", "--like", secret),
         wn_here("compare", secret, secret),
     ]
     server.change = lambda *_: Reply(200, {"Content-Length": "999999"}, b"", 0)
@@ -456,7 +458,7 @@ def test_passwords_and_queries_are_never_shown(
 
 
 def test_a_file_that_is_no_checkpoint_is_named_without_touching_this_machine(
-    server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     contents = {
@@ -473,7 +475,7 @@ def test_a_file_that_is_no_checkpoint_is_named_without_touching_this_machine(
     }
     for name, content in contents.items():
         url = server.put(name, content)
-        refusal = refused(url, folder)
+        refusal = refused(url, outputs)
         assert refusal.where.startswith(url), name
         assert "defect" not in str(refusal)
 

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: its addresses, token, commit, cache and refusals, as its library has them."""
+"""The Hugging Face Hub: addresses, token, commit, cache and refusals as its library has them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from tests.support.servers import Reply, Server
 from wncli.storage.remote import hub_file
 from wncli.storage.remote.hub_settings import hub_settings
 
+pytestmark = pytest.mark.usefixtures("nothing_is_said")
+
 RunHere = Callable[..., Ran]
+SECRET = "hf_" + "secret"
 
 
 @pytest.fixture
@@ -32,8 +35,8 @@ def hub(server: Server, other: Server, tmp_path: Path, monkeypatch: pytest.Monke
     (folder / "empty" / "README.md").write_text("nothing")
     made.put(folder)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    made.token = "hf_secret"
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    made.token = SECRET
     return made
 
 
@@ -74,11 +77,11 @@ def test_files_and_folders_of_any_revision_are_read(address: str, hub: Hub, tmp_
 
 
 @pytest.mark.usefixtures("without_library")
-def test_a_repository_is_written_as_its_folder_is(hub: Hub, tmp_path: Path, folder: Path) -> None:
-    wncli.remove("hf://owner/name", folder / "there")
-    wncli.remove(tmp_path / "repository", folder / "here")
+def test_a_repository_is_written_as_its_folder_is(hub: Hub, tmp_path: Path, outputs: Path) -> None:
+    wncli.remove("hf://owner/name", outputs / "there")
+    wncli.remove(tmp_path / "repository", outputs / "here")
     there, here = (
-        {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+        {path.name: path.read_bytes() for path in (outputs / name).iterdir()}
         for name in ("there", "here")
     )
     assert there.keys() - here.keys() == set()
@@ -88,14 +91,14 @@ def test_a_repository_is_written_as_its_folder_is(hub: Hub, tmp_path: Path, fold
 
 
 def test_what_all_bytes_are_needed_of_comes_into_the_shared_cache(
-    hub: Hub, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     cache = hub_settings().cache
-    wncli.remove(f"hf://owner/name@{COMMIT}/sub/g.pt", folder / "a.safetensors")
-    wncli.remove(tmp_path / "repository/sub/g.pt", folder / "b.safetensors")
-    assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
+    wncli.remove(f"hf://owner/name@{COMMIT}/sub/g.pt", outputs / "a.safetensors")
+    wncli.remove(tmp_path / "repository/sub/g.pt", outputs / "b.safetensors")
+    assert (outputs / "a.safetensors").read_bytes() == (outputs / "b.safetensors").read_bytes()
     found = try_to_load_from_cache("owner/name", "sub/g.pt", cache_dir=cache, revision=COMMIT)
     assert isinstance(found, str)
     assert Path(found).read_bytes() == (tmp_path / "repository/sub/g.pt").read_bytes()
@@ -142,20 +145,20 @@ REFUSALS: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("address", REFUSALS)
 @pytest.mark.usefixtures("hub")
 def test_what_is_not_there_is_named_with_what_may_be_meant(
-    address: str, wn_here: RunHere, folder: Path
+    address: str, wn_here: RunHere, outputs: Path
 ) -> None:
     problem, hint = REFUSALS[address]
-    ran = wn_here("remove", address, folder / "a.pt")
+    ran = wn_here("remove", address, outputs / "a.pt")
     assert ran.code == 2
     assert problem in ran.stderr
     assert hint in ran.stderr
-    assert not list(folder.iterdir())
+    assert not list(outputs.iterdir())
 
 
 def test_which_token_was_looked_for_is_said(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    hub.token = "hf_other"
+    hub.token = SECRET[::-1]
 
     def found() -> str:
         with pytest.raises(wncli.FileError) as refused:
@@ -169,7 +172,7 @@ def test_which_token_was_looked_for_is_said(
     assert f"no token: neither in HF_TOKEN nor in {tmp_path / 'token'}" in found()
     (tmp_path / "token").write_text("hf_secret\n")
     assert f"the token of {tmp_path / 'token'}" in found()
-    hub.token = "hf_secret"
+    hub.token = SECRET
     assert wncli.inspect("hf://owner/name/sub/g.pt").layers
     monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
     assert "HF_HUB_DISABLE_IMPLICIT_TOKEN is set" in found()
@@ -198,19 +201,19 @@ def test_a_missing_shard_is_named(hub: Hub) -> None:
     assert refused.value.where == f"hf://owner/name/{name}"
 
 
-def test_a_name_of_a_model_is_offered_as_an_address(wn_here: RunHere, folder: Path) -> None:
-    ran = wn_here("remove", "owner/name", folder / "a")
+def test_a_name_of_a_model_is_offered_as_an_address(wn_here: RunHere, outputs: Path) -> None:
+    ran = wn_here("remove", "owner/name", outputs / "a")
     assert ran.code == 2
     assert "try:      hf://owner/name\n" in ran.stderr
 
 
 def test_several_repositories_are_written_under_their_names(
-    hub: Hub, folder: Path, wn_here: RunHere
+    hub: Hub, outputs: Path, wn_here: RunHere
 ) -> None:
     ran = wn_here("remove", "hf://owner/name@main", "hf://owner/name/sub/g.pt",
-                  "--output-dir", folder)  # fmt: skip
+                  "--output-dir", outputs)  # fmt: skip
     assert ran.code == 0, ran.stderr
-    assert sorted(path.name for path in folder.iterdir()) == ["g.pt", "name"]
+    assert sorted(path.name for path in outputs.iterdir()) == ["g.pt", "name"]
     assert hub.server.requests
 
 

@@ -20,6 +20,8 @@ from tests.support.servers import Asked, Reply, Server, etag_of, part_of
 from wncli.storage.remote.object_store import _apart
 from wncli.storage.remote.patience import Stop
 
+pytestmark = pytest.mark.usefixtures("nothing_is_said")
+
 RunHere = Callable[..., Ran]
 _XML = {"Content-Type": "application/xml"}
 _DATE = "2024-01-01T00:00:00.000Z"
@@ -85,7 +87,7 @@ def bucket(server: Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 @pytest.mark.parametrize("name", ["zip.pt", "model.safetensors", "legacy.pt", "stored.npz"])
 def test_an_object_is_read_as_the_file_here(
-    name: str, bucket: Bucket, tmp_path: Path, folder: Path
+    name: str, bucket: Bucket, tmp_path: Path, outputs: Path
 ) -> None:
     FORMATS[name](tmp_path / name)
     bucket.objects[f"some/{name}"] = tmp_path / name
@@ -96,53 +98,53 @@ def test_an_object_is_read_as_the_file_here(
         assert bucket.server.requests <= (2 if name == "zip.pt" else 1)
     assert report.remote is not None
     assert report.remote.requests == bucket.server.requests
-    for given, output in ((address, folder / "a.npz"), (tmp_path / name, folder / "b.npz")):
+    for given, output in ((address, outputs / "a.npz"), (tmp_path / name, outputs / "b.npz")):
         wncli.convert(given, output, flatten=True)
-    assert (folder / "a.npz").read_bytes() == (folder / "b.npz").read_bytes()
+    assert (outputs / "a.npz").read_bytes() == (outputs / "b.npz").read_bytes()
 
 
-def test_all_below_a_prefix_is_a_folder(bucket: Bucket, tmp_path: Path, folder: Path) -> None:
+def test_all_below_a_prefix_is_a_folder(bucket: Bucket, tmp_path: Path, outputs: Path) -> None:
     made = shards(tmp_path / "sharded")
     for path in made.iterdir():
         bucket.objects[f"models/vocoder/{path.name}"] = path
     for address in ("s3://bucket/models/vocoder", "s3://bucket/models/vocoder/",
                     "s3://bucket/models/vocoder/model.safetensors.index.json"):  # fmt: skip
         assert len(wncli.inspect(address).checkpoint_files) > 2
-    wncli.remove("s3://bucket/models/vocoder/", folder / "there")
-    wncli.remove(made, folder / "here")
+    wncli.remove("s3://bucket/models/vocoder/", outputs / "there")
+    wncli.remove(made, outputs / "here")
     there, here = (
-        {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+        {path.name: path.read_bytes() for path in (outputs / name).iterdir()}
         for name in ("there", "here")
     )
     assert there == here
 
 
 def test_what_a_store_refuses_is_named_without_its_secrets(
-    bucket: Bucket, tmp_path: Path, folder: Path, wn_here: RunHere,
+    bucket: Bucket, tmp_path: Path, outputs: Path, wn_here: RunHere,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     torch.save(state(), tmp_path / "a.pt")
     bucket.objects["some/g_1.pt"] = tmp_path / "a.pt"
-    ran = wn_here("remove", "s3://bucket/some/g_2.pt", folder / "a.pt")
+    ran = wn_here("remove", "s3://bucket/some/g_2.pt", outputs / "a.pt")
     assert "no such file" in ran.stderr
     assert "s3://bucket/some/g_1.pt" in ran.stderr
     bucket.server.answer = lambda _: Bucket._error(403, "AccessDenied")
-    ran = wn_here("remove", "s3://bucket/some/g_1.pt", folder / "a.pt")
+    ran = wn_here("remove", "s3://bucket/some/g_1.pt", outputs / "a.pt")
     assert "does not let it be read" in ran.stderr
     assert "who AWS_ACCESS_KEY_ID says" in ran.stderr
     assert "AKSECRET" not in ran.stderr
     bucket.server.answer = lambda _: Bucket._error(503, "SlowDown")
-    ran = wn_here("remove", "s3://bucket/some/g_1.pt", folder / "a.pt")
+    ran = wn_here("remove", "s3://bucket/some/g_1.pt", outputs / "a.pt")
     assert ran.code == 2
     assert "status 503" in ran.stderr
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    ran = wn_here("remove", "s3://bucket/some/g_1.pt", folder / "a.pt")
+    ran = wn_here("remove", "s3://bucket/some/g_1.pt", outputs / "a.pt")
     assert "the store does not give it" in ran.stderr
-    assert not list(folder.iterdir())
+    assert not list(outputs.iterdir())
 
 
 def test_an_object_that_changes_or_is_cut_is_refused(
-    bucket: Bucket, tmp_path: Path, folder: Path
+    bucket: Bucket, tmp_path: Path, outputs: Path
 ) -> None:
     torch.save(state(), tmp_path / "a.pt")
     bucket.objects["a.pt"] = tmp_path / "a.pt"
@@ -155,9 +157,9 @@ def test_an_object_that_changes_or_is_cut_is_refused(
 
     bucket.server.change = change
     with pytest.raises(wncli.FileError, match="has changed meanwhile"):
-        wncli.remove("s3://bucket/a.pt", folder / "a.pt")
+        wncli.remove("s3://bucket/a.pt", outputs / "a.pt")
     assert bucket.server.asked[-1].headers["if-match"]
-    assert not list(folder.iterdir())
+    assert not list(outputs.iterdir())
 
 
 def test_without_obstore_it_is_named(

@@ -19,6 +19,8 @@ from tests.support.run import Ran
 from tests.support.servers import Server
 from wncli.report import Report
 
+pytestmark = pytest.mark.usefixtures("nothing_is_said")
+
 RunHere = Callable[..., Ran]
 
 
@@ -29,9 +31,9 @@ def like_local(report: Report, name: str) -> Report:
 
 @pytest.fixture(params=FORMATS)
 def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    path = tmp_path / request.param
-    FORMATS[request.param](path)
-    return path
+    name = str(request.param)
+    FORMATS[name](tmp_path / name)
+    return tmp_path / name
 
 
 def test_inspect_gives_what_it_gives_of_the_file_here(file: Path, server: Server) -> None:
@@ -50,7 +52,7 @@ def here_statistics(file: Path) -> object:
 
 
 def test_every_command_writes_the_same_bytes_as_of_the_file_here(
-    file: Path, server: Server, folder: Path
+    file: Path, server: Server, outputs: Path
 ) -> None:
     url = server.put(file.name, file)
     commands: dict[str, Callable[[Path | str, Path], Report]] = {
@@ -61,13 +63,13 @@ def test_every_command_writes_the_same_bytes_as_of_the_file_here(
     }
     for name, run in commands.items():
         suffix = ".npz" if name == "npz" else ".pt"
-        here, there = (folder / f"{where}-{name}" / f"x{suffix}" for where in ("here", "there"))
+        here, there = (outputs / f"{where}-{name}" / f"x{suffix}" for where in ("here", "there"))
         for path in (here, there):
             path.parent.mkdir()
         assert problem(run, url, there) == problem(run, file, here)
         assert there.exists() is here.exists()
         assert not here.exists() or there.read_bytes() == here.read_bytes(), name
-    written = {path.parent.name for path in folder.glob("there-*/x*")}
+    written = {path.parent.name for path in outputs.glob("there-*/x*")}
     # A TorchScript archive is not written as one.
     assert written >= ({"there-npz"} if file.name == "script.pt" else {"there-remove"})
 
@@ -163,7 +165,7 @@ def test_a_safetensors_header_that_is_longer_than_the_first_request_takes_anothe
 
 
 def test_shards_take_a_request_each_and_one_for_their_index(
-    server: Server, tmp_path: Path, folder: Path
+    server: Server, tmp_path: Path, outputs: Path
 ) -> None:
     made = shards(tmp_path / "sharded")
     for path in made.iterdir():
@@ -175,19 +177,19 @@ def test_shards_take_a_request_each_and_one_for_their_index(
     assert count > 2
     assert there.layers == here.layers
     assert server.requests == count + 1
-    wncli.remove(url, folder / "one.safetensors")
-    wncli.remove(made, folder / "two.safetensors")
-    assert (folder / "one.safetensors").read_bytes() == (folder / "two.safetensors").read_bytes()
-    wncli.remove(url, folder / "many")
-    wncli.remove(made, folder / "many-here")
-    for path in (folder / "many").iterdir():  # a server lists no config beside them
-        assert path.read_bytes() == (folder / "many-here" / path.name).read_bytes()
+    wncli.remove(url, outputs / "one.safetensors")
+    wncli.remove(made, outputs / "two.safetensors")
+    assert (outputs / "one.safetensors").read_bytes() == (outputs / "two.safetensors").read_bytes()
+    wncli.remove(url, outputs / "many")
+    wncli.remove(made, outputs / "many-here")
+    for path in (outputs / "many").iterdir():  # a server lists no config beside them
+        assert path.read_bytes() == (outputs / "many-here" / path.name).read_bytes()
 
 
-def test_data_comes_once_and_in_large_parts(server: Server, tmp_path: Path, folder: Path) -> None:
+def test_data_comes_once_and_in_large_parts(server: Server, tmp_path: Path, outputs: Path) -> None:
     large_zip(tmp_path / "large.pt")
     url = server.put("large.pt", tmp_path / "large.pt")
-    wncli.convert(url, folder / "out.pt", naming="parametrized")
+    wncli.convert(url, outputs / "out.pt", naming="parametrized")
     nbytes = (tmp_path / "large.pt").stat().st_size
     assert server.sent <= nbytes + (256 << 10)
     assert server.requests <= 2 + nbytes / (8 << 20) + 1
@@ -195,17 +197,17 @@ def test_data_comes_once_and_in_large_parts(server: Server, tmp_path: Path, fold
     assert max(sizes) == 8 << 20
 
 
-def test_only_what_is_used_is_read(server: Server, tmp_path: Path, folder: Path) -> None:
+def test_only_what_is_used_is_read(server: Server, tmp_path: Path, outputs: Path) -> None:
     large_zip(tmp_path / "large.pt")
     url = server.put("large.pt", tmp_path / "large.pt")
-    wncli.convert(url, folder / "out.pt", drop=["ups.1*", "ups.2*", "ups.3*", "ups.5*", "ups.6*"])
+    wncli.convert(url, outputs / "out.pt", drop=["ups.1*", "ups.2*", "ups.3*", "ups.5*", "ups.6*"])
     assert server.sent < (tmp_path / "large.pt").stat().st_size // 2
 
 
 def test_the_same_source_gives_any_part_of_a_file_from_any_thread(server: Server) -> None:
     from wncli.parallel import run_tasks
     from wncli.storage.addresses import parse_address
-    from wncli.storage.remote.places import place_at
+    from wncli.storage.remote.at import place_at
 
     content = bytes(torch.randint(0, 256, (20 << 20,), dtype=torch.uint8).numpy())
     place = place_at(parse_address(server.put("any", content)))
@@ -229,21 +231,21 @@ def test_the_same_source_gives_any_part_of_a_file_from_any_thread(server: Server
 # -- wherever a checkpoint is named -------------------------------------------------------------
 
 
-def test_a_reference_may_be_at_an_address(server: Server, tmp_path: Path, folder: Path) -> None:
+def test_a_reference_may_be_at_an_address(server: Server, tmp_path: Path, outputs: Path) -> None:
     torch.save(state(), tmp_path / "hook.pt")
     wncli.convert(tmp_path / "hook.pt", tmp_path / "new.pt", naming="parametrized")
     url = server.put("new.pt", tmp_path / "new.pt")
-    report = wncli.convert(tmp_path / "hook.pt", folder / "a.pt", like=url)
+    report = wncli.convert(tmp_path / "hook.pt", outputs / "a.pt", like=url)
     assert report.remote is not None
-    wncli.convert(tmp_path / "hook.pt", folder / "b" / "a.pt", like=tmp_path / "new.pt",
+    wncli.convert(tmp_path / "hook.pt", outputs / "b" / "a.pt", like=tmp_path / "new.pt",
                   make_folder=True)  # fmt: skip
-    assert (folder / "a.pt").read_bytes() == (folder / "b" / "a.pt").read_bytes()
+    assert (outputs / "a.pt").read_bytes() == (outputs / "b" / "a.pt").read_bytes()
     filled = state()
     del filled["ups.0.bias"]
     torch.save(filled, tmp_path / "less.pt")
     full = server.put("hook.pt", tmp_path / "hook.pt")
-    wncli.convert(tmp_path / "less.pt", folder / "c.pt", like=full, fill=True)
-    assert wncli.compare(folder / "c.pt", full, layers=["ups.0.bias"]).equal
+    wncli.convert(tmp_path / "less.pt", outputs / "c.pt", like=full, fill=True)
+    assert wncli.compare(outputs / "c.pt", full, layers=["ups.0.bias"]).equal
 
 
 def test_load_weights_takes_an_address(server: Server, tmp_path: Path) -> None:
@@ -263,15 +265,15 @@ def test_load_weights_takes_an_address(server: Server, tmp_path: Path) -> None:
 
 
 def test_several_checkpoints_are_written_under_their_own_names(
-    server: Server, tmp_path: Path, folder: Path, wn_here: RunHere
+    server: Server, tmp_path: Path, outputs: Path, wn_here: RunHere
 ) -> None:
     urls = []
     for name in ("a.pt", "b.pt"):
         torch.save(state(), tmp_path / name)
         urls.append(server.put(f"some/{name}", tmp_path / name) + "?token=secret")
-    ran = wn_here("remove", *urls, "--output-dir", folder)
+    ran = wn_here("remove", *urls, "--output-dir", outputs)
     assert ran.code == 0, ran.stderr
-    assert sorted(path.name for path in folder.iterdir()) == ["a.pt", "b.pt"]
+    assert sorted(path.name for path in outputs.iterdir()) == ["a.pt", "b.pt"]
     assert "secret" not in ran.stdout + ran.stderr
     ran = wn_here("inspect", *urls, "--json")
     files = json.loads(ran.stdout)["files"]
@@ -279,7 +281,9 @@ def test_several_checkpoints_are_written_under_their_own_names(
     assert "secret" not in ran.stdout + ran.stderr
 
 
-def test_an_output_at_an_address_is_refused(server: Server, wn_here: RunHere, folder: Path) -> None:
+def test_an_output_at_an_address_is_refused(
+    server: Server, wn_here: RunHere, outputs: Path
+) -> None:
     file = io.BytesIO()
     torch.save(state(), file)
     url = server.put("a.pt", file.getvalue())
@@ -289,7 +293,7 @@ def test_an_output_at_an_address_is_refused(server: Server, wn_here: RunHere, fo
         assert "OUTPUT has to be a file here" in ran.stderr
         assert "write a file, and upload that" in ran.stderr
         assert "secret" not in ran.stderr
-    assert not list(folder.iterdir())
+    assert not list(outputs.iterdir())
     assert not server.requests
 
 

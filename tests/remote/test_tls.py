@@ -14,6 +14,8 @@ import wncli
 from tests.support.remote_files import state
 from tests.support.servers import Reply, Server, serving
 
+pytestmark = pytest.mark.usefixtures("nothing_is_said")
+
 CONFIG = """
 [req]
 distinguished_name = name
@@ -52,11 +54,11 @@ def secure(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[Server]:
 
 def test_a_server_that_proves_who_it_is_is_read(
     secure: Server, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path, folder: Path,
+    tmp_path: Path, outputs: Path,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    wncli.remove(f"{secure.url}/a.pt", folder / "b.pt")
-    assert wncli.compare(folder / "b.pt", tmp_path / "a.pt").equal
+    wncli.remove(f"{secure.url}/a.pt", outputs / "b.pt")
+    assert wncli.compare(outputs / "b.pt", tmp_path / "a.pt").equal
 
 
 def test_a_server_that_does_not_is_refused(secure: Server) -> None:

@@ -16,7 +16,8 @@ from wncli.hints import either, path_text
 from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
 from wncli.storage.addresses import Address
-from wncli.storage.remote.places import MissingError, RemotePlace, place_at
+from wncli.storage.remote.at import place_at
+from wncli.storage.remote.places import MissingError, RemotePlace
 from wncli.storage.remote.ranges import WINDOW
 from wncli.storage.source import FileSource, Source, Sources
 
