@@ -20,7 +20,9 @@ import wncli.arithmetic.kernels
 from tests.support.faults import Forks, Prepared
 from tests.support.loops import without_compiled_loops
 from tests.support.run import SAMPLES, Ran, Wn, run_wn
+from tests.support.servers import Server, serving
 from wncli.cli import main
+from wncli.storage.remote import patience
 
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) == signal.SIG_IGN:  # as nohup has it, and what is started inherits
@@ -81,6 +83,46 @@ def wn_here(
     for number, handler in usual.items():
         signal.signal(number, handler)
     sys.unraisablehook, sys.excepthook, sys.meta_path[:] = hook, excepthook, finders
+
+
+_SAID = ("HF_", "HUGGING", "TRANSFORMERS_OFFLINE", "AWS_", "GOOGLE_", "AZURE_", "SSL_CERT", "XDG_C")
+
+
+@pytest.fixture
+def nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """No token, cache or proxy of who runs the tests; and little patience with other machines."""
+    for name in os.environ:
+        if name.startswith(_SAID) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+    brief = patience.Patience(first=0.01, longest=0.02, timeout=1.0)
+    monkeypatch.setattr(patience, "PATIENCE", brief)
+
+
+@pytest.fixture
+def server(nothing_is_said: None) -> Iterator[Server]:  # noqa: ARG001 - its environment
+    """A web server."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def other() -> Iterator[Server]:
+    """Another host, to which no secret may go."""
+    with serving("127.0.0.2") as server:
+        yield server
+        for asked in server.asked:
+            assert "authorization" not in asked.headers
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """An empty folder for what is written."""
+    made = tmp_path / "out"
+    made.mkdir()
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,8 @@ from wncli.plan.renames import parse_renames
 from wncli.plan.renaming import flattened
 from wncli.plan.request import Request
 from wncli.report import NothingToDo, Report, make_report
-from wncli.storage.addresses import refuse_address
-from wncli.storage.source import stamps
+from wncli.storage.addresses import Address, Place, Traffic, place_of, refuse_address, traffic_of
+from wncli.storage.source import FileSource, Folder, is_remote, stamps
 from wncli.team import ALONE, Team, agree, together
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ def inspect(  # noqa: PLR0913 - the command's options
 
     Args:
         checkpoint: a safetensors or torch file, whose content says which, a folder or index of
-            shards, or a folder of a distributed checkpoint.
+            shards, or a folder of a distributed checkpoint; a path, or the address of one
+            (`hf://OWNER/NAME`, `https://…`, `s3://…`), of which only headers are read, and g where
+            `statistics` are asked for.
         layers: globs over full names and module paths; all layers where there is none.
         exclude: globs of layers to leave out.
         only: the root of the one state dict to look at, or a prefix of names in it.
@@ -143,10 +145,10 @@ def inspect(  # noqa: PLR0913 - the command's options
 
     start = monotonic()
     _check_jobs(jobs)
-    path = _path(checkpoint)
+    place = _place(checkpoint)
     request = Request.parse(layers, exclude, only)
     jobs = jobs or team.jobs
-    with open_checkpoint(path) as (opened, sources):
+    with open_checkpoint(place) as (opened, sources):
         agree(team, stamps(sources), opened.state_dicts)
         of_all = None
         notes: list[Note] = []
@@ -165,16 +167,19 @@ def inspect(  # noqa: PLR0913 - the command's options
 
             findings = check_all(plan, sources, progress, jobs, team)
         try:
-            of_layers = layer_statistics(
-                plan, sources, with_directions=statistics, progress=progress, jobs=jobs, team=team
-            )
+            if statistics or not any(map(is_remote, sources)):
+                of_layers = layer_statistics(
+                    plan, sources, with_directions=statistics, progress=progress, jobs=jobs,
+                    team=team,
+                )  # fmt: skip
         except WnError as error:
             if statistics:
                 raise
             notes.append(Note("unread-magnitudes", f"g cannot be read: {error.problem}"))
         return make_report(
             plan, tuple(notes), seconds=monotonic() - start, tensors=tensors, findings=findings,
-            statistics=of_layers, norms=of_all, reading=partial(read_values, path),
+            statistics=of_layers, norms=of_all, reading=partial(read_values, place),
+            remote=traffic_of(place),
         )  # fmt: skip
 
 
@@ -377,7 +382,8 @@ def convert(  # noqa: PLR0913 - the command's options
         )
     from wncli.plan.like import plan_like
 
-    with open_checkpoint(_path(like)) as (reference, files):
+    there = _place(like)
+    with open_checkpoint(there) as (reference, files):
         refuse_ambiguity(reference)
 
         def make_plan_like(opened: Checkpoint) -> Plan:
@@ -385,7 +391,8 @@ def convert(  # noqa: PLR0913 - the command's options
 
         more = files if fill else ()
         try:
-            return _write(make_plan_like, checkpoint, output, WriteOptions(**options), more)
+            report = _write(make_plan_like, checkpoint, output, WriteOptions(**options), more)
+            return replace(report, remote=Traffic.sum(report.remote, traffic_of(there)))
         except WeightNormError as error:
             if error.hint.startswith("exclude="):  # which has no place beside `like`
                 error.hint = ""
@@ -452,9 +459,10 @@ def compare(  # noqa: PLR0913 - the command's options
         if value is not None and not 0 <= value < math.inf:
             where = Text(name, f"--{name}")
             raise UsageError(where, "not a tolerance", expected="0 or more", found=str(value))
+    places = _place(a), _place(b)
     with (
-        open_checkpoint(_path(a), for_weights=True) as (one, files),
-        open_checkpoint(_path(b), for_weights=True) as (other, others),
+        open_checkpoint(places[0], for_weights=True) as (one, files),
+        open_checkpoint(places[1], for_weights=True) as (other, others),
     ):
         refuse_ambiguity(one)
         refuse_ambiguity(other)
@@ -463,7 +471,8 @@ def compare(  # noqa: PLR0913 - the command's options
         found = compare_weights(
             plan, files, others, Tolerance(rtol, atol), progress, jobs or team.jobs, team
         )
-        return replace(found, seconds=monotonic() - start)
+        remote = Traffic.sum(*map(traffic_of, places))
+        return replace(found, seconds=monotonic() - start, remote=remote)
 
 
 def _write(
@@ -474,14 +483,14 @@ def _write(
     more: Sources = (),
 ) -> Report:
     """Write what becomes of a file; `more` are REFERENCE's files."""
-    path = _path(checkpoint)
-    return write_checkpoint(make_plan, open_checkpoint(path), path, output, options, more)
+    place = _place(checkpoint)
+    return write_checkpoint(make_plan, open_checkpoint(place), place, output, options, more)
 
 
 def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and how
     make_plan: Callable[[Checkpoint], Plan],
     opening: AbstractContextManager[tuple[Checkpoint, Sources]],
-    path: Path,
+    place: Place,
     output: AnyPath,
     options: WriteOptions,
     more: Sources = (),
@@ -491,7 +500,7 @@ def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and
     Args:
         make_plan: says what becomes of the checkpoint.
         opening: gives it, and what its tensors are read from.
-        path: where it is, or what it is called.
+        place: where it is, or what it is called.
         output: where to write.
         options: how.
         more: files that the plan reads beside the checkpoint's.
@@ -508,10 +517,10 @@ def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and
     _check_jobs(options.jobs)
     size = options.max_shard_size
     limit = parse_size(str(size)) if size is not None else None
-    _path(output, is_output=True)
+    _refuse_output(output)
     with opening as (opened, sources):
-        from_folder = path.is_dir() or bool(opened.shards)
-        folder = path if path.is_dir() else path.parent
+        folder = _folder_of(place, opened, sources)
+        from_folder = folder is not None
         target = decide_target(
             os.fspath(output),
             opened,
@@ -522,7 +531,7 @@ def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and
         )
         guards.refuse_destination(
             target,
-            path,
+            place if isinstance(place, Path) else None,
             Path(output),
             force=options.force or options.dry_run,
             make_folder=options.make_folder,
@@ -536,7 +545,7 @@ def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and
         guards.refuse(plan, target, verify=options.verify)
         lowered = lower_plan(plan)
         guards.refuse_same_names(lowered)
-        outputs = lay_out(lowered, target, folder if from_folder else None)
+        outputs = lay_out(lowered, target, folder)
         notes = (*suffix_notes(target), *outputs.notes)
         if options.dry_run and not options.force:
             notes += guards.existing_notes(target)
@@ -565,8 +574,17 @@ def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and
         return make_report(
             plan, notes, str(target.path), target.format, names, outputs.nbytes,
             dry_run=options.dry_run, seconds=monotonic() - start, verified=verified,
-            reading=partial(read_values, path),
+            reading=partial(read_values, place), remote=traffic_of(place),
         )  # fmt: skip
+
+
+def _folder_of(place: Place, opened: Checkpoint, sources: Sources) -> Path | Folder | None:
+    """Return the folder that the checkpoint is, or whose index it is; None of a single file."""
+    if isinstance(place, Address):
+        return next((one.folder for one in sources if isinstance(one, FileSource)), None)
+    if place.is_dir():
+        return place
+    return place.parent if opened.shards else None
 
 
 def _dim(dim: int | None) -> int | None:
@@ -576,14 +594,23 @@ def _dim(dim: int | None) -> int | None:
     return dim
 
 
-def _path(given: AnyPath, *, is_output: bool = False) -> Path:
-    """Return a path that says something: an empty one would be the working directory."""
-    refuse_address(os.fspath(given), is_output=is_output)
+def _place(given: AnyPath) -> Place:
+    """Return where a checkpoint is."""
+    _refuse_no_path(given)
+    return place_of(given)
+
+
+def _refuse_output(given: AnyPath) -> None:
+    refuse_address(os.fspath(given))
+    _refuse_no_path(given)
+
+
+def _refuse_no_path(given: AnyPath) -> None:
+    """Refuse a path that says nothing: an empty one would be the working directory."""
     if not os.fspath(given):
         raise FileError("''", "not a path", expected="a file or a folder")
     if "\0" in os.fspath(given):
         raise FileError(os.fspath(given), "no file can have this name")
-    return Path(given)
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

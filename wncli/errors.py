@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from wncli.hints import UNTYPABLE, in_shell
+from wncli.hints import UNTYPABLE, has_cut, in_shell
 
 
 def printable(text: str) -> str:
@@ -48,8 +48,8 @@ _LONGEST_HINT = 2000
 
 
 def is_typable(hint: str) -> bool:
-    """Tell whether what to type next is shown: it has an end, and no byte that cannot be given."""
-    return len(hint) <= _LONGEST_HINT and UNTYPABLE not in hint
+    """Tell whether what to type next is shown: it has an end, and nothing that cannot be given."""
+    return len(hint) <= _LONGEST_HINT and UNTYPABLE not in hint and not has_cut(hint)
 
 
 class WnError(Exception):

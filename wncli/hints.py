@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,26 @@ from pathlib import Path
 UNTYPABLE = r"\000"
 #: What the command line calls a parameter; all others are long options of the same name.
 _NAMES = {"layers": "-l", "exclude": "-x", "checkpoint": "CHECKPOINT", "output": "OUTPUT"}
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+#: Texts that are shown for longer ones, which must not be: nobody could type them.
+_cut: set[str] = set()
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address, which a path would be made of by dropping a slash."""
+    return bool(_ADDRESS.match(text))
+
+
+def never_type(text: str) -> None:
+    """Have no hint offer a text to be typed that is only a part of what was given."""
+    _cut.add(text)
+
+
+def has_cut(hint: str) -> bool:
+    """Whether a hint has a text in it that is only a part of what was given."""
+    return any(text in hint for text in _cut)
 
 
 class Text(str):
@@ -126,4 +147,6 @@ def free_path(path: Path) -> Path:
 def path_word(path: object) -> str:
     """Quote a path, so that no command takes it for an option, or tar for another machine's."""
     text = str(path)
+    if is_address(text):
+        return word(text)
     return word(f"./{text}" if text.startswith("-") or ":" in text.partition("/")[0] else text)

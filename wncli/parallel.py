@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from wncli.storage.signals import wake_all
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 #: Called with the bytes that have just been done, and those that there are to do in all.
@@ -66,6 +68,7 @@ def run_tasks(
         tasks.work()
     except BaseException as error:  # noqa: BLE001 - raised once no thread works any more
         tasks.failures.insert(0, error)
+        wake_all(tasks.runner)
     while any(thread.is_alive() for thread in threads):
         try:
             for thread in threads:
@@ -73,6 +76,7 @@ def run_tasks(
                     thread.join()
         except KeyboardInterrupt as error:  # what they write to is closed after this
             tasks.failures.insert(0, error)
+            wake_all(tasks.runner)
     if tasks.failures:
         raise tasks.failures[0]
     return [tasks.results[number] for number in range(len(items))]
@@ -93,6 +97,7 @@ class _Tasks(Generic[Item, Result]):
         self.failures: list[BaseException] = []
         self.progress = progress
         self.lock = threading.Lock()
+        self.runner = threading.get_ident()
 
     def work(self) -> None:
         try:
@@ -106,6 +111,7 @@ class _Tasks(Generic[Item, Result]):
             pass
         except BaseException as error:  # noqa: BLE001 - raised in `run_tasks`
             self.failures.append(error)
+            wake_all(self.runner)
 
     def advance(self, count: int) -> None:
         if self.failures:

@@ -26,6 +26,7 @@ from wncli.plan.actions import (
     Respell,
 )
 from wncli.statistics import Distribution, LayerStatistics, TensorNorms
+from wncli.storage.addresses import Traffic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,10 +45,10 @@ LayerAction = Literal["none", "apply", "remove", "convert", "renormalize"]
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - of whatever a result holds
     """Return a result as a dict, and so all results in it, without what its `repr` leaves out."""
-    if isinstance(value, tuple):
-        return tuple(map(plain, value))
     if hasattr(value, "to_json"):
         return value.to_json()
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
     if is_dataclass(value):
         return fields_of(value)
     return value
@@ -302,6 +303,7 @@ class Report:
         filled: the full paths of the tensors that REFERENCE was asked for.
         statistics: the numbers of the layers; None where they were not read.
         norms: those of all tensors; None where nobody asked for them.
+        remote: the requests and bytes that reading at a distance took; None where all was here.
     """
 
     command: Command
@@ -329,6 +331,7 @@ class Report:
     filled: tuple[str, ...] = ()
     statistics: tuple[LayerStatistics, ...] | None = None
     norms: tuple[TensorNorms, ...] | None = None
+    remote: Traffic | None = None
 
     def __repr__(self) -> str:
         """Say it in one line."""
@@ -478,6 +481,7 @@ def make_report(  # noqa: PLR0913, PLR0917 - what was done, and where
     statistics: tuple[LayerStatistics, ...] | None = None,
     norms: tuple[TensorNorms, ...] | None = None,
     reading: Reading | None = None,
+    remote: Traffic | None = None,
 ) -> Report:
     """Report on a plan; `notes` are what was found beyond it."""
     checkpoint = plan.checkpoint
@@ -525,6 +529,7 @@ def make_report(  # noqa: PLR0913, PLR0917 - what was done, and where
         ),
         statistics,
         norms,
+        remote,
     )
 
 

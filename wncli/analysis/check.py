@@ -18,7 +18,7 @@ from wncli.arithmetic.dtypes import numpy_dtype
 from wncli.arithmetic.norms import Norms, unwarned
 from wncli.arithmetic.ulps import Difference, Tolerance
 from wncli.checkpoint.naming import join
-from wncli.checkpoint.tensors import DType
+from wncli.checkpoint.tensors import DType, Storage
 from wncli.errors import FormatError, WeightNormError
 from wncli.formats.torch.archive import damage_note
 from wncli.hints import inspecting, phrase
@@ -26,6 +26,7 @@ from wncli.notes import Note
 from wncli.parallel import Advance, Progress
 from wncli.plan.actions import Compose
 from wncli.plan.guards import refuse_expansion, refuse_growth
+from wncli.storage.source import expect, jobs_for
 from wncli.streaming.blocks import TensorBlocks
 from wncli.streaming.effective import aligned_runs, runs_of
 from wncli.streaming.fold import sums_of_squares
@@ -91,10 +92,13 @@ def check(
         for call in plan.checkpoint.would_run
         if call.is_shown
     ]
+    for number, source in enumerate(sources):
+        expect(sources, [Storage("", 0, source.nbytes, file=number)])  # nearly all of it
     for source, members in zip(sources, damaged_members(sources, jobs, team), strict=True):
         known = {note.where for note in found if note.code == "checksum"}
         file = Path(source.name).name if len(sources) > 1 else ""
         found += [damage_note(member, file) for member in members if member not in known]
+    jobs = jobs_for(sources, jobs)
     counts = run_shared(
         team, look, list(views.values()), sizes=[spec.nbytes for spec in views.values()],
         jobs=jobs, progress=report, unpack=lambda n: n if isinstance(n, str) else (n[0], n[1]),

@@ -10,13 +10,14 @@ from wncli.analysis.comparison import Comparison, TensorDifference
 from wncli.arithmetic.movement import Moved, Movement, norm_of, share
 from wncli.arithmetic.ulps import Difference, Largest, Tolerance
 from wncli.checkpoint.naming import join
-from wncli.checkpoint.pairs import Pair
+from wncli.checkpoint.pairs import Pair, storages_of
 from wncli.checkpoint.tensors import DType, TensorSpec
 from wncli.errors import WeightNormError
 from wncli.hints import phrase, setting
 from wncli.parallel import Advance
 from wncli.plan.rules import glob_of
 from wncli.report import Parameters
+from wncli.storage.source import expect, jobs_for
 from wncli.streaming.effective import aligned_runs, are_comparable
 from wncli.team import ALONE, Json, Team, pack_note, run_shared, unpack_note
 
@@ -63,8 +64,10 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
         if progress:
             progress(count, total)
 
+    expect(a, storages_of(item.a for item in different))
+    expect(b, storages_of(item.b for item in different))
     results = run_shared(
-        team, compared, different, sizes=sizes, jobs=jobs, progress=report,
+        team, compared, different, sizes=sizes, jobs=jobs_for((*a, *b), jobs), progress=report,
         pack=_Found.pack, unpack=_Found.unpack,
     )  # fmt: skip
     found = [

@@ -10,6 +10,7 @@ import wncli
 from wncli.arithmetic.ulps import numbers_for_json
 from wncli.notes import Note
 from wncli.report import SCHEMA, Parameters, fields_of
+from wncli.storage.addresses import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Comparison:
         checkpoint_bytes: the size of A, or of all its shards.
         other_bytes: that of B.
         seconds: how long it took.
+        remote: the requests and bytes that reading at a distance took; None where all was here.
     """
 
     checkpoint: str
@@ -102,6 +104,7 @@ class Comparison:
     checkpoint_bytes: int
     other_bytes: int
     seconds: float = 0.0
+    remote: Traffic | None = None
 
     def __repr__(self) -> str:
         """Say it in one line."""

@@ -7,11 +7,12 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from wncli.checkpoint.pairs import storages_of
 from wncli.checkpoint.tensors import DType
 from wncli.parallel import Advance
 from wncli.plan.actions import Compose
 from wncli.statistics import Distribution, LayerStatistics
-from wncli.storage.source import BLOCK
+from wncli.storage.source import BLOCK, expect, jobs_for
 from wncli.streaming.blocks import TensorBlocks
 from wncli.team import ALONE, Team, run_shared
 
@@ -62,6 +63,8 @@ def layer_statistics(  # noqa: PLR0913 - what, from where, and how
     def read_ratios(layer: tuple[str, Pair], advance: Advance) -> list[float]:
         return _ratios(sources, layer[1], advance)
 
+    expect(sources, storages_of(pair if with_directions else pair.g for _, pair in layers))
+
     def report(count: int) -> None:
         if progress:
             progress(count, total)
@@ -69,7 +72,9 @@ def layer_statistics(  # noqa: PLR0913 - what, from where, and how
     ratios: Sequence[list[float] | None] = [None] * len(layers)
     if with_directions:
         sizes = [pair.v.nbytes for _, pair in layers]
-        ratios = run_shared(team, read_ratios, layers, sizes=sizes, jobs=jobs, progress=report)
+        ratios = run_shared(
+            team, read_ratios, layers, sizes=sizes, jobs=jobs_for(sources, jobs), progress=report
+        )
     return tuple(
         _described(root, pair, _elements(sources, pair.g), found)
         for (root, pair), found in zip(layers, ratios, strict=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wncli.errors import FileError
 from wncli.formats.open import open_checkpoint
+from wncli.storage.addresses import Place
+from wncli.storage.source import expect
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from wncli.checkpoint.tensors import TensorSpec
 
 
-def read_values(path: Path, wanted: TensorSpec) -> npt.NDArray[np.generic]:
+def read_values(place: Place, wanted: TensorSpec) -> npt.NDArray[np.generic]:
     """Return all elements of a tensor, in an array of its shape.
 
     Raises:
@@ -26,14 +27,15 @@ def read_values(path: Path, wanted: TensorSpec) -> npt.NDArray[np.generic]:
     from wncli.arithmetic.dtypes import numpy_dtype
     from wncli.streaming.effective import runs_of
 
-    with open_checkpoint(path) as (opened, sources):
+    with open_checkpoint(place) as (opened, sources):
         views = {spec.view for found in opened.state_dicts for spec in found.tensors}
         if wanted.view not in views:
             raise FileError(
-                str(path),
+                str(place),
                 f"{wanted.name} is not where it was when the report was made",
                 hint="inspect it again",
             )
+        expect(sources, [wanted.storage])
         runs = [run.copy() for run in runs_of(sources, wanted, [])]
     if not runs:
         return np.empty(wanted.shape, numpy_dtype(wanted.dtype))

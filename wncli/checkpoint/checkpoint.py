@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.checkpoint.keys import Keys
@@ -77,7 +76,7 @@ class Checkpoint:
     `tree` is the torch file's whole pickled content; `refused_names` are the classes and functions
     that `torch.load(weights_only=True)` will not take, and that a plain `torch.load` would import;
     `would_run` is what that would run. `shards` are the files of a sharded one, in the order of
-    their numbers (`Storage.file`), and `index` is the path of what lists them. `notes` are what
+    their numbers (`Storage.file`), and `index` is the name of what lists them. `notes` are what
     opening it found that its reader should know. `mark` is what a torch zip has in place of PK.
     `parts` is how a distributed one is stored.
     """
@@ -92,7 +91,7 @@ class Checkpoint:
     refused_names: tuple[str, ...] = ()
     would_run: tuple[DangerousCall, ...] = ()
     shards: tuple[Shard, ...] = ()
-    index: Path | None = None
+    index: str | None = None
     notes: tuple[Note, ...] = ()
     mark: bytes = b""
     parts: Parts | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from wncli.checkpoint.dims import magnitude_shape
 from wncli.checkpoint.naming import Naming, pair_names, split
-from wncli.checkpoint.tensors import NORMALIZABLE, DType, TensorSpec, product_dtype
+from wncli.checkpoint.tensors import NORMALIZABLE, DType, Storage, TensorSpec, product_dtype
 
 
 class Pair(NamedTuple):
@@ -43,6 +44,12 @@ class Pair(NamedTuple):
     def dtype(self) -> DType:
         """The dtype of the weight: the pair's, or what PyTorch promotes a mixed pair to."""
         return product_dtype(self.g.dtype, len(self.g.shape), self.v.dtype)
+
+
+def storages_of(items: Iterable[Pair | TensorSpec]) -> list[Storage]:
+    """Return the storages that tensors, and those of pairs, are in."""
+    specs = [spec for one in items for spec in (one.tensors if isinstance(one, Pair) else (one,))]
+    return [spec.storage for spec in specs]
 
 
 class Halves(NamedTuple):

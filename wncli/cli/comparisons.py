@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from wncli.arithmetic.ulps import DEFAULT_ULPS
 from wncli.checkpoint.naming import join, split
 from wncli.checkpoint.tensors import DType
-from wncli.cli.inspections import View
+from wncli.cli.inspections import View, come_from
 from wncli.cli.page import Column, Page, Table
 from wncli.cli.terminal import height_of_screen, many, show, show_refusal
 from wncli.cli.units import number
@@ -46,7 +46,7 @@ def show_comparison(found: Comparison, *, shows_all: bool = False) -> None:
     page = Page()
     view = View(height_of_screen(), shows_all)
     verdict = ("equal", "bold green") if found.equal else ("different", "bold red")
-    page.line(verdict, f"  {' · '.join(_facts(found))}", hang=3)
+    page.line(verdict, f"  {' · '.join((*_facts(found), *come_from(found.remote)))}", hang=3)
     changed = [tensor for tensor in found.tensors if tensor.max_ulps]
     if changed:
         _add_tensors(page, changed, view)

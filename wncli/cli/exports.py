@@ -18,6 +18,7 @@ from wncli.formats.open import open_checkpoint
 from wncli.hints import free_path, option, path_word
 from wncli.plan.pairing import split_only
 from wncli.report import Report
+from wncli.storage.addresses import place_of
 from wncli.storage.replace_file import check_parent, replacing
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def draw_comparison(plot: str, found: Comparison, only: str | None, *, is_narrow
 def _both_sides(a: str, b: str, only: str | None) -> list[Report]:
     roots: tuple[str | None, str | None] = (None, None)
     if only is not None:
-        with open_checkpoint(Path(a)) as (one, _), open_checkpoint(Path(b)) as (other, _):
+        with open_checkpoint(place_of(a)) as (one, _), open_checkpoint(place_of(b)) as (other, _):
             roots = split_only(only, one, other)
     return [
         wncli.inspect(path, only=root, statistics=True)

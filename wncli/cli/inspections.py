@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,13 +14,15 @@ from wncli.cli.sparkline import Axis
 from wncli.cli.terminal import many, width_of_screen
 from wncli.cli.units import number, size
 from wncli.errors import few, printable
-from wncli.hints import free_path, in_shell, path_word
+from wncli.formats.registry import SUFFIXES
+from wncli.hints import free_path, has_cut, in_shell, path_word
 from wncli.statistics import Distribution
 
 if TYPE_CHECKING:
     from wncli.notes import Note
     from wncli.report import Layer, Report, Tensor
     from wncli.statistics import LayerStatistics, TensorNorms
+    from wncli.storage.addresses import Traffic
 
 #: Lines of a screen that are no rows of its table.
 _AROUND = 12
@@ -85,7 +88,14 @@ def facts_of(report: Report) -> str:
     else:
         share = "no weight norm"
         share += f", {many(could, 'weight')} could have it" if could else ""
-    return " · ".join((kind, size(report.checkpoint_bytes), share))
+    return " · ".join((kind, size(report.checkpoint_bytes), share, *come_from(report.remote)))
+
+
+def come_from(remote: Traffic | None) -> list[str]:
+    """Say what reading at a distance took, if it did."""
+    if remote is None:
+        return []
+    return [f"{many(remote.requests, 'request')}, {size(remote.bytes)} read"]
 
 
 class _Row(NamedTuple):
@@ -396,12 +406,15 @@ def _add_code(page: Page, report: Report) -> None:
 def add_next(page: Page, report: Report, view: View) -> None:
     """Add what could be typed next."""
     typed: list[tuple[str, str]] = []
+    if has_cut(report.checkpoint):  # which cannot be typed as it is shown
+        return
     source = Path(report.checkpoint)
-    checkpoint = path_word(source)
+    checkpoint = path_word(report.checkpoint)
+    new = partial(_new, source, is_remote=report.remote is not None)
     if report.layers:
-        typed.append(("fold it", f"wn remove {checkpoint} {_new(source, 'folded')}"))
+        typed.append(("fold it", f"wn remove {checkpoint} {new('folded')}"))
     elif report.normalizable:
-        typed.append(("apply it", f"wn apply {checkpoint} {_new(source, 'normalized')}"))
+        typed.append(("apply it", f"wn apply {checkpoint} {new('normalized')}"))
     if report.tensors is None and report.norms is None:
         if view.most and not view.sort and len(report.layers) > view.most:
             typed.append(("all layers", f"wn inspect {checkpoint} --all"))
@@ -414,9 +427,9 @@ def add_next(page: Page, report: Report, view: View) -> None:
         page.table(Table((Column("", style="dim"), Column("")), typed))
 
 
-def _new(source: Path, what: str) -> str:
+def _new(source: Path, what: str, *, is_remote: bool) -> str:
     """Name a file or folder that is not there yet."""
-    is_folder = source.is_dir()
+    is_folder = source.is_dir() or (is_remote and source.suffix.lower() not in SUFFIXES)
     stem, suffix = (source.name, "") if is_folder else (source.stem, source.suffix)
     return path_word(free_path(Path(f"{stem}-{what}{suffix}")))
 

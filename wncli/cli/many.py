@@ -35,9 +35,11 @@ from wncli.cli.streams import STREAM, from_stdin, result_as_typed, to_stdout
 from wncli.cli.terminal import show_refusal
 from wncli.errors import FileError, UsageError, WnError
 from wncli.formats.huggingface.folder import checkpoints_at
+from wncli.hints import is_address
 from wncli.parallel import Progress
 from wncli.plan.destination import beside
 from wncli.report import NothingToDo, Report
+from wncli.storage.addresses import parse_address, shown_address
 from wncli.storage.signals import REFUSED
 
 _NAMELESS = "what is read from stdin has no name that it could have in a folder"
@@ -157,12 +159,13 @@ def _each(
     """Run a command for each checkpoint, and print a row of each once it is done."""
     found = _Found()
     row, widths = drawn
-    rows = Rows(checkpoints, widths)
-    for number, checkpoint in enumerate(checkpoints, 1):
+    rows = Rows(list(map(shown_address, checkpoints)), widths)
+    for number, given in enumerate(checkpoints, 1):
+        checkpoint = shown_address(given)
         place = f"{Path(checkpoint).name}, {number} of {len(checkpoints)}"
         try:
             with progress_bar(phases, quiet=shown.is_silent, place=place) as progress:
-                report = run(checkpoint, progress)
+                report = run(given, progress)
         except NothingToDo as outcome:
             kind, cells = "nothing", _NOTHING[outcome.report.command]
             found.code = max(found.code, NEGATIVE)
@@ -203,7 +206,7 @@ def _one_output(command: str, typed: Writing) -> str:
         hint = f"wn {command} --help"
         raise UsageError("OUTPUT", "missing", expected=f"wn {command} CHECKPOINT OUTPUT", hint=hint)
     raise UsageError(
-        " ".join(words[1:]),
+        " ".join(map(shown_address, words[1:])),
         "one checkpoint and one OUTPUT are taken at a time",
         hint="--output-dir DIR takes several checkpoints",
     )
@@ -221,19 +224,27 @@ def _outputs(typed: Writing, folder: Path) -> dict[str, str]:
     for checkpoint in (typed.checkpoint, *(typed.output or [])):
         if checkpoint == STREAM:
             raise UsageError(STREAM, _NAMELESS, expected="one - and one OUTPUT")
-        path = Path(checkpoint)
-        if path.name.endswith(".index.json"):
-            path = path.resolve().parent
-        is_folder = path.is_dir()
+        path, is_folder = _input_of(checkpoint)
         chosen = None if is_folder else one_of("--format", typed.format, FORMATS)
         output = str(beside(folder, path, chosen)) + "/" * is_folder
         if typed.max_shard_size is not None and not is_folder:
             output = f"{Path(output).with_suffix('')}/"
         if output in found.values():
             raise UsageError(
-                checkpoint,
+                shown_address(checkpoint),
                 f"two checkpoints would be written to {output}",
                 hint="run them one after the other, each with an --output-dir of its own",
             )
         found[checkpoint] = output
     return found
+
+
+def _input_of(checkpoint: str) -> tuple[Path, bool]:
+    """Return the name of a checkpoint, as a path, and whether it is a folder's."""
+    if is_address(checkpoint):
+        address = parse_address(checkpoint)
+        return Path(address.folder_name), address.is_folder
+    path = Path(checkpoint)
+    if path.name.endswith(".index.json"):
+        path = path.resolve().parent
+    return path, path.is_dir()

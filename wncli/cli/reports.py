@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from wncli.cli.inspections import View, add_inspection, add_layers, add_next, note_text
+from wncli.cli.inspections import View, add_inspection, add_layers, add_next, come_from, note_text
 from wncli.cli.page import Page
 from wncli.cli.terminal import height_of_screen, many, show, show_refusal
 from wncli.cli.units import seconds, sizes
@@ -35,6 +35,8 @@ def show_report(
         add_inspection(page, report, view)
     else:
         _add_success(page, report)
+        if verbose:
+            _add_traffic(page, report)
         if verbose and report.layers:
             add_layers(page, report, view._replace(shows_all=True))
     for note in report.notes:
@@ -87,6 +89,11 @@ def _add_success(page: Page, report: Report) -> None:
     if report.verified is not None:
         weights = many(report.verified, "weight")
         page.line(f"  verified    read back from disk: {weights}, 0 differ", hang=14)
+
+
+def _add_traffic(page: Page, report: Report) -> None:
+    for said in come_from(report.remote):
+        page.line(f"  remote      {said}", hang=14)
 
 
 def _size(report: Report) -> str:

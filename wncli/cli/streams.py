@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from wncli.cli.ranks import refuse_streams
 from wncli.errors import FileError, UsageError
 from wncli.formats.registry import FOLDERS, FORMATS
-from wncli.hints import setting
+from wncli.hints import is_address, setting
+from wncli.storage.addresses import parse_address
 from wncli.storage.signals import unfinished
 
 if TYPE_CHECKING:
@@ -152,4 +153,6 @@ def to_stdout(output: str, typed: Writing) -> Iterator[str]:
 
 def _is_sharded(path: str) -> bool:
     # Which takes names that no file can have, too; what is read says what is wrong with them.
+    if is_address(path):
+        return parse_address(path).is_folder
     return os.path.isdir(path) or path.endswith(".index.json")  # noqa: PTH112

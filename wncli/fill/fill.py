@@ -24,9 +24,9 @@ from wncli.checkpoint.layout import Layout, Magnitude, Slot, Whole, Written
 from wncli.layout.shares import Piece, is_summed, plain_run, read_for
 from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
-from wncli.storage.checked_source import checking, damaged
+from wncli.storage.checked_source import checking, damaged, storages_in
 from wncli.storage.reflink import clone
-from wncli.storage.source import BLOCK, Source
+from wncli.storage.source import BLOCK, Source, expect, is_remote, jobs_for
 from wncli.team import Json, pack_note, unpack_note
 
 if TYPE_CHECKING:
@@ -41,10 +41,14 @@ _SMALL = 64 << 10
 
 
 class _Task(NamedTuple):
-    """Something that can be done beside other such things: the bytes that it reads, and how."""
+    """Something that can be done beside other such things: the bytes that it reads, and how.
+
+    `place` is where it begins to read: the file's number, and the byte.
+    """
 
     nbytes: int
     run: Callable[[Advance], None]
+    place: tuple[int, int]
 
 
 class _Copying(NamedTuple):
@@ -176,9 +180,17 @@ class _Filling:
         self.patches: list[Patches] = []
 
     def run(self, progress: Callable[[int], None], jobs: int | None) -> Filled:
+        slots = [self.layout.slots[piece.slot] for piece in self.pieces]
+        used = [storage for slot in slots for storage in storages_in(slot.content)]
+        expect(self.sources, used)
+        jobs = jobs_for([self.sources[storage.file] for storage in used], jobs)
         for tasks in self.divide():
-            # The largest first, so that no thread is left alone with one in the end.
-            tasks.sort(key=lambda task: -(task.nbytes // _PART))
+            if any(map(is_remote, self.sources)):
+                # In the order of the files, so that what is near is fetched together, and once.
+                tasks.sort(key=lambda task: task.place)
+            else:
+                # The largest first, so that no thread is left alone with one in the end.
+                tasks.sort(key=lambda task: -(task.nbytes // _PART))
             nbytes = sum(task.nbytes for task in tasks)
             run_tasks(_run, tasks, nbytes=nbytes, jobs=jobs, progress=progress)
         for source in self.checks:
@@ -196,7 +208,7 @@ class _Filling:
             run = plain_run(slot)
             if run is None:
                 waits = isinstance(slot.content, Magnitude) and slot.content.of_output
-                task = _Task(read_for(slot), partial(self.compute, piece, slot))
+                task = _Task(read_for(slot), partial(self.compute, piece, slot), _place_of(slot))
                 (afterwards if waits else tasks).append(task)
                 continue
             offset, target = run.offset + piece.start, slot.offset + piece.start
@@ -205,7 +217,7 @@ class _Filling:
                 is_cut = piece.nbytes < slot.nbytes
                 source = (self.sources if is_cut else self.checked)[run.storage.file]
                 copy = partial(self.copy_summed, piece, source, offset, target)
-                tasks.append(_Task(piece.nbytes, copy))
+                tasks.append(_Task(piece.nbytes, copy, (run.storage.file, offset)))
                 continue
             copying = _Copying(run.storage.file, offset, target, piece.nbytes)
             if copies and copies[-1].leads_to(copying):
@@ -214,7 +226,8 @@ class _Filling:
                 copies.append(copying)
         for group in _grouped(part for copying in copies for part in copying.parts()):
             nbytes = sum(part.nbytes for part in group)
-            tasks.append(_Task(nbytes, partial(self.copy, group)))
+            place = group[0].file, group[0].offset
+            tasks.append(_Task(nbytes, partial(self.copy, group), place))
         return tasks, afterwards
 
     def compute(self, piece: Piece, slot: Slot, advance: Advance) -> None:
@@ -326,3 +339,9 @@ def _joined(written: Iterable[Written]) -> Iterator[Written]:
         start = start if joined else offset
         joined += data
     yield start, bytes(joined)
+
+
+def _place_of(slot: Slot) -> tuple[int, int]:
+    """Return where the first of what is read to compute a slot stands."""
+    places = ((storage.file, storage.offset) for storage in storages_in(slot.content))
+    return min(places, default=(0, 0))

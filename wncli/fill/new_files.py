@@ -24,7 +24,7 @@ from wncli.storage.temporary import is_partial
 from wncli.team import AlarmError, Team
 
 if TYPE_CHECKING:
-    from wncli.layout.files import Outputs
+    from wncli.layout.files import Outputs, RemoteCompanion
     from wncli.plan.destination import Target
     from wncli.storage.replace_folder import NewFiles
 
@@ -136,16 +136,18 @@ def _opened(path: Path) -> AbstractContextManager[LocalSink]:
     return _sink(path.open("r+b", buffering=0))
 
 
-def _is_in(path: Path, folder: Path) -> bool:
-    return folder.is_dir() and path.parent.samefile(folder)
+def _is_in(path: Path | RemoteCompanion, folder: Path) -> bool:
+    return isinstance(path, Path) and folder.is_dir() and path.parent.samefile(folder)
 
 
-def _copy_companion(path: Path, new_files: NewFiles) -> None:
+def _copy_companion(path: Path | RemoteCompanion, new_files: NewFiles) -> None:
     try:
         content = path.read_bytes()
+    except WnError:
+        raise
     except OSError as error:
         raise unreadable(str(path), error) from None
-    new_files.write(path.name, content, path)
+    new_files.write(path.name, content, path if isinstance(path, Path) else None)
 
 
 def _checkpoint_in(target: Target) -> tuple[str, ...]:

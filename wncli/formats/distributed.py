@@ -131,19 +131,20 @@ def _tag(latest: Path) -> str:
         return ""
 
 
-def refuse_distributed_file(path: Path, start: bytes) -> None:
+def refuse_distributed_file(where: str, start: bytes) -> None:
     """Name a file of a distributed checkpoint by its name, or by how it begins.
 
     Raises:
         FormatError: it is one.
     """
+    path = Path(where)
     is_metadata = _METADATA.fullmatch(path.name) or (
         start.startswith(b"\x80") and DISTRIBUTED in start
     )
     if is_metadata:
-        raise distributed_file(path, "the metadata of a distributed checkpoint")
+        raise distributed_file(where, "the metadata of a distributed checkpoint")
     if path.name.endswith(_ITEMS):
-        raise distributed_file(path, "a part of a distributed checkpoint")
+        raise distributed_file(where, "a part of a distributed checkpoint")
     if path.name == _LATEST and len(start) <= _LONGEST_TAG:
         tag = path.parent / _tag(path)
         if tag != path.parent and tag.is_dir():
@@ -152,14 +153,15 @@ def refuse_distributed_file(path: Path, start: bytes) -> None:
             refuse_distributed_folder(folder, [_LATEST, *names], names)
 
 
-def distributed_file(path: Path, what: str) -> FormatError:
+def distributed_file(where: str, what: str) -> FormatError:
     """Make the refusal of one file of a distributed checkpoint."""
+    path = Path(where)
     try:
         is_whole = bool(metadata_files(entry.name for entry in path.parent.iterdir()))
     except OSError:  # it is an item, whose name is no path
         is_whole = False
     return FormatError(
-        str(path),
+        where,
         f"this is {what} (torch.distributed.checkpoint), not a checkpoint by itself",
         expected="the directory that it is in",
         hint=inspecting(path.parent)

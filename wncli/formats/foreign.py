@@ -10,7 +10,8 @@ from wncli.formats.distributed import refuse_distributed_file
 from wncli.formats.huggingface.folder import inspect_commands, places_of_checkpoints
 from wncli.formats.torch.zip_end import find_shift, has_directory
 from wncli.hints import free_path, path_word, then_inspecting
-from wncli.storage.source import Source
+from wncli.storage.addresses import download_hint
+from wncli.storage.source import Source, is_remote
 
 _READABLE = "a safetensors, torch or npz file"
 #: Bytes at the end of a zip in which its directory is looked for.
@@ -34,11 +35,17 @@ _KNOWN = {
 
 def refuse_file(source: Source, start: bytes) -> FormatError:
     """Make the refusal of a file that is no checkpoint and begins with `start`."""
-    refuse_distributed_file(Path(source.name), start)
-    found = _what(source, start)
+    refuse_distributed_file(source.name, start)
+    found = _at_a_distance(source, start) if is_remote(source) else _what(source, start)
     return FormatError(
         source.name, "not a checkpoint", expected=_READABLE, found=found.what, hint=found.hint
     )
+
+
+def _at_a_distance(source: Source, start: bytes) -> Found:
+    """Return what its first bytes say it is: more is looked for once it is on this machine."""
+    found = _by_start(start) or Found("bytes of no known format", hint="")
+    return found if found.hint else found._replace(hint=download_hint(source.name))
 
 
 def _what(source: Source, start: bytes) -> Found:

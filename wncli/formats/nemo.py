@@ -14,7 +14,7 @@ from itertools import islice
 
 from wncli.errors import FormatError
 from wncli.formats.registry import LONGEST_START, kinds_of
-from wncli.storage.source import LocalSource, truncated
+from wncli.storage.source import FileSource, truncated
 
 WEIGHTS = "model_weights.ckpt"
 _MOST_MEMBERS = 1000
@@ -25,7 +25,7 @@ _LONGEST_HEADER = 1 << 20
 class _Headers(io.RawIOBase):
     """A source, of which headers are read and no more; nothing stands outside it."""
 
-    def __init__(self, source: LocalSource) -> None:
+    def __init__(self, source: FileSource) -> None:
         self.source = source
         self.place = 0
 
@@ -44,7 +44,7 @@ class _Headers(io.RawIOBase):
         return self.source.read_at(self.place - count, count, "an archive") if count else b""
 
 
-def open_weights(source: LocalSource) -> LocalSource | None:
+def open_weights(source: FileSource) -> FileSource | None:
     """Return a window on the checkpoint in a tar; None where there is none that can be read so.
 
     No other member is looked into, and no link is followed.
@@ -83,6 +83,6 @@ def open_weights(source: LocalSource) -> LocalSource | None:
             expected="members to its end",
             hint="copy or download the file again",
         )
-    window = LocalSource(source.name, source.file, source.number, member.offset_data, member.size)
+    window = source.window(member.offset_data, member.size)
     start = window.read_at(0, min(LONGEST_START, window.nbytes), WEIGHTS)
     return window if kinds_of(start, window.nbytes) else None

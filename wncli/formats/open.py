@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from io import FileIO
@@ -16,21 +16,21 @@ from wncli.errors import FileError, FormatError, WnError
 from wncli.formats.registry import LONGEST_START, SUFFIXES, kinds_of
 from wncli.hints import either, path_text
 from wncli.notes import Note
-from wncli.storage.addresses import repository_hint
-from wncli.storage.source import LocalSource, Source, Sources, unreadable
+from wncli.storage.addresses import Address, Place, repository_hint
+from wncli.storage.source import FileSource, LocalSource, Source, Sources, unreadable
 
 
 @contextmanager
 def open_checkpoint(
-    path: Path, *, for_weights: bool = False
+    place: Place, *, for_weights: bool = False
 ) -> Iterator[tuple[Checkpoint, Sources]]:
-    """Open the checkpoint at `path`; the sources stay open for reading tensor data.
+    """Open the checkpoint at `place`; the sources stay open for reading tensor data.
 
     A directory means the checkpoint in it. An index means all the files that it lists:
     there is one source for each, at the place that its number says.
 
     Args:
-        path: the checkpoint.
+        place: the checkpoint, a path or an address.
         for_weights: only the state dicts are wanted: what they were read from, which can be larger
             than all that is made of it, is forgotten.
 
@@ -39,7 +39,18 @@ def open_checkpoint(
             or this machine is big-endian.
         FormatError: it is no checkpoint, or a damaged one.
     """
-    _refuse_big_endian_machine(path)
+    _refuse_big_endian_machine(place)
+    with ExitStack() as stack:
+        # No name here keeps the checkpoint: who has it may want to forget what is no more needed.
+        if isinstance(place, Address):
+            from wncli.formats.remote import open_at
+
+            yield _opened(*open_at(place, stack, _read_all, _read), for_weights=for_weights)
+        else:
+            yield _opened(*_open_local(place, stack), for_weights=for_weights)
+
+
+def _open_local(path: Path, stack: ExitStack) -> tuple[Checkpoint, Sources]:
     file = path
     notes: tuple[Note, ...] = ()
     with _reading(path):
@@ -48,16 +59,25 @@ def open_checkpoint(
         from wncli.formats.huggingface.folder import find_in_folder
 
         file, notes = find_in_folder(path)
-    with ExitStack() as stack:
-        if is_folder and file == path:
-            yield _opened(*_read_distributed(path, stack), notes, for_weights=for_weights)
-            return
-        source = LocalSource(str(file), stack.enter_context(_open(file)))
-        # No name here keeps the checkpoint: who has it may want to forget what is no more needed.
-        yield _opened(*_read_all(path, source, stack), notes, for_weights=for_weights)
+    if is_folder and file == path:
+        found, sources = _read_distributed(path, stack)
+        return replace(found, notes=notes + found.notes), sources
+    source = LocalSource(str(file), stack.enter_context(_open(file)))
+
+    def open_index(index: Source) -> tuple[Checkpoint, Sources]:
+        from wncli.formats.huggingface.index import read_index
+        from wncli.formats.huggingface.shards import local_files, open_shards
+
+        listed = read_index(index)
+        index.close()
+        files = local_files(Path(index.name), listed.file_names, stack)
+        return open_shards(path, listed, files, _read)
+
+    found, sources = _read_all(source, open_index)
+    return replace(found, notes=notes + found.notes), sources
 
 
-def _refuse_big_endian_machine(path: Path) -> None:
+def _refuse_big_endian_machine(path: Place) -> None:
     """Files have their elements little-endian, and the arithmetic takes them as they are."""
     if sys.byteorder != "little":
         raise FileError(
@@ -70,12 +90,11 @@ def _refuse_big_endian_machine(path: Path) -> None:
 
 
 def _opened(
-    checkpoint: Checkpoint, sources: Sources, notes: tuple[Note, ...], *, for_weights: bool
+    checkpoint: Checkpoint, sources: Sources, *, for_weights: bool
 ) -> tuple[Checkpoint, Sources]:
-    found = replace(checkpoint, notes=notes + checkpoint.notes)
     if for_weights:
-        found = replace(found, tree=None, would_run=(), shards=())
-    return found, sources
+        checkpoint = replace(checkpoint, tree=None, would_run=(), shards=())
+    return checkpoint, sources
 
 
 def _open(path: Path) -> FileIO:
@@ -120,17 +139,16 @@ def _reading(path: Path) -> Iterator[None]:
         raise FileError(str(path), "no file can have this name") from None
 
 
-def _read_all(path: Path, source: LocalSource, stack: ExitStack) -> tuple[Checkpoint, Sources]:
+def _read_all(
+    source: FileSource, open_index: Callable[[Source], tuple[Checkpoint, Sources]]
+) -> tuple[Checkpoint, Sources]:
     """Return what a file holds, or the files that it is the index of."""
     start = source.read_at(0, min(LONGEST_START, source.nbytes), "the first bytes")
     if start.lstrip().startswith(b"{") and b"\0" not in start[:8]:  # no safetensors' length
-        from wncli.formats.huggingface.index import is_index, read_index
-        from wncli.formats.huggingface.shards import open_shards
+        from wncli.formats.huggingface.index import is_index
 
         if is_index(source):
-            index = read_index(source)
-            source.close()
-            return open_shards(path, index, stack, _read)
+            return open_index(source)
     if start[_TAR_MAGIC] == b"ustar" and not kinds_of(start, source.nbytes):
         from wncli.formats.nemo import WEIGHTS, open_weights
 
@@ -166,7 +184,7 @@ def _read(source: Source) -> Checkpoint:
     if source.name.endswith((".distcp", ".metadata")) or DISTRIBUTED in start:
         from wncli.formats.distributed import refuse_distributed_file
 
-        refuse_distributed_file(Path(source.name), start)
+        refuse_distributed_file(source.name, start)
     if kinds:
         return kinds[0].read(source)
     from wncli.formats.foreign import refuse_file

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NamedTuple
 
 from wncli.checkpoint.checkpoint import aliases
 from wncli.checkpoint.layout import Layout, Slot, Whole
@@ -20,13 +20,14 @@ from wncli.formats.huggingface.names import (
     numbered,
     renamed,
 )
-from wncli.formats.huggingface.shard_files import resolve
+from wncli.formats.huggingface.shard_files import is_bare_name, resolve
 from wncli.formats.registry import FOLDERS, FORMATS, FormatName, written_format
 from wncli.hints import setting
 from wncli.notes import Note
 from wncli.plan.destination import beside
 from wncli.plan.guards import refuse_growth
 from wncli.plan.shards import ShardOutput, keep_shards, split_by_size
+from wncli.storage.source import Folder
 
 if TYPE_CHECKING:
     from wncli.checkpoint.checkpoint import Checkpoint
@@ -43,6 +44,17 @@ _META = "meta.pt"
 _SMALL = 64 << 20
 
 
+class RemoteCompanion(NamedTuple):
+    """A file in the folder at a distance that the checkpoint is read from."""
+
+    name: str
+    folder: Folder
+
+    def read_bytes(self) -> bytes:
+        """Return all that is in it."""
+        return self.folder.read(self.name)
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """Every file of the output before anything is written.
@@ -54,7 +66,7 @@ class Outputs:
     target: Target
     files: tuple[tuple[str, Layout], ...]
     index: tuple[str, bytes] | None = None
-    companions: tuple[Path, ...] = ()
+    companions: tuple[Path | RemoteCompanion, ...] = ()
     notes: tuple[Note, ...] = ()
 
     @property
@@ -71,7 +83,7 @@ class Outputs:
         yield [path.name for path in self.companions]
 
 
-def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
+def lay_out(output: Output, target: Target, folder: Path | Folder | None) -> Outputs:
     """Lay out the files of an output; `folder` is where the input's companions stand, if it is one.
 
     Raises:
@@ -120,10 +132,10 @@ def lay_out(output: Output, target: Target, folder: Path | None) -> Outputs:
     return Outputs(target, tuple(files), index, companions, (*dict.fromkeys(notes), *along))
 
 
-def _lay_out_folder(output: Output, target: Target, folder: Path | None) -> Outputs:
+def _lay_out_folder(output: Output, target: Target, folder: Path | Folder | None) -> Outputs:
     """Lay out a format of folders, which has its own index and division into files."""
     companions = _companions(folder) if folder else ()
-    if folder and output.checkpoint.parts and _is_small_file(folder / _META):
+    if isinstance(folder, Path) and output.checkpoint.parts and _is_small_file(folder / _META):
         companions += (folder / _META,)
     found = FOLDERS[target.format].lay_out(output, str(target.path), target.max_shard)
     refuse_growth(
@@ -145,7 +157,7 @@ def _lost_with_files(output: Output, shards: Sequence[ShardOutput]) -> tuple[Not
     return (Note("left-out", f"left out: {', '.join(lost)}"),) if lost else ()
 
 
-def _companion_notes(companions: Sequence[Path]) -> tuple[Note, ...]:
+def _companion_notes(companions: Sequence[Path | RemoteCompanion]) -> tuple[Note, ...]:
     names = ", ".join(path.name for path in companions)
     return (Note("companions", f"copied beside it: {names}"),) if names else ()
 
@@ -172,21 +184,27 @@ def _index(
         "weight_map": weight_map,
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    old = output.checkpoint.index.name if output.checkpoint.index else ""
+    old = output.checkpoint.index or ""
     name = index_name([file for file, _ in files], output_format, old)
     return name, text.encode()
 
 
-def _companions(folder: Path) -> tuple[Path, ...]:
+def _companions(folder: Path | Folder) -> tuple[Path | RemoteCompanion, ...]:
     """Return the small files beside a checkpoint that go with it: its config, its tokenizer."""
+    if not isinstance(folder, Path):
+        names = sorted(filter(_goes_along, folder.companions()))
+        return tuple(RemoteCompanion(name, folder) for name in names if is_bare_name(name))
     return tuple(
         entry
         for entry in sorted(folder.iterdir())
-        if not entry.name.startswith(".")
-        and (entry.suffix.lower() in _COMPANIONS or entry.name.startswith(_PAPERS))
-        and not index_format(entry.name)
-        and _is_small_file(entry)
+        if _goes_along(entry.name) and _is_small_file(entry)
     )
+
+
+def _goes_along(name: str) -> bool:
+    """Whether a file of this name is of those that go with a checkpoint."""
+    is_known = PurePath(name).suffix.lower() in _COMPANIONS or name.startswith(_PAPERS)
+    return is_known and not name.startswith(".") and not index_format(name)
 
 
 def _is_small_file(path: Path) -> bool:

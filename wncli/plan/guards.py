@@ -50,7 +50,7 @@ _MOST_ROOTS = 3
 
 def refuse_destination(  # noqa: PLR0913 - what it depends on
     target: Target,
-    checkpoint: Path,
+    checkpoint: Path | None,
     output: Path,
     *,
     force: bool,
@@ -61,7 +61,7 @@ def refuse_destination(  # noqa: PLR0913 - what it depends on
 
     Args:
         target: what is to be written.
-        checkpoint: what is to be read.
+        checkpoint: what is to be read; None where it is on another machine.
         output: what the user has named, which may be the folder that the target is to be in.
         force: it may be there.
         make_folder: it stands in the directory for several, which may still have to be made.
@@ -119,7 +119,7 @@ def existing_notes(target: Target) -> tuple[Note, ...]:
 
 
 def _refuse_checkpoint(
-    output: Path, checkpoint: Path, *, is_one_of_several: bool, is_named: bool
+    output: Path, checkpoint: Path | None, *, is_one_of_several: bool, is_named: bool
 ) -> None:
     """Name an OUTPUT that is a checkpoint, as a shell's `*.pt` makes one of an input.
 
@@ -128,7 +128,8 @@ def _refuse_checkpoint(
     """
     where = str(output)
     try:
-        is_itself = output.samefile(checkpoint)
+        output.stat()
+        is_itself = checkpoint is not None and output.samefile(checkpoint)
     except OSError:  # it is not there, or what it is called is refused as a name for OUTPUT
         return
     if is_itself:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from wncli.formats.open import open_checkpoint
 from wncli.plan.guards import refuse_ambiguity, refuse_damage
 from wncli.pytorch.files import InFiles
 from wncli.pytorch.tensors import describe_all, in_memory
-from wncli.storage.addresses import refuse_address
+from wncli.storage.addresses import place_of
 
 #: A path, what `torch.load` gives, or a model.
 Given = str | os.PathLike[str] | Mapping[str, object] | nn.Module
@@ -140,8 +139,7 @@ def opened(given: object, *, owned: bool = False) -> Iterator[Tensors]:
             expected="a path, a state dict, or a module",
             found=f"a {type(given).__name__}",
         )
-    refuse_address(os.fspath(given), is_output=False)
-    with open_checkpoint(Path(given)) as (checkpoint, sources):
+    with open_checkpoint(place_of(given)) as (checkpoint, sources):
         refuse_ambiguity(checkpoint)
         refuse_damage(checkpoint)
         yield InFiles(checkpoint, sources, owned=owned)

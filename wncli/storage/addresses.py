@@ -1,14 +1,39 @@
-"""Tells addresses of the web and of object stores from paths, and says how to fetch them."""
+"""Tells addresses of the web, of hubs and of object stores from paths, and how they are shown.
+
+An address can have a password or a signature in it. So what is shown of it is made once, here, and
+what it was given as is kept from every message.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from wncli.errors import FileError
-from wncli.hints import free_path, parameter, path_text, path_word, phrase, then_inspecting, word
+from wncli.hints import (
+    Text,
+    free_path,
+    is_address,
+    never_type,
+    parameter,
+    path_text,
+    path_word,
+    phrase,
+    then_inspecting,
+    word,
+)
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_WEB = ("https", "http")
+_STORES = ("s3", "gs", "az")
+#: What can be read.
+SCHEMES = (*_WEB, "hf", *_STORES)
+_INDEX = ".index.json"
+#: A host, as a name or a number, and a port.
+_HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 #: Characters of the name that a file gets here.
 _LONGEST = 60
 #: A model of the Hugging Face Hub, as its owner and its name.
@@ -16,53 +41,203 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FETCH = {"s3": "aws s3 cp", "gs": "gcloud storage cp"}
 
 
-def refuse_address(text: str, *, is_output: bool) -> None:
-    """Nothing is read or written at a distance.
+class Traffic(NamedTuple):
+    """What reading at a distance took: requests, and bytes of files that came."""
+
+    requests: int = 0
+    bytes: int = 0
+
+    @classmethod
+    def sum(cls, *parts: Traffic | None) -> Traffic | None:
+        """Add these up; None where there is none."""
+        known = [part for part in parts if part is not None]
+        return cls(*map(sum, zip(*known, strict=True))) if known else None
+
+    def to_json(self) -> dict[str, int]:
+        """Return both numbers."""
+        return self._asdict()
+
+
+class Meter:
+    """Counts requests and bytes, in any thread."""
+
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+        self.lock = threading.Lock()
+
+    def count(self, *, requests: int = 0, nbytes: int = 0) -> None:
+        """Add to what has been counted so far."""
+        with self.lock:
+            before = self.traffic
+            self.traffic = Traffic(before.requests + requests, before.bytes + nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a checkpoint is that is not on this machine; its text is what may be shown of it.
+
+    Attributes:
+        scheme: one of `SCHEMES`.
+        shown: without user, password and query.
+        given: as it was typed, with all of them.
+        meter: counts what reading it takes.
+    """
+
+    scheme: str
+    shown: str
+    given: str = field(repr=False)
+    meter: Meter = field(default_factory=Meter, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.shown
+
+    @property
+    def name(self) -> str:
+        """What the file, or the folder, is called."""
+        from urllib.parse import unquote
+
+        name = self._parts[-1]
+        return unquote(name) if self.scheme in _WEB else name
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it can only be a folder's, or that of an index."""
+        is_repository = self.scheme == "hf" and len(self._parts) <= 2  # noqa: PLR2004
+        return is_repository or self.shown.endswith(("/", _INDEX))
+
+    @property
+    def folder_name(self) -> str:
+        """What the folder is called that it is of."""
+        return self._parts[-2] if self.shown.endswith(_INDEX) else self.name
+
+    @property
+    def _parts(self) -> list[str]:
+        """The parts of the path, the host first; without a revision, or a kind of repository."""
+        path = self.shown.partition("://")[2].strip("/")
+        if self.scheme == "hf":
+            path = re.sub(r"@(refs/(pr|convert)/)?[^/]*", "", path)
+            path = re.sub(r"^(models|datasets|spaces)/(?=[^/]+/)", "", path)
+        return path.split("/")
+
+    def beside(self, name: str) -> Address:
+        """Return the address of a file of another name in the same folder."""
+        folder = self.shown.rpartition("/")[0]
+        return Address(self.scheme, f"{folder}/{name}", "", self.meter)
+
+
+#: Where a checkpoint is.
+Place = Path | Address
+
+
+def traffic_of(place: Place) -> Traffic | None:
+    """Return what reading at a place has taken so far; None on this machine."""
+    return place.meter.traffic if isinstance(place, Address) else None
+
+
+def shown_address(text: str) -> str:
+    """Return what may be shown of a text that may be an address: no user, password or query."""
+    if not is_address(text):
+        return text
+    scheme, _, place = text.partition("://")
+    if scheme.lower() in {"hf", *_STORES}:  # which have none of these
+        return text
+    authority, slash, path = re.split("[?#]", place)[0].partition("/")
+    authority = authority.rpartition("@")[2]
+    if not _HOST.fullmatch(authority) and scheme.lower() != "file":
+        return f"{scheme}://…"  # a slash may be part of the password
+    return f"{scheme}://{authority}{slash}{path}"
+
+
+def parse_address(text: str) -> Address:
+    """Take an address apart as far as it is shown.
 
     Raises:
-        FileError: `text` is an address, which a path would be made of by dropping a slash.
+        FileError: nothing can be read there.
     """
-    if not _ADDRESS.match(text):
-        return
-    raise FileError(
-        text,
-        phrase("{} has to be a file here", parameter("output") if is_output else "a checkpoint"),
-        expected="a path",
-        found="an address",
-        hint="write a file, and upload that" if is_output else _fetch(text),
-    )
+    shown = shown_address(text)
+    scheme = text.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        raise FileError(
+            shown,
+            phrase("{} has to be a file here, or an address that can be read", "a checkpoint"),
+            expected=f"a path, or {', '.join(f'{known}://' for known in SCHEMES)}",
+            found=f"{scheme}://",
+            hint=_local_path(text) if scheme == "file" else "download it first, and give the file",
+        )
+    rest = shown.partition("://")[2]
+    if not rest.strip("/") or rest.startswith("…") or not text.isprintable():
+        raise FileError(shown, "this is no address", expected=f"{scheme}://{_FORM[scheme]}")
+    if shown != text:
+        never_type(shown)
+    return Address(scheme, shown, text)
+
+
+_FORM = {
+    "https": "HOST/PATH", "http": "HOST/PATH", "hf": "OWNER/NAME[@REVISION][/FILE]",
+    "s3": "BUCKET/KEY", "gs": "BUCKET/KEY", "az": "CONTAINER/KEY",
+}  # fmt: skip
+
+
+def place_of(given: str | os.PathLike[str]) -> Place:
+    """Return the place that is meant: an address, or a path, which may be of anything.
+
+    Raises:
+        FileError: it is an address at which nothing can be read.
+    """
+    text = os.fspath(given)
+    return parse_address(text) if is_address(text) else Path(given)
+
+
+def refuse_address(text: str) -> None:
+    """Refuse an output at a distance.
+
+    Raises:
+        FileError: `text` is an address.
+    """
+    if is_address(text):
+        raise FileError(
+            shown_address(text),
+            phrase("{} has to be a file here", parameter("output")),
+            expected="a path",
+            found="an address",
+            hint="write a file, and upload that",
+        )
 
 
 def repository_hint(path: Path) -> str:
-    """Return what fetches a model of the Hub, where a path that leads nowhere may name one."""
+    """Return the address of a model of the Hub, where a path that leads nowhere may name one."""
     text = path.as_posix()
     if not _REPOSITORY.fullmatch(text) or path.parent.exists():
         return ""
-    return phrase("{} prints the folder to give", f"hf download {word(text)}")
+    return path_text(f"hf://{text}")
 
 
-def _fetch(text: str) -> str:
+def download_hint(address: str) -> str:
     """Return what brings the file here; nothing is overwritten by it."""
     from urllib.parse import unquote
 
-    scheme, _, place = text.partition("://")
-    scheme = scheme.lower()
-    _, _, path = place.partition("/")
-    if scheme == "file":
-        return path_text(f"/{unquote(path)}")
-    if not path:
+    scheme, _, place = address.partition("://")
+    path = place.partition("/")[2]
+    if not path or path.endswith("/"):
         return "download it first, and give the file"
-    if scheme == "hf":
+    if scheme.lower() == "hf":
         owner, repository, *file = place.split("/", 2)
-        return " ".join(["hf download", word(f"{owner}/{repository}"), *map(word, file)])
-    is_web = scheme in {"http", "https"}
-    name = Path(unquote(re.split("[?#]", path)[0]) if is_web else path).name
+        repository, _, revision = repository.partition("@")
+        found = f"hf download {word(f'{owner}/{repository}')} {' '.join(map(word, file))}"
+        return f"{found.rstrip()} --revision {word(revision)}" if revision else found.rstrip()
+    is_web = scheme.lower() in _WEB
+    name = Path(unquote(path) if is_web else path).name
     name = name.replace("\0", "_")[-_LONGEST:] or "checkpoint"
     target = free_path(Path(name))
     if scheme in _FETCH:
-        return then_inspecting(f"{_FETCH[scheme]} {word(text)} {path_word(target)}", target)
+        return then_inspecting(f"{_FETCH[scheme]} {word(address)} {path_word(target)}", target)
     if is_web:
-        # A hub shows a page about the file at blob, and has the file itself at resolve.
-        text = re.sub(r"^(https?://huggingface\.co/[^/]+/[^/]+)/blob/", r"\1/resolve/", text)
-        return then_inspecting(f"curl -fgL {word(text)} -o {path_word(target)}", target)
+        return then_inspecting(f"curl -fgL {word(address)} -o {path_word(target)}", target)
     return "download it first, and give the file"
+
+
+def _local_path(text: str) -> Text:
+    from urllib.parse import unquote
+
+    place = text.partition("://")[2]
+    return path_text(f"/{unquote(place.partition('/')[2])}")

@@ -19,12 +19,8 @@ from wncli.storage.source import BLOCK, Finishing, Source, Sources
 
 def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[Finishing, ...]]:
     """Return the sources, and those of them which check the storages that a layout is made from."""
-    found: dict[tuple[int, str], Storage] = {}
-    for slot in layout.slots:
-        for storage in _storages(slot.content):
-            found[storage.identity] = storage
     by_file: dict[int, list[Storage]] = {}
-    for storage in found.values():
+    for storage in storages_of(layout):
         if storage.crc is not None and storage.nbytes:
             by_file.setdefault(storage.file, []).append(storage)
     checked = {file: CheckedSource(sources[file], known) for file, known in by_file.items()}
@@ -34,7 +30,17 @@ def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[Finishing
     return every, tuple(source for source in every if isinstance(source, Finishing))
 
 
-def _storages(content: Whole | Elements | Magnitude | Product) -> Sequence[Storage]:
+def storages_of(layout: Layout) -> list[Storage]:
+    """Return the storages that a layout is made from, each once."""
+    found: dict[tuple[int, str], Storage] = {}
+    for slot in layout.slots:
+        for storage in storages_in(slot.content):
+            found[storage.identity] = storage
+    return list(found.values())
+
+
+def storages_in(content: Whole | Elements | Magnitude | Product) -> Sequence[Storage]:
+    """Return the storages of the input that a slot is made from."""
     match content:
         case Whole(storage):
             return (storage,)

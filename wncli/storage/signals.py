@@ -10,6 +10,10 @@ import errno
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 #: What ends a run; Windows has no SIGHUP.
 ENDING = [getattr(_signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(_signal, n)]
 INTERRUPTED = 130
@@ -48,6 +52,17 @@ class _Unfinished:
 
 
 unfinished = _Unfinished()
+#: What ends the waiting of other threads for a command, by the thread that runs it.
+waking: "set[tuple[int, Callable[[], None]]]" = set()
+
+
+def wake_all(runner: int) -> None:
+    """End what the threads of a command are waiting for, as it has failed."""
+    for thread, wake in tuple(waking):
+        if thread == runner:
+            wake()
+
+
 _is_reported = False
 _other_hook = sys.unraisablehook
 

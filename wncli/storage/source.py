@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
+from wncli.checkpoint.tensors import Storage
 from wncli.errors import FileError, FormatError
 
 #: The most bytes that are read at a time: large enough that a system call costs nothing, small
@@ -22,6 +23,8 @@ BLOCK = 1 << 20
 _HAS_PLACES = hasattr(os, "preadv") and hasattr(os, "pwrite")
 #: Bytes that are taken into memory at once, whether or not they are on the disk.
 _MOST_UNSTORED = 32 << 20
+#: Threads that ask other machines, on however many processors.
+_THREADS = 8
 
 
 class Source(Protocol):
@@ -129,21 +132,34 @@ class _LocalFile:
             return self.file.write(data)
 
 
-class LocalSource(_LocalFile):
-    """A file that is open for reading, or `nbytes` of it from `begin` on; closed with this.
+class Folder(Protocol):
+    """The folder at a distance that a checkpoint is; what goes with it can be read from there."""
+
+    def companions(self) -> Sequence[str]:
+        """List the files in it."""
+
+    def read(self, name: str) -> bytes:
+        """Return all that is in one of them."""
+
+
+class FileSource:
+    """A file that is read, or `nbytes` of it from `begin` on, wherever it is.
 
     Behind its end, at places that are nowhere else, can stand what is in it in another form.
     """
 
-    def __init__(
-        self, name: str, file: io.FileIO, number: int = 0, begin: int = 0, nbytes: int | None = None
-    ) -> None:
-        super().__init__(file)
+    #: Whether each reading may take a request to another machine.
+    is_remote = False
+    #: The folder, or that of the index, which the checkpoint is, where it is at a distance.
+    folder: Folder | None = None
+
+    def __init__(self, name: str, nbytes: int, number: int = 0, begin: int = 0) -> None:
         self.name = name
+        #: What tells the file from others of its name: its size, and when it was changed.
+        self.stamp: tuple[int, ...] = (nbytes,)
+        self.nbytes = nbytes
         self.number = number
         self.begin = begin
-        self.stamp = (self.nbytes, os.fstat(file.fileno()).st_mtime_ns)
-        self.nbytes = self.nbytes - begin if nbytes is None else nbytes
         #: Where what is unpacked begins, how many bytes each has, and what gives them.
         self.starts: list[int] = []
         self.sizes: list[int] = []
@@ -174,16 +190,7 @@ class LocalSource(_LocalFile):
             return self._read_unpacked(offset, nbytes, what)
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise truncated(self, what, offset + nbytes)
-        if _HAS_PLACES:
-            try:
-                data = os.pread(self.file.fileno(), nbytes, self.begin + offset)
-            except OSError as error:
-                raise unreadable(self.name, error) from None
-            if len(data) == nbytes:
-                return data
-        whole = bytearray(nbytes)  # the system may give less: Linux no more than 2 GB at a time
-        self.read_into(offset, memoryview(whole), what)
-        return bytes(whole)
+        return self._give(offset, nbytes, what)
 
     def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
         """Fill `buffer` from `offset` on."""
@@ -192,10 +199,68 @@ class LocalSource(_LocalFile):
             return
         if offset + len(buffer) > self.nbytes:
             raise truncated(self, what, offset + len(buffer))
+        self._fill(offset, buffer, what)
+
+    def window(self, begin: int, nbytes: int) -> FileSource:
+        """Return `nbytes` from `begin` on, as a file of the same name; closed with this."""
+        raise NotImplementedError
+
+    def defer(self, offset: int, nbytes: int, check: Callable[[], None]) -> bool:
+        """Have `check` run before any of these bytes are read.
+
+        Returns:
+            False where what it looks at is read as well now; it is not kept then.
+        """
+        del offset, nbytes, check
+        return False
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Make ready for reading these parts, each from its first byte to behind its last."""
+
+    def _give(self, offset: int, nbytes: int, what: str) -> bytes:
+        raise NotImplementedError
+
+    def _fill(self, offset: int, buffer: memoryview, what: str) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the file."""
+        raise NotImplementedError
+
+
+class LocalSource(FileSource):
+    """A file that is open for reading, or `nbytes` of it from `begin` on; closed with this."""
+
+    def __init__(
+        self, name: str, file: io.FileIO, number: int = 0, begin: int = 0, nbytes: int | None = None
+    ) -> None:
+        self.local = _LocalFile(file)
+        self.file = file
+        size = self.local.nbytes - begin if nbytes is None else nbytes
+        super().__init__(name, size, number, begin)
+        self.stamp = (self.local.nbytes, os.fstat(file.fileno()).st_mtime_ns)
+
+    def window(self, begin: int, nbytes: int) -> LocalSource:
+        """Return `nbytes` from `begin` on, as a file of the same name; closed with this."""
+        return LocalSource(self.name, self.file, self.number, self.begin + begin, nbytes)
+
+    def _give(self, offset: int, nbytes: int, what: str) -> bytes:
+        if _HAS_PLACES:
+            try:
+                data = os.pread(self.file.fileno(), nbytes, self.begin + offset)
+            except OSError as error:
+                raise unreadable(self.name, error) from None
+            if len(data) == nbytes:
+                return data
+        whole = bytearray(nbytes)  # the system may give less: Linux no more than 2 GB at a time
+        self._fill(offset, memoryview(whole), what)
+        return bytes(whole)
+
+    def _fill(self, offset: int, buffer: memoryview, what: str) -> None:
         done = 0
         while done < len(buffer):
             try:
-                count = self.read_some(self.begin + offset + done, buffer[done:])
+                count = self.local.read_some(self.begin + offset + done, buffer[done:])
             except OSError as error:
                 raise unreadable(self.name, error) from None
             if not count:
@@ -226,7 +291,7 @@ class LocalSource(_LocalFile):
 def stamps(sources: Iterable[Source]) -> list[tuple[str, tuple[int, ...]]]:
     """Tell files from others of their names: each has its size, and the time of its last change."""
     return [
-        (source.name, source.stamp if isinstance(source, LocalSource) else (source.nbytes,))
+        (source.name, source.stamp if isinstance(source, FileSource) else (source.nbytes,))
         for source in sources
     ]
 
@@ -265,9 +330,9 @@ def read_stored(source: Source, offset: int, nbytes: int, what: str) -> bytes:
 
 def truncated(source: Source, what: str, needed: int) -> FormatError:
     """Make the refusal of a file that ends inside `what`."""
-    found = (
-        os.fstat(source.file.fileno()).st_size if isinstance(source, LocalSource) else source.nbytes
-    )
+    found = source.nbytes
+    if isinstance(source, LocalSource):
+        found = os.fstat(source.file.fileno()).st_size
     return FormatError(
         source.name,
         f"the file ends inside {what}",
@@ -298,8 +363,36 @@ def refuse_holes(source: Source, offset: int, count: int, what: str) -> None:
         )
 
 
+def defer(source: Source, offset: int, nbytes: int, check: Callable[[], None]) -> bool:
+    """Have `check` run before any of these bytes are read, as `FileSource.defer`."""
+    return isinstance(source, FileSource) and source.defer(offset, nbytes, check)
+
+
 #: The files of one checkpoint, each at the place that its number says.
 Sources = Sequence[Source]
+
+
+def expect(sources: Sources, storages: Iterable[Storage]) -> None:
+    """Say which storages will be read, so that files at a distance fetch what is near together."""
+    ranges: dict[int, set[tuple[int, int]]] = {}
+    if any(map(is_remote, sources)):
+        for storage in storages:
+            place = storage.offset, storage.offset + storage.nbytes
+            ranges.setdefault(storage.file, set()).add(place)
+    for number, places in ranges.items():
+        source = sources[number]
+        if isinstance(source, FileSource):
+            source.expect(places)
+
+
+def is_remote(source: Source) -> bool:
+    """Whether each reading may take a request to another machine."""
+    return isinstance(source, FileSource) and source.is_remote
+
+
+def jobs_for(sources: Sources, jobs: int | None) -> int | None:
+    """Return how many threads read: more than processors where they wait for other machines."""
+    return _THREADS if jobs is None and any(map(is_remote, sources)) else jobs
 
 
 def unreadable(where: str, error: OSError) -> FileError:

@@ -19,7 +19,7 @@ from wncli.errors import FileError, few
 from wncli.formats.distributed import is_distributed, refuse_distributed_folder
 from wncli.formats.huggingface.names import WHOLE_FILES, index_format
 from wncli.formats.registry import FORMATS, LONGEST_START, SUFFIXES, kinds_of
-from wncli.hints import either, inspecting, path_text, path_word, phrase
+from wncli.hints import either, inspecting, is_address, path_text, path_word, phrase
 from wncli.notes import Note
 from wncli.storage.source import unreadable
 from wncli.storage.temporary import GOING, PARTIAL_SUFFIX
@@ -39,6 +39,12 @@ _TRAINER = re.compile(
 _FSDP = "pytorch_model_fsdp"
 #: Entries of a folder that are looked at to say where a checkpoint is.
 _MOST_ENTRIES = 1000
+
+
+_EXPECTED = (
+    "a checkpoint file, or the index of a sharded one,"
+    f" by the names {' '.join(sorted(SUFFIXES))} .index.json"
+)
 
 
 class NotOneCheckpoint(FileError):  # noqa: N818 - the folder may hold several
@@ -62,11 +68,24 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
     if is_distributed(names):
         return folder, _beside_parts([name for name in _rank(names) if not _SHARD.fullmatch(name)])
     refuse_distributed_folder(folder, names, is_folder)
-    ranks = _rank(names)
-    if all(map(_is_spare, ranks)):
+    if all(map(_is_spare, _rank(names))):
         _refuse_parent(folder, is_folder)
-    if not ranks:
+    found = choose(str(folder), names)
+    if found is None:
         raise _nothing(folder, names)
+    chosen, notes = found
+    return folder / chosen, notes
+
+
+def choose(folder: str, names: Sequence[str]) -> tuple[str, tuple[Note, ...]] | None:
+    """Choose the checkpoint's file or index among those of a folder; None where there is none.
+
+    Raises:
+        FileError: several can be meant.
+    """
+    ranks = _rank(sorted(names))
+    if not ranks:
+        return None
     best = min(ranks.values())
     chosen = [name for name, rank in ranks.items() if rank == best]
     if best not in _INDEX_RANKS.values():
@@ -75,12 +94,12 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
     if len(chosen) > 1:
         what = "indexes" if best in _INDEX_RANKS.values() else "checkpoints"
         raise NotOneCheckpoint(
-            str(folder),
+            folder,
             f"several {what} are in this directory",
             expected="one checkpoint",
             found=few(chosen, 8),
             hint=phrase(
-                "give one of them: {}", either(path_text(folder / name) for name in chosen[:3])
+                "give one of them: {}", either(path_text(_in(folder, one)) for one in chosen[:3])
             ),
         )
     passed_over = [name for name, rank in ranks.items() if best < rank < _OTHER]
@@ -88,7 +107,23 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[Note, ...]]:
     if passed_over:
         message = f"{chosen[0]} is read, and not {' or '.join(passed_over)}, as transformers does"
         notes = (Note("passed-over", message, chosen[0]),)
-    return folder / chosen[0], notes
+    return chosen[0], notes
+
+
+def _in(folder: str, name: str) -> str:
+    """Return what a file in a folder is called, wherever that is."""
+    return f"{folder.rstrip('/')}/{name}" if is_address(folder) else str(Path(folder) / name)
+
+
+def no_checkpoint_at(address: str, names: Sequence[str], near: Sequence[str]) -> FileError:
+    """Make the refusal of a folder at a distance in which these files are, and no checkpoint."""
+    return NotOneCheckpoint(
+        address,
+        "no checkpoint in this directory",
+        expected=_EXPECTED,
+        found=few(sorted(names), 8) or "no files",
+        hint=either(map(inspecting, near)) or "give the file itself",
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -98,7 +133,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _rank(names: list[str]) -> dict[str, int]:
+def _rank(names: Sequence[str]) -> dict[str, int]:
     """Return the files that can be meant, each with its place in the order of preference."""
     ranks: dict[str, int] = {}
     spare: dict[str, int] = {}
@@ -171,8 +206,7 @@ def _nothing(folder: Path, names: list[str]) -> FileError:
     return NotOneCheckpoint(
         str(folder),
         "no checkpoint in this directory",
-        expected="a checkpoint file, or the index of a sharded one,"
-        f" by the names {' '.join(sorted(SUFFIXES))} .index.json",
+        expected=_EXPECTED,
         found=few(names, 8) or "no files",
         hint=inspect_commands(near) or "give the file itself",
     )

@@ -16,6 +16,7 @@ from wncli.formats.huggingface.names import index_format
 from wncli.formats.huggingface.shard_files import is_bare_name, resolve
 from wncli.formats.registry import FORMATS
 from wncli.formats.strict_json import parse_object
+from wncli.storage.addresses import Address, Place
 from wncli.storage.source import Source
 
 #: Bytes; what a safetensors header may take, although an index says less of each tensor.
@@ -23,13 +24,13 @@ LONGEST_INDEX = 100_000_000
 
 
 class ShardIndex(NamedTuple):
-    """Which file holds which tensor.
+    """Which file holds which tensor; `path` is where it is itself.
 
     `weight_map` leads from a tensor's name to a bare file name, in the order of the index;
     `metadata` is what else the index says: `total_size` in bytes, and which names are tied.
     """
 
-    path: Path
+    path: Place
     weight_map: Mapping[str, str]
     metadata: Mapping[str, Any]
 
@@ -49,15 +50,16 @@ def is_index(source: Source) -> bool:
     return b'"weight_map"' in source.read_at(0, source.nbytes, "the text")
 
 
-def read_index(source: Source) -> ShardIndex:
-    """Read an index.
+def read_index(source: Source, address: Address | None = None) -> ShardIndex:
+    """Read an index, which is at `address` if it is not on this machine.
 
     Raises:
         FileError: the index is a link to nothing.
         FormatError: a rule of the format is broken, or a name leads out of the folder.
     """
-    path = Path(source.name)
-    resolve(path)
+    path = address or Path(source.name)
+    if isinstance(path, Path):
+        resolve(path)
     if source.nbytes > LONGEST_INDEX:
         raise _broken(
             source, "the file is too long", f"up to {LONGEST_INDEX:,} bytes", f"{source.nbytes:,}"

@@ -6,7 +6,7 @@ The files are numbered in the order of their names, the tensors stand in the ord
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,32 +20,44 @@ from wncli.formats.huggingface.shard_files import locate
 from wncli.formats.pickles.nodes import Node
 from wncli.formats.safetensors.reader import tied
 from wncli.notes import Note
+from wncli.storage.addresses import Place
 from wncli.storage.file_limit import FEW_FILES, raise_file_limit
 from wncli.storage.source import LocalSource, Source, unreadable
 
 
 def open_shards(
-    path: Path, index: ShardIndex, stack: ExitStack, read: Callable[[Source], Checkpoint]
+    path: Place, index: ShardIndex, sources: Iterable[Source], read: Callable[[Source], Checkpoint]
 ) -> tuple[Checkpoint, tuple[Source, ...]]:
-    """Open every file of a sharded checkpoint; `stack` closes them.
+    """Read every file of a sharded checkpoint.
 
     Args:
         path: what the user gave, the index or its folder.
         index: lists the files.
-        stack: keeps them open.
+        sources: those files, by their numbers.
         read: opens one file by its content.
 
     Raises:
         FileError: a file is missing or cannot be read.
         FormatError: a file is no shard, or does not hold what the index says.
     """
-    names = index.file_names
-    targets = locate(index.path, names)
-    raise_file_limit(len(names))
-    sources: list[Source] = []
     shards: list[Shard] = []
+    kept: list[Source] = []
+    for name, source in zip(index.file_names, sources, strict=True):
+        shards.append(Shard(name, _as_shard(read(source))))
+        kept.append(source)
+    return combine(path, index, tuple(shards)), tuple(kept)
+
+
+def local_files(index: Path, names: Sequence[str], stack: ExitStack) -> Iterator[Source]:
+    """Open the files of these names beside an index; `stack` closes them.
+
+    Raises:
+        FileError: a file is missing or cannot be read.
+    """
+    targets = locate(index, names)
+    raise_file_limit(len(names))
     for number, (name, target) in enumerate(zip(names, targets, strict=True)):
-        shown = index.path.with_name(name)
+        shown = index.with_name(name)
         try:
             file = stack.enter_context(target.open("rb", buffering=0))
         except OSError as error:
@@ -55,12 +67,10 @@ def open_shards(
                     f"have the hard limit of open files raised to {len(names) + FEW_FILES:,}"
                 )
             raise refusal from None
-        sources.append(LocalSource(str(shown), file, number))
-        shards.append(Shard(name, _as_shard(read(sources[-1]))))
-    return combine(path, index, tuple(shards)), tuple(sources)
+        yield LocalSource(str(shown), file, number)
 
 
-def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpoint:
+def combine(path: Place, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpoint:
     """Return the checkpoint that these shards are together, in the order of their numbers.
 
     The tensors stand in the order of the index, then those that it does not list. Where a tensor
@@ -97,7 +107,7 @@ def combine(path: Path, index: ShardIndex, shards: tuple[Shard, ...]) -> Checkpo
         refused_names=tuple(refused),
         would_run=tuple(call for shard in shards for call in shard.checkpoint.would_run),
         shards=shards,
-        index=index.path,
+        index=index.path.name,
         notes=notes + tuple(note for shard in shards for note in shard.checkpoint.notes),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NoReturn
 
 from wncli.checkpoint.checkpoint import Checkpoint
@@ -25,7 +24,7 @@ def read_pickled_arrays(source: Source) -> Checkpoint:
         FormatError: there are none in it, or it is damaged.
     """
     start = source.read_at(0, min(_START, source.nbytes), "the first bytes")
-    refuse_distributed_file(Path(source.name), start)
+    refuse_distributed_file(source.name, start)
     pickled = read_pickle(source, source.name)
     if pickled.nbytes != source.nbytes:
         raise FormatError(

@@ -36,7 +36,7 @@ from wncli.formats.torch.tensors import (
     make_tensor,
     storage_pid,
 )
-from wncli.storage.source import LocalSource
+from wncli.storage.source import FileSource
 
 _CORES = ("numpy.core", "numpy._core")
 #: What makes arrays: of Python's protocols up to 4, and of 5.
@@ -87,7 +87,7 @@ class TakenArrays(NamedTuple):
             node.function, node.args, node.effects = function, args, effects
 
 
-def take_arrays(pickled: Pickle, nbytes: int, source: LocalSource) -> TakenArrays:
+def take_arrays(pickled: Pickle, nbytes: int, source: FileSource) -> TakenArrays:
     """Turn the calls that make arrays of numbers into those that make tensors over their bytes.
 
     Arrays of anything else stay as they are.
@@ -168,7 +168,7 @@ class _Made(NamedTuple):
     axes: Node = None
 
 
-def _read_array(node: Call, dtypes: dict[int, DType | None], source: LocalSource) -> _Array | None:
+def _read_array(node: Call, dtypes: dict[int, DType | None], source: FileSource) -> _Array | None:
     """Read an array of numbers; None where the node makes something else."""
     where = source.name
     name = str(class_of(node.function))
@@ -272,7 +272,7 @@ def _read_dtype(node: Node, where: str) -> DType | None:
     return found
 
 
-def _bytes_of(raw: Node, nbytes: int, source: LocalSource) -> tuple[int, int]:
+def _bytes_of(raw: Node, nbytes: int, source: FileSource) -> tuple[int, int]:
     """Where the bytes of an array are, which should be `nbytes`, and how many they are.
 
     How many characters a long text has is seen when it is read.
@@ -311,5 +311,5 @@ def _content_of(raw: Node) -> Node:
     return raw
 
 
-def _behind(source: LocalSource, raw: bytes) -> tuple[int, int]:
+def _behind(source: FileSource, raw: bytes) -> tuple[int, int]:
     return source.append(len(raw), lambda start, count: raw[start : start + count]), len(raw)

@@ -20,7 +20,7 @@ from wncli.formats.torch.zip_archive import Member, ZipArchive
 from wncli.formats.torch.zip_end import broken_zip
 from wncli.formats.torch.zip_records import NPY
 from wncli.storage.crc32 import crc32, moved_on
-from wncli.storage.source import LocalSource, Source, truncated
+from wncli.storage.source import FileSource, Source, truncated
 
 MAGIC = b"\x93NUMPY"
 _VERSIONS = {(1, 0): 2, (2, 0): 4, (3, 0): 4}
@@ -187,7 +187,7 @@ def _storage(
         if not nbytes and crc:
             raise broken_zip(source, f"member {member.name!r} is damaged", "its checksum", "")
         return Storage(name, place + len(header.raw), nbytes, crc, "cpu", source.number)
-    if not isinstance(source, LocalSource):
+    if not isinstance(source, FileSource):
         raise broken_zip(source, f"member {member.name!r} is deflated", "stored members", "")
     begin = len(header.raw)
 

@@ -32,10 +32,12 @@ from wncli.formats.pickles.nodes import (
     SetItems,
     Unread,
 )
-from wncli.storage.source import Source, read_stored
+from wncli.storage.source import Source, is_remote, read_stored
 
 #: Bytes of a file that are read at a time; more where one opcode takes more.
 _WINDOW = 1 << 20
+#: The same at first, where each reading takes a request.
+_FIRST_WINDOW = 64 << 10
 #: Longer bytes and texts are left in the file.
 LONGEST_HELD = 1 << 16
 #: Characters of a global's module and name; each call of it, and each mention, spells them.
@@ -155,6 +157,7 @@ class _Machine:
         self.start = start
         self.size = size
         self.base = 0
+        self.step = _FIRST_WINDOW if source and is_remote(source) else _WINDOW
         self.has_unread = False
         #: Where the frame ends that is being read; None between frames.
         self.frame_end: int | None = None
@@ -209,8 +212,12 @@ class _Machine:
         if self.source is None or known >= self.size:
             self.place = len(rest)
             raise self.broken("it ends early")
-        count = min(max(len(rest), _WINDOW), self.size - known)
-        self.data = rest + read_stored(self.source, self.start + known, count, "a pickle")
+        begin = self.start + known
+        # To where the parts end that a source at a distance has at hand; soon more at a time.
+        end = (begin + self.step) // _FIRST_WINDOW * _FIRST_WINDOW
+        count = min(max(len(rest), end - begin), self.size - known)
+        self.step = min(2 * self.step, _WINDOW)
+        self.data = rest + read_stored(self.source, begin, count, "a pickle")
 
     def broken(self, why: str) -> FormatError:
         return FormatError(

@@ -6,6 +6,7 @@ Source: PyTorch `torch/serialization.py` (`_legacy_save`, `_legacy_load`).
 from __future__ import annotations
 
 import struct
+from functools import partial
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.tensors import Storage
@@ -15,7 +16,7 @@ from wncli.formats.pickles.reader import Pickle, read_pickle
 from wncli.formats.torch.calls import find_calls
 from wncli.formats.torch.state_dicts import read_tree
 from wncli.formats.torch.tensors import StorageId, class_of, read_storage_id
-from wncli.storage.source import Source, truncated
+from wncli.storage.source import Source, defer, truncated
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 #: LONG1 of ten bytes: the magic number, as every protocol from 2 on pickles it.
@@ -91,6 +92,19 @@ def read_torch_legacy(source: Source) -> Checkpoint:
     )
 
 
+def _check_count(source: Source, place: int, key: str, expected: int) -> None:
+    """Compare the number that stands before a storage with that which the tensors have."""
+    (numel,) = _COUNT.unpack(source.read_at(place, _COUNT.size, f"storage {key!r}"))
+    if numel != expected:
+        raise FormatError(
+            source.name,
+            f"storage {key!r} has the wrong size",
+            expected=f"{expected} elements",
+            found=f"{numel}",
+            hint="copy or download the file again",
+        )
+
+
 def _locate_all(source: Source, content: Pickle, keys: Node, place: int) -> dict[str, Storage]:
     """Return the storages in the order in which the file lists them, which begin at `place`."""
     identities: dict[str, StorageId] = {}
@@ -111,16 +125,10 @@ def _locate_all(source: Source, content: Pickle, keys: Node, place: int) -> dict
     found: dict[str, Storage] = {}
     for key in keys:
         identity = identities[key]
-        (numel,) = _COUNT.unpack(source.read_at(place, _COUNT.size, f"storage {key!r}"))
+        check = partial(_check_count, source, place, key, identity.numel)
         place += _COUNT.size
-        if numel != identity.numel:
-            raise FormatError(
-                source.name,
-                f"storage {key!r} has the wrong size",
-                expected=f"{identity.numel} elements",
-                found=f"{numel}",
-                hint="copy or download the file again",
-            )
+        if not identity.nbytes or not defer(source, place, identity.nbytes, check):
+            check()
         if place + identity.nbytes > source.nbytes:
             raise truncated(source, f"storage {key!r}", place + identity.nbytes)
         # "=" tells a whole storage from a view, whatever the keys of both are.

@@ -42,7 +42,7 @@ from wncli.formats.torch.tensors import (
 from wncli.formats.torch.tree import References, TorchTree
 from wncli.formats.torch.weights_only import accepts
 from wncli.notes import Note
-from wncli.storage.source import LocalSource, Source
+from wncli.storage.source import FileSource, Source
 
 #: Deeper than any checkpoint nests its state dicts; bounds what a hostile file can ask for.
 _DEEPEST_ROOT = 16
@@ -115,7 +115,7 @@ def read_tree(
     root = pickled.root
     found = _Finder(references, budget_for(where, nbytes)).run(root)
     has_arrays = False
-    if not references and isinstance(source, LocalSource) and any(map(_is_numpy, refused)):
+    if not references and isinstance(source, FileSource) and any(map(_is_numpy, refused)):
         from wncli.formats.numpy.pickled import NAMES, take_arrays
 
         taken = take_arrays(pickled, nbytes, source)

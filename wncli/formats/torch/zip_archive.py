@@ -20,7 +20,7 @@ from wncli.formats.torch.zip_records import (
     LOCAL_MAGIC,
     read_mark,
 )
-from wncli.storage.source import BLOCK, Source, read_stored, refuse_holes
+from wncli.storage.source import BLOCK, Source, defer, read_stored, refuse_holes
 
 _ZIP64 = 0xFFFFFFFF
 _ZIP64_FIELD = 1
@@ -29,6 +29,10 @@ _OTHER_NAME = 0x7075
 _STORED = 0
 _DEFLATED = 8
 _ENCRYPTED = 1
+#: Sizes and checksum follow the bytes: 16 bytes, or 24 where sizes have 64 bits.
+_DESCRIBED = 8
+#: Bytes of extra fields with which torch.save has storages begin at multiples of 64, and more.
+_LONGEST_EXTRA = 4096
 #: The MS-DOS attribute of folders, in the external attributes.
 _FOLDER = 0x10
 
@@ -70,6 +74,8 @@ class ZipArchive:
         self.source = source
         self.mark = read_mark(source.read_at(0, len(LOCAL_MAGIC), "the first bytes"))
         self.members: dict[str, Member] = {}
+        #: Where members' bytes begin whose headers are compared later, by their headers' places.
+        self.places: dict[int, int] = {}
         #: The members that have been read and are not what was written.
         self.damaged: list[str] = []
         count, size, offset, end = read_end(source)
@@ -251,9 +257,43 @@ class ZipArchive:
     def data_offset(self, member: Member) -> int:
         """Return where a member's bytes begin, as its own header says.
 
+        Where to read that takes a request, it follows from where the next record begins, and the
+        header is compared with it before the bytes are read.
+
         Raises:
             FormatError: that is another member's header, or they overlap what follows.
         """
+        expected = self.places.get(member.header)
+        if expected is None and (expected := self._by_directory(member)) is not None:
+
+            def check() -> None:
+                found = self._by_header(member)
+                if found != expected:
+                    raise self.broken(
+                        f"member {member.name!r} is not where the directory says",
+                        f"its bytes at byte {expected}",
+                        f"byte {found}, as its own header says",
+                    )
+
+            if defer(self.source, expected, member.packed, check):
+                self.places[member.header] = expected
+            else:
+                expected = None
+        return self._by_header(member) if expected is None else expected
+
+    def _by_directory(self, member: Member) -> int | None:
+        """Return where a member's bytes should begin, as what follows them does not overlap.
+
+        None where the header would be of an odd length.
+        """
+        descriptor = 0
+        if member.flags & _DESCRIBED:
+            descriptor = 24 if max(member.nbytes, member.packed) >= _ZIP64 else 16
+        data = self.ends.get(member.header, -1) - descriptor - member.packed
+        shortest = member.header + LOCAL.size + len(member.name.encode("utf-8", "replace"))
+        return data if shortest <= data <= shortest + _LONGEST_EXTRA else None
+
+    def _by_header(self, member: Member) -> int:
         expected = member.name.encode("utf-8", "replace")
         what = f"member {member.name}"
         raw = self.source.read_at(member.header, LOCAL.size + len(expected), what)

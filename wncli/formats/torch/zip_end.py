@@ -5,8 +5,6 @@ Layout: APPNOTE.TXT (PKWARE) 4.3.14 to 4.3.16.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from wncli.errors import FormatError
 from wncli.formats.distributed import distributed_file
 from wncli.formats.torch.zip_records import (
@@ -129,7 +127,7 @@ def _refuse_several(source: Source) -> None:
     shift = find_shift(source) or 0
     if shift > 0 and source.read_at(shift, len(LOCAL_MAGIC), "a zip archive") == LOCAL_MAGIC:
         what = "a file of several zip archives, as the parts of a distributed checkpoint are"
-        raise distributed_file(Path(source.name), what)
+        raise distributed_file(source.name, what)
 
 
 def _starts_directory(source: Source, place: int) -> bool:

@@ -1,0 +1,1 @@
+"""Files on other machines, read part by part: web servers, the Hugging Face Hub, object stores."""
