@@ -282,6 +282,9 @@ def test_links_that_leave_the_folder_are_refused(wn_here: RunHere, tmp_path: Pat
     (folder / "__1_0.distcp").unlink()
     (folder / "__1_0.distcp").symlink_to("inside")
     assert wn_here("inspect", folder).code == 0
+    (folder / ".metadata").rename(tmp_path / "metadata")
+    (folder / ".metadata").symlink_to(tmp_path / "metadata")
+    hold_refused_by_both(wn_here, folder, "leaves its folder")
 
 
 def test_a_pipe_in_place_of_a_file_is_refused_at_once(wn_here: RunHere, tmp_path: Path) -> None:
