@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks.holding import held_memory
 from benchmarks.measure import Process, Samples, alternate, discard, run_once
 
 #: Bytes of one layer: 512 × 512 × 7 float32, and g.
@@ -86,8 +88,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1000, help="megabytes")
     parser.add_argument("--runs", type=int, default=5, help="rounds that are counted")
     parser.add_argument("--work", type=Path, help="a folder on the disk to measure")
+    parser.add_argument("--hold", action="store_true", help="keep a page of every MB, as in `run`")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+    held = held_memory() if options.hold else nullcontext()
+    with held, tempfile.TemporaryDirectory(dir=options.work) as folder:
         measure(Path(folder), options.size, options.runs)
 
 
