@@ -5,6 +5,7 @@
     ├── FileError           a path that cannot be read or written
     ├── FormatError         bytes that are no checkpoint, or break the rules of their format
     ├── WeightNormError     a weight, a pair or a dim that the arithmetic cannot take
+    ├── LostError           another rank has ended (`team.py`)
     └── NothingToDo         the request is sound, and nothing answers to it (`report.py`)
 
 A FileError is an OSError too, and the three that refuse what they are given are ValueErrors.

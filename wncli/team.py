@@ -109,13 +109,26 @@ class Team:
             raise
         except Exception as error:
             if self.size > 1 and error is not self.refused:
-                self.alarm()
-                self._exchange(_refusal(error, self.rank))
-                self.refused = error
+                self._tell(error)
             raise
         except BaseException:  # an interruption: this process ends, and the others are to notice
             self.alarm()
             raise
+
+    def _tell(self, error: Exception) -> None:
+        """Have all ranks know what this one is refused with.
+
+        Raises:
+            WnError: what another one is refused with, or that it is gone, where that is why.
+        """
+        self.alarm()
+        try:
+            self._exchange(_refusal(error, self.rank))
+        except LostError:
+            self.is_lost = True
+            if isinstance(error, AlarmError):
+                raise
+        self.refused = error
 
     def _exchange(self, message: Json) -> list[Json]:
         """Exchange messages, of which some may be refusals.

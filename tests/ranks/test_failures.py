@@ -21,7 +21,7 @@ from tests.support.run import Ran, Wn, environment
 from tests.support.shards import save
 from tests.support.teams import on_threads
 from wncli.errors import FileError, WeightNormError, WnError
-from wncli.team import Team, agree
+from wncli.team import AlarmError, LostError, Team, agree
 
 #: Does something before this rank writes for the n-th time.
 BEFORE_A_WRITE = """
@@ -312,6 +312,27 @@ def test_a_defect_of_one_rank_ends_all() -> None:
     assert isinstance(first, ZeroDivisionError)
     assert isinstance(second, WnError)
     assert "ZeroDivisionError" in str(second)
+
+
+class Abandoned(Team):
+    """A rank whose other one is gone."""
+
+    rank, size = 0, 2
+
+    def exchange(self, message: bytes) -> list[bytes]:
+        raise LostError("--ranks", "gone", found=str(len(message)))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(FileError("x", "full"), FileError), (AlarmError("x"), LostError)]
+)
+def test_a_refusal_is_told_also_where_another_rank_is_gone(
+    error: Exception, told: type[Exception]
+) -> None:
+    team = Abandoned()
+    with pytest.raises(told), team.operation():
+        raise error
+    assert team.is_lost
 
 
 class Lying(Team):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,7 +100,8 @@ def _serve() -> None:
 
 def _run(order: dict[str, Any]) -> list[tuple[int, str, str]]:
     folders, port = order["folders"], free_port()
-    streams = [[os.memfd_create("out"), os.memfd_create("err")] for _ in folders]
+    files = [[tempfile.TemporaryFile() for _ in range(2)] for _ in folders]  # noqa: SIM115 - below
+    streams = [[file.fileno() for file in both] for both in files]
     pids: dict[int, int] = {}
     for rank in range(len(folders)):
         pids[os.fork()] = rank
@@ -109,10 +111,10 @@ def _run(order: dict[str, Any]) -> list[tuple[int, str, str]]:
     found = []
     for rank in range(len(folders)):
         texts = []
-        for descriptor in streams[rank]:
-            size = os.fstat(descriptor).st_size
-            texts.append(os.pread(descriptor, size, 0).decode())
-            os.close(descriptor)
+        for file in files[rank]:
+            with file:
+                file.seek(0)
+                texts.append(file.read().decode())
         found.append((codes[rank], texts[0], texts[1]))
     return found
 

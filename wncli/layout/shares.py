@@ -13,6 +13,8 @@ from wncli.team import shared_out
 
 #: Where a slot is cut, in bytes of the output file: not within a block of any file system.
 _EDGE = 1 << 20
+#: How much more than the mean the busiest rank may get before files are divided.
+_UNEVEN = 1.125
 
 
 class Piece(NamedTuple):
@@ -80,12 +82,14 @@ def is_whole(layout: Layout, pieces: Sequence[Piece]) -> bool:
 def divide(layouts: Sequence[Layout], ranks: int) -> list[Share]:
     """Give each rank about as many bytes to write.
 
-    That is whole files where there are as many as ranks, and else ranges of them: a magnitude stays
-    with its direction, which may have to be changed for it or be read for it, and what is computed,
-    or compared with a checksum of more than itself, stays in one piece.
+    That is whole files where there are as many as ranks and that is even, and else ranges of them:
+    a magnitude stays with its direction, which may have to be changed for it or be read for it, and
+    what is computed, or compared with a checksum of more than itself, stays in one piece.
     """
-    if len(layouts) >= ranks:
-        shares = shared_out([layout.nbytes for layout in layouts], ranks)
+    sizes = [layout.nbytes for layout in layouts]
+    shares = shared_out(sizes, ranks)
+    busiest = max(sum(sizes[number] for number in share) for share in shares)
+    if ranks == 1 or (len(layouts) >= ranks and busiest * ranks <= _UNEVEN * sum(sizes)):
         return [{number: whole(layouts[number]) for number in share} for share in shares]
     units = [(number, unit) for number, layout in enumerate(layouts) for unit in _units(layout)]
     total = sum(unit.cost for _, unit in units)

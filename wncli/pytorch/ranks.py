@@ -40,7 +40,7 @@ _POLL = 0.05
 #: Longer than any conversion: signs of life tell sooner who is gone.
 _FOR_EVER = timedelta(days=30)
 _GONE = "another rank has ended before all was done"
-_AGAIN = "see what the launcher says of it, and run it again; OUTPUT is as it was before"
+_AGAIN = "see what the launcher says of it; OUTPUT is as it was before, or complete"
 
 
 class Ranks(Team):

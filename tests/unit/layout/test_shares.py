@@ -90,19 +90,30 @@ def test_what_belongs_together_stays_on_one_rank(files: Sequence[Layout], ranks:
                     assert len(owners[number, index]) == 1, "its storage is compared as a whole"
 
 
-@given(st.lists(layouts(), min_size=1, max_size=12), st.integers(1, 4))
-def test_files_stay_whole_where_there_are_as_many_as_ranks(
-    files: Sequence[Layout], ranks: int
-) -> None:
-    if len(files) < ranks:
-        return
+def plain_file(numel: int) -> Layout:
+    spec = tensor(numel, None)
+    return Layout(spec.nbytes, (), (Slot(0, spec.nbytes, Elements(spec)),), ())
+
+
+@pytest.mark.parametrize(("files", "ranks"), [(1, 1), (3, 1), (4, 4), (12, 4), (200, 8), (25, 8)])
+def test_files_stay_whole_where_that_is_even(files: int, ranks: int) -> None:
+    found = [plain_file(500)] * files
+    shares = divide(found, ranks)
+    is_even = files / ranks * 1.125 >= -(-files // ranks)
     owners = Counter(
         number
-        for share in divide(files, ranks)
+        for share in shares
         for number, pieces in share.items()
-        if is_whole(files[number], pieces)
+        if is_whole(found[number], pieces)
     )
-    assert owners == Counter(range(len(files)))
+    assert (owners == Counter(range(files))) == is_even
+    assert is_even == (files != 25)
+
+
+def test_a_large_file_beside_small_ones_is_divided() -> None:
+    found = divide([plain_file(10), plain_file(10_000), plain_file(10)], 3)
+    loads = [sum(piece.nbytes for pieces in share.values() for piece in pieces) for share in found]
+    assert max(loads) - min(loads) <= 2 * EDGE
 
 
 @given(st.lists(st.integers(0, 1000), max_size=30), st.integers(1, 6))
