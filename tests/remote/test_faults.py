@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -345,6 +347,23 @@ def test_a_damaged_tensor_is_refused_by_its_checksum(
     url = server.put("a.pt", bytes(content))
     assert "is damaged" in refused(url, outputs).problem
     assert [note.code for note in wncli.inspect(url, check=True).findings or ()] == ["checksum"]
+
+
+def test_how_to_download_works_as_typed(
+    url: str, server: Server, outputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.change = lambda _, reply: replace(reply, status=200) if reply.status == 206 else reply
+    server.files["/a.pt"] = (tmp_path / "a.pt").read_bytes()
+    server.answer = lambda asked: Reply(200, {}, server.files[asked.path])  # type: ignore[arg-type]
+    refusal = refused(url, outputs)
+    assert "gives no parts of files" in refusal.problem
+    monkeypatch.chdir(outputs)
+    command, _, then = refusal.hint.partition(", then ")
+    assert then == "wncli.inspect('a.pt')"
+    if not shutil.which("curl"):
+        pytest.skip("no curl is installed")
+    subprocess.run(shlex.split(command), check=True, capture_output=True, timeout=60)
+    assert wncli.inspect("a.pt").layers
 
 
 # -- redirects ----------------------------------------------------------------------------------
