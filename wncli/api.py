@@ -95,8 +95,8 @@ def inspect(  # noqa: PLR0913 - the command's options
     """List the weight-normalized layers of a checkpoint, and what else is in it.
 
     Args:
-        checkpoint: a safetensors or torch file, whose content says which, or a folder or index of
-            shards.
+        checkpoint: a safetensors or torch file, whose content says which, a folder or index of
+            shards, or a folder of a distributed checkpoint.
         layers: globs over full names and module paths; all layers where there is none.
         exclude: globs of layers to leave out.
         only: the root of the one state dict to look at, or a prefix of names in it.

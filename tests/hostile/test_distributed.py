@@ -144,6 +144,9 @@ LIES: dict[str, tuple[Callable[[Any], object], str]] = {
     "an absolute path": (stored(relative_path="/etc/passwd"), "does not stand beside it"),
     "a path of Windows": (stored(relative_path="..\\x.distcp"), "does not stand beside it"),
     "a drive": (stored(relative_path="c:x.distcp"), "does not stand beside it"),
+    "a path that is no UTF-8": (stored(relative_path="\ud800.distcp"), "missing|no file can"),
+    "a long path": (stored(relative_path="x" * 5000), "cannot be read|missing"),
+    "a path with NUL": (stored(relative_path="a\0b"), "does not stand beside it"),
     "a path that is no text": (stored(relative_path=None), "no place"),
     "an empty path": (stored(relative_path=""), "does not stand beside it"),
     "compression": (stored(transform_descriptors=["zstd"]), "compressed"),
@@ -245,6 +248,9 @@ def test_items_that_are_not_what_the_metadata_says_are_refused_when_they_are_rea
         hold_refused(ran, folder / "__0_0.distcp", says)
         assert V in ran.stderr
     assert not list(tmp_path.glob("out*"))
+    checked = wn_here("inspect", "--check", folder)
+    assert checked.code == 1
+    assert f"unreadable: {V.removeprefix('model.')} cannot be read" in checked.stdout
 
 
 def test_many_that_share_what_is_long_take_no_longer(tmp_path: Path) -> None:
@@ -276,6 +282,9 @@ def test_links_that_leave_the_folder_are_refused(wn_here: RunHere, tmp_path: Pat
     (folder / "__1_0.distcp").unlink()
     (folder / "__1_0.distcp").symlink_to("inside")
     assert wn_here("inspect", folder).code == 0
+    (folder / ".metadata").rename(tmp_path / "metadata")
+    (folder / ".metadata").symlink_to(tmp_path / "metadata")
+    hold_refused_by_both(wn_here, folder, "leaves its folder")
 
 
 def test_a_pipe_in_place_of_a_file_is_refused_at_once(wn_here: RunHere, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from tests.corpus.growing import (
     torch_file,
     zeros,
 )
+from tests.corpus.growing_parts import FAMILIES as PARTED
 from tests.support.bounded_runs import Apart
 from tests.support.opcodes import call, put
 
@@ -53,9 +54,9 @@ def apart() -> Iterator[Apart]:
         yield wn
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *PARTED])
 def test_twice_as_much_costs_twice_as_much(family: str, apart: Apart, tmp_path: Path) -> None:
-    make, n = FAMILIES[family]
+    make, n = (FAMILIES | PARTED)[family]
     seconds, megabytes = [[float("inf")] * 4 for _ in range(2)]
     for _ in range(TRIES):
         for place, size in enumerate((1, n, 2 * n, 4 * n)):

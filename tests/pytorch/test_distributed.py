@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -111,6 +113,23 @@ def load_one_of_each(folder: Path) -> None:
 
 def test_a_sharded_model_loads_without_a_collective(tmp_path: Path) -> None:
     on_ranks(load_one_of_each, tmp_path)
+
+
+def load_from_parts(folder: Path) -> None:
+    source = network("hook", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(sharded(network("hook", 0)).state_dict(), checkpoint_id=folder / "dcp")
+    for into in SPELLINGS:
+        model = sharded(network(into, 0, seed=7))
+        done = one_after_the_other(model, folder / "dcp")
+        assert (done.missing, done.unexpected) == ((), ())
+        torch.testing.assert_close(model(batch()), source(batch()), rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_sharded_model_loads_from_the_parts_that_others_have_saved(tmp_path: Path) -> None:
+    on_ranks(load_from_parts, tmp_path)
 
 
 def read_own_rows(folder: Path) -> None:

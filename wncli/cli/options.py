@@ -48,16 +48,16 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A safetensors, torch or npz file, whose content says which; a folder of shards; "
-        "or - for stdin.",
+        help="A safetensors, torch or npz file, whose content says which; a folder of shards, "
+        "or of a distributed checkpoint; or - for stdin.",
     ),
 ]
 Checkpoints = Annotated[
     list[str],
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Safetensors, torch or npz files, whose content says which; folders of shards, or of "
-        "checkpoints; - for stdin. Several have a row each.",
+        help="Safetensors, torch or npz files, whose content says which; folders of shards, of a "
+        "distributed checkpoint, or of checkpoints; - for stdin. Several have a row each.",
     ),
 ]
 A = Annotated[str, typer.Argument(metavar="A", help="The checkpoint to compare.")]
@@ -72,7 +72,7 @@ Output = Annotated[
     typer.Argument(
         metavar="OUTPUT",
         help="The file to write: .safetensors, .pt, .pth, .npz or the like; an existing folder "
-        "gets a file of the same name; shards are a folder; - is stdout. With "
+        "gets a file of the same name; shards and dcp are a folder; - is stdout. With "
         "--output-dir: more checkpoints.",
         show_default=False,
     ),

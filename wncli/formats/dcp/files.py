@@ -85,6 +85,13 @@ class Files:
             self.open.pop(idle).close()
 
 
+def _resolved(path: Path) -> Path | None:
+    try:
+        return resolve(path)
+    except UnicodeEncodeError:  # no file has such a name
+        return None
+
+
 class ItemSource:
     """An item as a file of its own; refusals name what it holds.
 
@@ -156,7 +163,7 @@ def _locate(folder: Path, names: Sequence[str]) -> tuple[list[Path], list[os.sta
     stats: list[os.stat_result] = []
     missing: list[str] = []
     for name in names:
-        target = folder / name if name in plain else resolve(folder / name)
+        target = folder / name if name in plain else _resolved(folder / name)
         if target is None:
             missing.append(name)
             continue

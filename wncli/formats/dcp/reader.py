@@ -21,15 +21,17 @@ from wncli.errors import FormatError
 from wncli.formats.dcp.files import Files, ItemSource
 from wncli.formats.dcp.glance import MetadataGlance
 from wncli.formats.dcp.items import Run, find_tensor, read_item
-from wncli.formats.dcp.metadata import Placed, broken, place, read_metadata, union
+from wncli.formats.dcp.metadata import Metadata, Placed, broken, place, read_metadata, union
 from wncli.formats.dcp.source import PartedSource
 from wncli.formats.dcp.tree import nest
+from wncli.formats.huggingface.shard_files import resolve
 from wncli.formats.pickles.nodes import Call, Node, PersistentId
 from wncli.formats.pickles.reader import Pickle, read_pickle
 from wncli.formats.torch.calls import find_calls
 from wncli.formats.torch.state_dicts import read_tree
 from wncli.formats.torch.tensors import NewStorage, StorageId, make_tensor, storage_pid
 from wncli.notes import Note
+from wncli.storage.file_limit import raise_file_limit
 from wncli.storage.source import LocalSource
 
 #: Values of which one node serves all that are equal.
@@ -54,29 +56,31 @@ def open_distributed(
         FileError: a file is missing, or cannot be read.
         FormatError: it contradicts itself, or is none that is read.
     """
-    pickles: list[Pickle] = []
-    nbytes = 0
-    for name in sorted(names, key=natural):
-        source = LocalSource(str(folder / name), stack.enter_context(open_file(folder / name)))
-        pickles.append(read_pickle(source, source.name, glance=MetadataGlance()))
-        if pickles[-1].nbytes != source.nbytes:
-            raise broken(
-                source.name,
-                "bytes follow its metadata",
-                f"{pickles[-1].nbytes:,} bytes",
-                f"{source.nbytes:,} bytes",
-            )
-        nbytes += source.nbytes
-    found = [
-        read_metadata(pickled, str(folder / name))
-        for pickled, name in zip(pickles, sorted(names, key=natural), strict=True)
-    ]
-    placed = place(union(found))
+    raise_file_limit(len(names))
+    read = [_read_metadata(folder / name, stack, open_file) for name in sorted(names, key=natural)]
+    placed = place(union([metadata for _, metadata in read]))
     files = Files(folder, placed.files, open_file)
     stack.callback(files.close)
     _refuse_places(placed, files)
     content = _Content(str(folder), placed, files)
-    return content.read(pickles, nbytes), (content.source,)
+    return content.read([pickled for pickled, _ in read]), (content.source,)
+
+
+def _read_metadata(
+    path: Path, stack: ExitStack, open_file: Callable[[Path], FileIO]
+) -> tuple[Pickle, Metadata]:
+    """Read a metadata file, which is to be of this folder, too."""
+    resolve(path)
+    source = LocalSource(str(path), stack.enter_context(open_file(path)))
+    pickled = read_pickle(source, source.name, glance=MetadataGlance())
+    if pickled.nbytes != source.nbytes:
+        raise broken(
+            source.name,
+            "bytes follow its metadata",
+            f"{pickled.nbytes:,} bytes",
+            f"{source.nbytes:,} bytes",
+        )
+    return pickled, read_metadata(pickled, source.name)
 
 
 def _refuse_places(placed: Placed, files: Files) -> None:
@@ -162,7 +166,9 @@ class _Content:
         item.hold()
         return find_tensor(item, chunk.item.offset, tensor.dtype, chunk.sizes)
 
-    def read(self, pickles: Sequence[Pickle], nbytes: int) -> Checkpoint:
+    def read(self, pickles: Sequence[Pickle]) -> Checkpoint:
+        """Return the checkpoint; `pickles` are those of the metadata."""
+        nbytes = sum(pickled.nbytes for pickled in pickles)
         entries = self.placed.entries
         nodes: dict[str, Node] = {
             name: self.tensor(entry)

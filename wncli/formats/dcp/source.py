@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from wncli.arithmetic.tiles import memory
 from wncli.checkpoint.parts import Chunk, Item, PartedTensor
+from wncli.errors import FormatError
 from wncli.formats.dcp.boxes import Grid, Part, make_grid, parts_of
 from wncli.formats.dcp.files import Files
 from wncli.formats.dcp.items import Run
@@ -43,6 +44,7 @@ class _Piece:
 class _Whole:
     """A tensor, or a storage of a value, at its address; pieces are found as they are needed."""
 
+    name: str
     start: int
     nbytes: int
     tensor: PartedTensor | None
@@ -80,14 +82,14 @@ class PartedSource:
 
     def append(self, tensor: PartedTensor, nbytes: int) -> int:
         """Have a tensor stand behind all that stands here already, and return where."""
-        return self._append(_Whole(self.nbytes, nbytes, tensor, None, {}))
+        return self._append(_Whole(tensor.name, self.nbytes, nbytes, tensor, None, {}))
 
     def append_run(self, what: str, file: int, run: Run) -> int:
         """Have bytes of a file stand there, such as a storage of a value."""
         whole = Chunk((0,), (run.nbytes,), Item(file, run.offset, run.nbytes))
         grid = make_grid((run.nbytes,), 1, [whole])
         return self._append(
-            _Whole(self.nbytes, run.nbytes, None, grid, {0: _piece(what, file, run)})
+            _Whole(what, self.nbytes, run.nbytes, None, grid, {0: _piece(what, file, run)})
         )
 
     def append_files(self) -> tuple[int, ...]:
@@ -141,21 +143,26 @@ class PartedSource:
                     self._read_rest(piece)
 
     def find_damaged(self) -> list[str]:
-        """Read all, and return what is damaged, which is not refused any more."""
-        found: list[str] = []
-        for whole in self.wholes:
-            for piece in self._pieces(whole):
-                if piece.sum is None:
-                    continue
-                self._read_rest(piece, judge=False)
-                if piece.sum.crc != piece.run.crc:
-                    found.append(piece.what)
-                    piece.sum = None
-        return found
+        """Read all, and return what is damaged, which is not refused any more.
 
-    def _pieces(self, whole: _Whole) -> Iterator[_Piece]:
-        for box in self._grid(whole).boxes:
-            yield self._piece(whole, box.chunk)
+        What cannot be read is passed over: whoever reads it is told.
+        """
+        return [
+            whole.name
+            for whole in self.wholes
+            if sum(self._is_damaged(whole, box.chunk) for box in self._grid(whole).boxes)
+        ]
+
+    def _is_damaged(self, whole: _Whole, number: int) -> bool:
+        try:
+            piece = self._piece(whole, number)
+            self._read_rest(piece, judge=False)
+        except FormatError:
+            return False
+        if piece.sum is None or piece.sum.crc == piece.run.crc:
+            return False
+        piece.sum = None
+        return True
 
     def _grid(self, whole: _Whole) -> Grid:
         if whole.grid is None:

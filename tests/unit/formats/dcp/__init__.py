@@ -1,1 +1,1 @@
-"""Distributed checkpoints of `torch.distributed.checkpoint`."""
+"""Sharded checkpoints and the folders that they are in."""
