@@ -73,7 +73,7 @@ Output = Annotated[
     typer.Argument(
         metavar="OUTPUT",
         help="The file to write: .safetensors, .pt, .pth, .npz or the like; an existing folder "
-        "gets a file of the same name; shards are a folder; - is stdout. With "
+        "gets a file of the same name; shards and dcp are a folder; - is stdout. With "
         "--output-dir: more checkpoints.",
         show_default=False,
     ),

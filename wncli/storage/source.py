@@ -92,6 +92,13 @@ class Verified(Finishing, Protocol):
         """Refuse one of these no more."""
 
 
+@runtime_checkable
+class Stamped(Protocol):
+    """A source of which numbers are known that tell it from others of its name."""
+
+    stamp: tuple[int, ...]
+
+
 class Sink(Protocol):
     """Where an output of known size is written, at any place and from any thread.
 
@@ -291,7 +298,7 @@ class LocalSource(FileSource):
 def stamps(sources: Iterable[Source]) -> list[tuple[str, tuple[int, ...]]]:
     """Tell files from others of their names: each has its size, and the time of its last change."""
     return [
-        (source.name, source.stamp if isinstance(source, FileSource) else (source.nbytes,))
+        (source.name, source.stamp if isinstance(source, Stamped) else (source.nbytes,))
         for source in sources
     ]
 

@@ -72,6 +72,8 @@ class PartedSource:
     def __init__(self, name: str, files: Files, find: Find) -> None:
         self.name = name
         self.files = files
+        #: What tells the files from others of their names: their sizes, and when they were changed.
+        self.stamp = tuple(number for known in files.known for number in known[-2:])
         self.find = find
         self.nbytes = 0
         self.wholes: list[_Whole] = []

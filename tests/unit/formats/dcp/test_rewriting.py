@@ -260,10 +260,10 @@ def test_chunks_of_what_stays_are_kept_and_what_changes_is_whole(
 ) -> None:
     tree = small() | {"wide": torch.randn(9, 40), "one": torch.randn(1, 3), "n": torch.tensor(2)}
     source = save_dcp(tree, tmp_path / "in", Rows(), thread_count=RANKS)
-    before = metadata_of(source).state_dict_metadata
+    before: dict[str, Any] = metadata_of(source).state_dict_metadata
     assert len(before["wide"].chunks) == 3
     wncli.remove(source, tmp_path / "out", verify=True, max_shard_size=limit)
-    after = metadata_of(tmp_path / "out").state_dict_metadata
+    after: dict[str, Any] = metadata_of(tmp_path / "out").state_dict_metadata
     assert {name for name in after if after[name] != before.get(name)} == {"model.0.weight"}
     assert len(after["model.0.weight"].chunks) == 1
     for index in metadata_of(tmp_path / "out").storage_data:
@@ -276,7 +276,10 @@ def test_chunks_of_what_stays_are_kept_and_what_changes_is_whole(
     wncli.remove(tmp_path / "in.pt", tmp_path / "out.pt")
     hold_same(load_dcp(tmp_path / "out"), load(tmp_path / "out.pt"))
     hold_sound(tmp_path / "out")
-    found = {"wide": torch.zeros(9, 40), "model": {"0.weight": torch.zeros(3, 2, 3)}}
+    found: dict[str, Any] = {
+        "wide": torch.zeros(9, 40),
+        "model": {"0.weight": torch.zeros(3, 2, 3)},
+    }
     load_into(found, tmp_path / "out")
     assert bits(found["wide"]) == bits(tree["wide"])
     assert bits(found["model"]["0.weight"]) == bits(load(tmp_path / "out.pt")["model"]["0.weight"])
