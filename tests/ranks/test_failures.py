@@ -17,6 +17,7 @@ import torch
 import wncli
 from tests.support.faults import leftovers, snapshot
 from tests.support.launched import Launcher
+from tests.support.parted import put_parts
 from tests.support.run import Ran, Wn, environment
 from tests.support.shards import save
 from tests.support.teams import on_threads
@@ -200,6 +201,12 @@ def test_ranks_that_see_different_inputs_are_refused(
     for arguments in (FILE, ("compare", "in.pt", "in.safetensors"), ("inspect", "in.pt")):
         ran = launch(*arguments, cwd=[home, other])
         assert hold_ended(ran).startswith("error: in.pt: ranks 0 and 1 see different inputs\n")
+    for place in (home, other):
+        put_parts(place / "parts", changed, checkpoint_id="run")
+    told = hold_ended(launch("inspect", "parts", cwd=[home, other]))
+    assert told.startswith("error: parts/__0_0.distcp: ranks 0 and 1 see different inputs\n")
+    for place in (home, other):
+        shutil.rmtree(place / "parts")
     (other / "in.pt").unlink()
     told = hold_ended(launch(*FILE, cwd=[home, other]))
     assert told.startswith("error: rank 1 on ")

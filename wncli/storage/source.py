@@ -94,9 +94,10 @@ class Verified(Finishing, Protocol):
 
 @runtime_checkable
 class Stamped(Protocol):
-    """A source of which numbers are known that tell it from others of its name."""
+    """A source of files that can be told from others of their names."""
 
-    stamp: tuple[int, ...]
+    def stamps(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        """Return each file's name, and numbers that tell it from others."""
 
 
 class Sink(Protocol):
@@ -208,6 +209,10 @@ class FileSource:
             raise truncated(self, what, offset + len(buffer))
         self._fill(offset, buffer, what)
 
+    def stamps(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Tell the file from others of its name: by its size, and by when it was changed."""
+        return [(self.name, self.stamp)]
+
     def window(self, begin: int, nbytes: int) -> FileSource:
         """Return `nbytes` from `begin` on, as a file of the same name; closed with this."""
         raise NotImplementedError
@@ -297,10 +302,13 @@ class LocalSource(FileSource):
 
 def stamps(sources: Iterable[Source]) -> list[tuple[str, tuple[int, ...]]]:
     """Tell files from others of their names: each has its size, and the time of its last change."""
-    return [
-        (source.name, source.stamp if isinstance(source, Stamped) else (source.nbytes,))
-        for source in sources
-    ]
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for source in sources:
+        if isinstance(source, Stamped):
+            found += source.stamps()
+        else:
+            found.append((source.name, (source.nbytes,)))
+    return found
 
 
 class LocalSink(_LocalFile):

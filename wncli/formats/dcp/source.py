@@ -72,8 +72,6 @@ class PartedSource:
     def __init__(self, name: str, files: Files, find: Find) -> None:
         self.name = name
         self.files = files
-        #: What tells the files from others of their names: their sizes, and when they were changed.
-        self.stamp = tuple(number for known in files.known for number in known[-2:])
         self.find = find
         self.nbytes = 0
         self.wholes: list[_Whole] = []
@@ -132,6 +130,11 @@ class PartedSource:
             place += 1
         if done < len(buffer):
             self._read_files(offset + done, buffer[done:], what)
+
+    def stamps(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Tell each file from others of its name by its size, and when it was changed."""
+        names = [str(self.files.folder / name) for name in self.files.names]
+        return [(name, known[-2:]) for name, known in zip(names, self.files.known, strict=True)]
 
     def close(self) -> None:
         """Close the files."""
