@@ -335,6 +335,28 @@ def test_what_was_saved_without_paths_gets_some(*, nested: bool, tmp_path: Path)
     hold_sound(tmp_path / "out")
 
 
+@pytest.mark.parametrize("how", ["another dtype", "a changed byte"])
+def test_an_item_that_is_copied_unopened_is_opened_to_be_verified(how: str, tmp_path: Path) -> None:
+    tree = {"a.weight": torch.randn(4, 4), "b.weight": torch.randn(4, 4).int()}
+    source = save_dcp(tree, tmp_path / "in")
+    info = {index.fqn: found for index, found in metadata_of(source).storage_data.items()}
+    content = bytearray((source / "__0_0.distcp").read_bytes())
+    one, other = (slice(info[name].offset, info[name].offset + info[name].length) for name in tree)
+    if how == "another dtype":
+        assert info["a.weight"].length == info["b.weight"].length
+        content[one], content[other] = content[other], content[one]
+    else:
+        place = content.index(tree["a.weight"].numpy().tobytes())
+        content[place] ^= 1
+    (source / "__0_0.distcp").write_bytes(content)
+    wncli.convert(source, tmp_path / "out", rename=["a.*=c.*"])
+    items = items_of(tmp_path / "out")
+    assert bytes(content[one]) in items.values()
+    with pytest.raises(wncli.WnError, match=r"is not what|damaged|checksum"):
+        wncli.convert(source, tmp_path / "verified", verify=True, rename=["a.*=c.*"])
+    assert not (tmp_path / "verified").exists()
+
+
 # -- the folder --------------------------------------------------------------------------------
 
 
