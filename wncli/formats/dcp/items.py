@@ -15,12 +15,33 @@ from wncli.storage.source import Source
 _ZIP = b"PK\x03\x04"
 
 
+class Turned(NamedTuple):
+    """How elements stand whose order is another than row-major, as that of channels_last.
+
+    `order` are the axes from slowest to fastest, `shape` their sizes in the tensor.
+    """
+
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+    itemsize: int
+
+    def row_major(self, data: memoryview) -> memoryview:
+        """Return the elements in row-major order."""
+        import numpy as np
+
+        stored = [self.shape[axis] for axis in self.order]
+        back = np.argsort(self.order)
+        elements = np.frombuffer(data, np.dtype((np.void, self.itemsize))).reshape(stored)
+        return memoryview(np.ascontiguousarray(elements.transpose(back)).reshape(-1).view(np.uint8))
+
+
 class Run(NamedTuple):
     """Bytes of a file that are a tensor's, and the checksum that is recorded for them, if any."""
 
     offset: int
     nbytes: int
     crc: int | None
+    turned: Turned | None = None
 
 
 class Value(NamedTuple):
@@ -47,11 +68,12 @@ def find_tensor(source: Source, begin: int, dtype: DType, shape: tuple[int, ...]
     if spec is None or (spec.dtype, spec.shape) != (dtype, shape):
         found = f"{spec.dtype.label} {list(spec.shape)}" if spec else "no tensor"
         raise _disagreeing(source, f"{dtype.label} {list(shape)}", found)
-    if not spec.is_contiguous:
+    order = spec.memory_order
+    if order is None:
         raise FormatError(
             source.name,
-            "the numbers of this tensor are stored in another order than its shape says",
-            expected="a tensor in row-major order",
+            "the numbers of this tensor are stored with gaps between them, or several times",
+            expected="a tensor whose numbers fill one run of bytes",
             found=f"strides {list(spec.strides)}",
             hint="load it with torch.distributed.checkpoint, make its tensors contiguous, and save"
             " it again",
@@ -59,7 +81,8 @@ def find_tensor(source: Source, begin: int, dtype: DType, shape: tuple[int, ...]
     storage = spec.storage
     whole = storage.nbytes == spec.nbytes
     place = begin + storage.offset + spec.offset * dtype.itemsize
-    return Run(place, spec.nbytes, storage.crc if whole else None)
+    turned = None if spec.is_contiguous else Turned(order, shape, dtype.itemsize)
+    return Run(place, spec.nbytes, storage.crc if whole else None, turned)
 
 
 def read_item(source: Source) -> Value:

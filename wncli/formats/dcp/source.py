@@ -223,10 +223,24 @@ class PartedSource:
             self._read_piece(piece, part.place, data)
             _put(part, data, buffer)
 
-    def _read_piece(
+    def _read_piece(self, piece: _Piece, place: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of a piece, row-major, from `place` on."""
+        if piece.run.turned is None:
+            self._read_stored(piece, place, buffer)
+            return
+        held, data = getattr(self.local, "turned", (None, None))
+        if held is not piece or data is None:
+            self.local.turned = None, None  # one of them at a time
+            stored = memoryview(bytearray(piece.run.nbytes))
+            self._read_stored(piece, 0, stored)
+            data = piece.run.turned.row_major(stored)
+            self.local.turned = piece, data
+        buffer[:] = data[place : place + len(buffer)]
+
+    def _read_stored(
         self, piece: _Piece, place: int, buffer: memoryview, *, judge: bool = True
     ) -> None:
-        """Fill `buffer` with the bytes of a piece from `place` on."""
+        """Fill `buffer` with the bytes of a piece, as they are stored, from `place` on."""
         with self.files.use(piece.file) as file:
             file.read_into(piece.run.offset + place, buffer, piece.what)
             is_done = piece.sum and piece.sum.add(place, buffer)
@@ -238,7 +252,7 @@ class PartedSource:
         for begin, end in piece.sum.missing(0, piece.run.nbytes) if piece.sum else ():
             for place in range(begin, end, BLOCK):
                 buffer = memory("gathered", min(BLOCK, end - place))
-                self._read_piece(piece, place, buffer, judge=judge)
+                self._read_stored(piece, place, buffer, judge=judge)
 
     def _read_files(self, offset: int, buffer: memoryview, what: str) -> None:
         number = bisect_right(self.raw, offset) - 1
