@@ -23,6 +23,7 @@ import wncli
 import wncli.pytorch
 from tests.support.distributed_checkpoints import NORMALIZED, numbers, vocoder, write_all
 from tests.support.oracles import bits, load
+from tests.support.parted import at_random, put_parts
 from tests.support.ranks import on_ranks
 from tests.support.run import Ran
 from wncli.formats.open import open_checkpoint
@@ -352,3 +353,36 @@ def test_a_copied_folder_is_read_where_it_is_now(tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "elsewhere")
     wncli.convert(tmp_path / "elsewhere", tmp_path / "out.pt")
     hold_same(load(tmp_path / "out.pt")["model"], dict(state["model"]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_chunks_whose_numbers_stand_in_another_order_are_gathered_as_pytorch_does(
+    seed: int, tmp_path: Path
+) -> None:
+    """As channels_last has them, and whatever else `Tensor.permute` makes."""
+    random = Random(seed)  # noqa: S311 - no secret
+    state = {
+        "model.a.weight": numbers(5, 4, 3, 2),
+        "model.b.weight": numbers(7, 6).to(torch.bfloat16),
+        "model.c.weight": numbers(2, 3, 4).to(torch.complex128),
+    }
+    cuts = {name: at_random(tensor, random) for name, tensor in state.items()}
+
+    def turned(part: Tensor) -> Tensor:
+        order = random.sample(range(part.ndim), part.ndim)
+        back = [order.index(axis) for axis in range(part.ndim)]
+        stored.append(part.permute(order).contiguous())
+        return stored[-1].permute(back)
+
+    stored: list[Tensor] = []
+    folder = put_parts(tmp_path / "dcp", state, cuts, turned=turned)
+    report = wncli.convert(folder, tmp_path / "out.pt", verify=True)
+    assert report.verified == 3
+    hold_same(load(tmp_path / "out.pt"), gathered(folder, tmp_path / "wanted.pt"))
+    largest = bits(max(stored, key=Tensor.numel))[-1]
+    path = next(path for path in folder.glob("*.distcp") if largest in path.read_bytes())
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(largest)] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(wncli.FormatError, match="damaged"):
+        wncli.convert(folder, tmp_path / "other.pt")

@@ -84,6 +84,7 @@ def put_parts(  # noqa: PLR0913 - what is written, and how
     edit: Edit | None = None,
     items: Mapping[str, bytes] | None = None,
     checkpoint_id: str = "",
+    turned: Callable[[Tensor], Tensor] = Tensor.contiguous,
 ) -> Path:
     """Write a state dict whose names are paths.
 
@@ -95,6 +96,7 @@ def put_parts(  # noqa: PLR0913 - what is written, and how
         edit: changes the metadata before it is written.
         items: what to have in place of items, by name.
         checkpoint_id: what the metadata calls the folder; its own name if empty.
+        turned: gives the chunk that is saved, of the same numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {}
@@ -120,7 +122,7 @@ def put_parts(  # noqa: PLR0913 - what is written, and how
             part = value
             for axis, (place, count) in enumerate(zip(begin, shape, strict=True)):
                 part = part.narrow(axis, place, count)
-            put(MetadataIndex(name, begin, number), item(part.contiguous().clone()))
+            put(MetadataIndex(name, begin, number), item(turned(part).clone()))
     paths: dict[str, tuple[str, ...]] = {name: tuple(name.split(".", 1)) for name in state}
     made = Metadata(
         about, paths, stored, StorageMeta(checkpoint_id=checkpoint_id or folder), "1.0.0"

@@ -29,10 +29,12 @@ class Turned(NamedTuple):
         """Return the elements in row-major order."""
         import numpy as np
 
+        from wncli.arithmetic.norms import raw
+
         stored = [self.shape[axis] for axis in self.order]
         back = np.argsort(self.order)
         elements = np.frombuffer(data, np.dtype((np.void, self.itemsize))).reshape(stored)
-        return memoryview(np.ascontiguousarray(elements.transpose(back)).reshape(-1).view(np.uint8))
+        return raw(np.ascontiguousarray(elements.transpose(back)))
 
 
 class Run(NamedTuple):
