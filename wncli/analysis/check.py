@@ -25,7 +25,7 @@ from wncli.notes import Note
 from wncli.parallel import Advance, Progress, run_tasks
 from wncli.plan.actions import Compose
 from wncli.plan.guards import refuse_expansion, refuse_growth
-from wncli.storage.source import expect, jobs_for
+from wncli.storage.source import expect
 from wncli.streaming.blocks import TensorBlocks
 from wncli.streaming.effective import aligned_runs, runs_of
 from wncli.streaming.fold import sums_of_squares
@@ -92,7 +92,6 @@ def check(
         file = Path(source.name).name if len(sources) > 1 else ""
         damaged = [member for member in damaged_members(source) if member not in known]
         found += [damage_note(member, file) for member in damaged]
-    jobs = jobs_for(sources, jobs)
     counts = run_tasks(look, list(views.values()), nbytes=total, jobs=jobs, progress=report)
     looked_at = dict(zip(views, counts, strict=True))
     errors = {view: n for view, n in looked_at.items() if isinstance(n, FormatError)}

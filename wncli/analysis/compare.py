@@ -17,7 +17,7 @@ from wncli.hints import phrase, setting
 from wncli.parallel import Advance, run_tasks
 from wncli.plan.rules import glob_of
 from wncli.report import Parameters
-from wncli.storage.source import expect, jobs_for
+from wncli.storage.source import expect
 from wncli.streaming.effective import aligned_runs, are_comparable
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
 
     expect(a, storages_of(item.a for item in different))
     expect(b, storages_of(item.b for item in different))
-    jobs = jobs_for((*a, *b), jobs)
     results = run_tasks(compared, different, nbytes=total, jobs=jobs, progress=report)
     found = [
         _result(item, one.difference, one.moved)

@@ -12,7 +12,7 @@ from wncli.checkpoint.tensors import DType
 from wncli.parallel import Advance, run_tasks
 from wncli.plan.actions import Compose
 from wncli.statistics import Distribution, LayerStatistics
-from wncli.storage.source import BLOCK, expect, jobs_for
+from wncli.storage.source import BLOCK, expect
 from wncli.streaming.blocks import TensorBlocks
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def layer_statistics(
         )
 
     expect(sources, storages_of(pair if with_directions else pair.g for _, pair in layers))
-    jobs = jobs_for(sources, jobs)
     if not with_directions:
         return tuple(describe(layer, lambda _: None) for layer in layers)
 

@@ -12,7 +12,7 @@ from wncli.arithmetic.norms import unwarned
 from wncli.checkpoint.pairs import storages_of
 from wncli.parallel import Advance, run_tasks
 from wncli.statistics import Distribution, TensorNorms
-from wncli.storage.source import expect, jobs_for
+from wncli.storage.source import expect
 from wncli.streaming.blocks import TensorBlocks
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def tensor_norms(
             progress(count, total)
 
     expect(sources, storages_of(spec for _, spec, _ in plan.tensors))
-    jobs = jobs_for(sources, jobs)
     return tuple(run_tasks(compute, plan.tensors, nbytes=total, jobs=jobs, progress=report))
 
 

@@ -23,7 +23,7 @@ from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
 from wncli.storage.checked_source import checking, storages_in, storages_of
 from wncli.storage.reflink import clone
-from wncli.storage.source import BLOCK, Source, expect, is_remote, jobs_for
+from wncli.storage.source import BLOCK, Source, expect, is_remote
 
 if TYPE_CHECKING:
     from wncli.fill.contents import Patches
@@ -89,6 +89,7 @@ class _Filling:
         self.layout = layout
         self.checked, self.checks = checking(layout, sources)
         self.sources = sources
+        self.is_remote = any(map(is_remote, sources))
         self.sink = sink
         #: Of the slots that are done, by their numbers.
         self.checksums: dict[int, int] = {}
@@ -98,11 +99,9 @@ class _Filling:
     def run(self, progress: Callable[[int], None], jobs: int | None) -> tuple[Note, ...]:
         if self.is_clone():
             return ()
-        used = storages_of(self.layout)
-        expect(self.sources, used)
-        jobs = jobs_for([self.sources[storage.file] for storage in used], jobs)
+        expect(self.sources, storages_of(self.layout))
         for tasks in self.divide():
-            if any(map(is_remote, self.sources)):
+            if self.is_remote:
                 # In the order of the files, so that what is near is fetched together, and once.
                 tasks.sort(key=lambda task: task.place)
             else:
@@ -153,7 +152,9 @@ class _Filling:
                 copies[-1] = copies[-1]._replace(nbytes=copies[-1].nbytes + slot.nbytes)
             else:
                 copies.append(copying)
-        for group in _grouped(part for copying in copies for part in copying.parts()):
+        parts = [part for copying in copies for part in copying.parts()]
+        # At a distance, small parts far from each other are no task: each waits for its own place.
+        for group in [[part] for part in parts] if self.is_remote else _grouped(parts):
             nbytes = sum(part.nbytes for part in group)
             place = group[0].file, group[0].offset
             tasks.append(_Task(nbytes, partial(self.copy, group), place))
