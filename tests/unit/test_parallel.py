@@ -21,6 +21,7 @@ import wncli
 from tests.support.run import environment, on_a_terminal
 from tests.support.shards import save
 from wncli.parallel import Advance, run_tasks
+from wncli.storage.signals import waking
 
 pytestmark = pytest.mark.thinned(5)
 
@@ -365,3 +366,24 @@ def test_where_fewer_threads_can_be_started_or_none_every_task_is_done_all_the_s
     found = run_tasks(work, range(40), nbytes=1 << 30, jobs=4, progress=lambda _: None)
     assert found == [n * n for n in range(40)]
     assert sorted(done) == list(range(40))
+
+
+@pytest.mark.parametrize("failing", ["this thread", "another"])
+def test_what_waits_for_other_machines_is_woken_once_a_task_has_failed(failing: str) -> None:
+    woken, begun = threading.Event(), threading.Barrier(2)
+    entry = (threading.get_ident(), woken.set)
+    here = threading.current_thread()
+
+    def run(_: int, __: Advance) -> None:
+        begun.wait(20)
+        if (threading.current_thread() is here) is (failing == "this thread"):
+            raise ValueError(failing)
+        assert woken.wait(20)
+
+    waking.add(entry)
+    try:
+        with pytest.raises(ValueError, match=failing):
+            run_tasks(run, [1, 2], nbytes=1 << 30, jobs=2, progress=lambda _: None)
+    finally:
+        waking.discard(entry)
+    assert woken.is_set()

@@ -26,7 +26,7 @@ from wncli.notes import Note
 from wncli.parallel import Advance, Progress
 from wncli.plan.actions import Compose
 from wncli.plan.guards import refuse_expansion, refuse_growth
-from wncli.storage.source import expect, jobs_for
+from wncli.storage.source import expect
 from wncli.streaming.blocks import TensorBlocks
 from wncli.streaming.effective import aligned_runs, runs_of
 from wncli.streaming.fold import sums_of_squares
@@ -98,7 +98,6 @@ def check(
         known = {note.where for note in found if note.code == "checksum"}
         file = Path(source.name).name if len(sources) > 1 else ""
         found += [damage_note(member, file) for member in members if member not in known]
-    jobs = jobs_for(sources, jobs)
     counts = run_shared(
         team, look, list(views.values()), sizes=[spec.nbytes for spec in views.values()],
         jobs=jobs, progress=report, unpack=lambda n: n if isinstance(n, str) else (n[0], n[1]),

@@ -17,7 +17,7 @@ from wncli.hints import phrase, setting
 from wncli.parallel import Advance
 from wncli.plan.rules import glob_of
 from wncli.report import Parameters
-from wncli.storage.source import expect, jobs_for
+from wncli.storage.source import expect
 from wncli.streaming.effective import aligned_runs, are_comparable
 from wncli.team import ALONE, Json, Team, pack_note, run_shared, unpack_note
 
@@ -67,7 +67,7 @@ def compare_weights(  # noqa: PLR0913, PLR0917 - two checkpoints, and how
     expect(a, storages_of(item.a for item in different))
     expect(b, storages_of(item.b for item in different))
     results = run_shared(
-        team, compared, different, sizes=sizes, jobs=jobs_for((*a, *b), jobs), progress=report,
+        team, compared, different, sizes=sizes, jobs=jobs, progress=report,
         pack=_Found.pack, unpack=_Found.unpack,
     )  # fmt: skip
     found = [

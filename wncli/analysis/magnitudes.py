@@ -12,7 +12,7 @@ from wncli.checkpoint.tensors import DType
 from wncli.parallel import Advance
 from wncli.plan.actions import Compose
 from wncli.statistics import Distribution, LayerStatistics
-from wncli.storage.source import BLOCK, expect, jobs_for
+from wncli.storage.source import BLOCK, expect
 from wncli.streaming.blocks import TensorBlocks
 from wncli.team import ALONE, Team, run_shared
 
@@ -72,9 +72,7 @@ def layer_statistics(  # noqa: PLR0913 - what, from where, and how
     ratios: Sequence[list[float] | None] = [None] * len(layers)
     if with_directions:
         sizes = [pair.v.nbytes for _, pair in layers]
-        ratios = run_shared(
-            team, read_ratios, layers, sizes=sizes, jobs=jobs_for(sources, jobs), progress=report
-        )
+        ratios = run_shared(team, read_ratios, layers, sizes=sizes, jobs=jobs, progress=report)
     return tuple(
         _described(root, pair, _elements(sources, pair.g), found)
         for (root, pair), found in zip(layers, ratios, strict=True)

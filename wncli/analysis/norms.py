@@ -12,7 +12,7 @@ from wncli.arithmetic.norms import unwarned
 from wncli.checkpoint.pairs import storages_of
 from wncli.parallel import Advance
 from wncli.statistics import Distribution, TensorNorms
-from wncli.storage.source import expect, jobs_for
+from wncli.storage.source import expect
 from wncli.streaming.blocks import TensorBlocks
 from wncli.team import ALONE, Team, run_shared
 
@@ -60,7 +60,6 @@ def tensor_norms(  # noqa: PLR0913, PLR0917 - what, from where, and how
             progress(count, total)
 
     expect(sources, storages_of(spec for _, spec, _ in plan.tensors))
-    jobs = jobs_for(sources, jobs)
     sizes = [spec.nbytes for _, spec, _ in plan.tensors]
     found = run_shared(team, compute, plan.tensors, sizes=sizes, jobs=jobs, progress=report)
     return tuple(

@@ -50,7 +50,8 @@ Checkpoint = Annotated[
     typer.Argument(
         metavar="CHECKPOINT",
         help="A safetensors, torch or npz file, whose content says which; a folder of shards, "
-        "or of a distributed checkpoint; or - for stdin.",
+        "or of a distributed checkpoint; an address (hf://OWNER/NAME, https://, s3://, gs://, "
+        "az://); or - for stdin.",
     ),
 ]
 Checkpoints = Annotated[
@@ -58,7 +59,8 @@ Checkpoints = Annotated[
     typer.Argument(
         metavar="CHECKPOINT",
         help="Safetensors, torch or npz files, whose content says which; folders of shards, of a "
-        "distributed checkpoint, or of checkpoints; - for stdin. Several have a row each.",
+        "distributed checkpoint, or of checkpoints; addresses (hf://OWNER/NAME, https://, s3://, "
+        "gs://, az://); - for stdin. Several have a row each.",
     ),
 ]
 A = Annotated[str, typer.Argument(metavar="A", help="The checkpoint to compare.")]
@@ -311,7 +313,14 @@ NormDim = Annotated[
         help="With --norms, the dim of the slices: 0 without it; none: whole.",
     ),
 ]
-VerboseTable = Annotated[bool, _report("-v", "--verbose", help="Show the table of layers as well.")]
+VerboseTable = Annotated[
+    bool,
+    _report(
+        "-v",
+        "--verbose",
+        help="Show the table of layers as well, and the requests that an address took.",
+    ),
+]
 Ranks = Annotated[
     bool,
     typer.Option(

@@ -26,7 +26,7 @@ from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
 from wncli.storage.checked_source import checking, damaged, storages_in
 from wncli.storage.reflink import clone
-from wncli.storage.source import BLOCK, Source, expect, is_remote, jobs_for
+from wncli.storage.source import BLOCK, Source, expect, is_remote
 from wncli.team import Json, pack_note, unpack_note
 
 if TYPE_CHECKING:
@@ -175,17 +175,16 @@ class _Filling:
         self.pieces = pieces
         self.checked, self.checks = checking(layout, sources)
         self.sources = sources
+        self.is_remote = any(map(is_remote, sources))
         self.sink = sink
         self.found = Filled()
         self.patches: list[Patches] = []
 
     def run(self, progress: Callable[[int], None], jobs: int | None) -> Filled:
         slots = [self.layout.slots[piece.slot] for piece in self.pieces]
-        used = [storage for slot in slots for storage in storages_in(slot.content)]
-        expect(self.sources, used)
-        jobs = jobs_for([self.sources[storage.file] for storage in used], jobs)
+        expect(self.sources, (one for slot in slots for one in storages_in(slot.content)))
         for tasks in self.divide():
-            if any(map(is_remote, self.sources)):
+            if self.is_remote:
                 # In the order of the files, so that what is near is fetched together, and once.
                 tasks.sort(key=lambda task: task.place)
             else:
@@ -224,7 +223,9 @@ class _Filling:
                 copies[-1] = copies[-1]._replace(nbytes=copies[-1].nbytes + piece.nbytes)
             else:
                 copies.append(copying)
-        for group in _grouped(part for copying in copies for part in copying.parts()):
+        parts = [part for copying in copies for part in copying.parts()]
+        # At a distance, small parts far from each other are no task: each waits for its own place.
+        for group in [[part] for part in parts] if self.is_remote else _grouped(parts):
             nbytes = sum(part.nbytes for part in group)
             place = group[0].file, group[0].offset
             tasks.append(_Task(nbytes, partial(self.copy, group), place))

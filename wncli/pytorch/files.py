@@ -20,7 +20,7 @@ from wncli.parallel import Advance, run_tasks
 from wncli.pytorch.tensors import TORCH_DTYPES, bytes_of
 from wncli.storage.checked_source import damaged
 from wncli.storage.crc32 import crc32
-from wncli.storage.source import BLOCK, LocalSource, Source, Sources, expect, is_remote, jobs_for
+from wncli.storage.source import BLOCK, LocalSource, Source, Sources, expect, is_remote
 
 #: Plain values, as they are in a pickle.
 _PLAIN = (str, bytes, bool, int, float, type(None))
@@ -87,7 +87,6 @@ class InFiles:
             if storage.nbytes and (identity in owned or storage.crc is not None)
         ]
         expect(self.sources, checked.values())
-        jobs = jobs_for([self.sources[storage.file] for storage in storages], None)
         if any(map(is_remote, self.sources)):
             storages = [storage for storage in checked.values() if storage.nbytes]
             storages.sort(key=lambda storage: (storage.file, storage.offset))
@@ -101,7 +100,7 @@ class InFiles:
             return whole
 
         total = sum(storage.nbytes for storage in storages)
-        made = run_tasks(use, storages, nbytes=total, jobs=jobs, progress=lambda _: None)
+        made = run_tasks(use, storages, nbytes=total, jobs=None, progress=lambda _: None)
         for storage, whole in zip(storages, made, strict=True):
             self.storages[storage.identity] = whole
 

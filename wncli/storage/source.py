@@ -23,8 +23,6 @@ BLOCK = 1 << 20
 _HAS_PLACES = hasattr(os, "preadv") and hasattr(os, "pwrite")
 #: Bytes that are taken into memory at once, whether or not they are on the disk.
 _MOST_UNSTORED = 32 << 20
-#: Threads that ask other machines, on however many processors.
-_THREADS = 8
 
 
 class Source(Protocol):
@@ -403,11 +401,6 @@ def expect(sources: Sources, storages: Iterable[Storage]) -> None:
 def is_remote(source: Source) -> bool:
     """Whether each reading may take a request to another machine."""
     return isinstance(source, FileSource) and source.is_remote
-
-
-def jobs_for(sources: Sources, jobs: int | None) -> int | None:
-    """Return how many threads read: more than processors where they wait for other machines."""
-    return _THREADS if jobs is None and any(map(is_remote, sources)) else jobs
 
 
 def unreadable(where: str, error: OSError) -> FileError:

@@ -20,7 +20,7 @@ from wncli.formats.torch.zip_records import (
     LOCAL_MAGIC,
     read_mark,
 )
-from wncli.storage.source import BLOCK, Source, defer, read_stored, refuse_holes
+from wncli.storage.source import BLOCK, Source, defer, is_remote, read_stored, refuse_holes
 
 _ZIP64 = 0xFFFFFFFF
 _ZIP64_FIELD = 1
@@ -72,6 +72,7 @@ class ZipArchive:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.is_remote = is_remote(source)
         self.mark = read_mark(source.read_at(0, len(LOCAL_MAGIC), "the first bytes"))
         self.members: dict[str, Member] = {}
         #: Where members' bytes begin whose headers are compared later, by their headers' places.
@@ -263,6 +264,8 @@ class ZipArchive:
         Raises:
             FormatError: that is another member's header, or they overlap what follows.
         """
+        if not self.is_remote:
+            return self._by_header(member)
         expected = self.places.get(member.header)
         if expected is None and (expected := self._by_directory(member)) is not None:
 

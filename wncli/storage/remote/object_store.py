@@ -102,7 +102,8 @@ class StorePlace:
         return read_all(self.open(name))
 
     def close(self) -> None:
-        """Have nothing more to end."""
+        """Have nothing wait any more."""
+        self.stop.event.set()
         self.stop.close()
 
     def _open(self, key: str, shown: str, number: int) -> RemoteSource:

@@ -1,12 +1,14 @@
 """A file at a distance as a source: small windows for headers, large pieces for data.
 
 What will be read is announced before, as it is known by then: near parts of it come together, in
-pieces of `PIECE` bytes at most, each of which is kept until others are wanted more. So threads that
-go through the file side by side ask once for each piece. Memory is `_MOST_PIECES` of them.
+pieces of `PIECE` bytes at most, the next ones while one is used, and each is kept until others are
+wanted more. So threads that go through the file side by side ask once for each piece. Memory is
+`_MOST_PIECES` of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict, deque
@@ -19,7 +21,9 @@ from wncli.storage.source import FileSource, LocalSource
 #: The end of a zip archive: its longest comment, its three records, and a little more.
 _TAIL = WINDOW + 512
 _MOST_WINDOWS = 32
-_MOST_PIECES = 12
+_MOST_PIECES = 16
+#: Pieces that are asked for at the same time.
+_AHEAD = 6
 #: Bytes between two parts that cost less than another request.
 _GAP = 256 << 10
 #: Bytes before a member of a zip that its own header takes.
@@ -37,6 +41,7 @@ class _Piece:
         self.begin = begin
         self.end = end
         self.lock = threading.Lock()
+        self.is_coming = False
         self.data: memoryview | None = None
 
 
@@ -153,20 +158,34 @@ class Parts:
         return memoryview(found)
 
     def _of_piece(self, number: int) -> memoryview:
-        piece = self.pieces[number]
+        """Return a piece, and have the next ones come meanwhile."""
+        with self.lock:
+            pieces = self.pieces[number : number + _AHEAD]
+            coming = [piece for piece in pieces[1:] if not piece.is_coming]
+            for piece in pieces:
+                piece.is_coming = True
+            for place, _ in enumerate(pieces, number):
+                self.held[place] = None
+                self.held.move_to_end(place)
+            while len(self.held) > _MOST_PIECES:
+                old = self.pieces[self.held.popitem(last=False)[0]]
+                old.is_coming, old.data = False, None
+        for piece in coming:
+            threading.Thread(target=self._prefetch, args=(piece,), daemon=True).start()
+        return self._fetched(pieces[0])
+
+    def _prefetch(self, piece: _Piece) -> None:
+        with contextlib.suppress(Exception):  # whoever needs it asks once more, and is told
+            self._fetched(piece)
+
+    def _fetched(self, piece: _Piece) -> memoryview:
         with piece.lock:
             data = piece.data
             if data is None:
                 data = memoryview(bytearray(piece.end - piece.begin))
                 self.file.fetch(piece.begin, data)
                 piece.data = data
-        with self.lock:
-            self.held[number] = None
-            self.held.move_to_end(number)
-            while len(self.held) > _MOST_PIECES:
-                old, _ = self.held.popitem(last=False)
-                self.pieces[old].data = None
-        return data
+            return data
 
     def close(self) -> None:
         """Close what is open here."""

@@ -343,8 +343,10 @@ class Web:
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, those too that something is awaited from."""
+        self.stop.event.set()
         self.stop.close()
+        self._wake()
         with self.lock:
             kept = [connection for found in self.idle.values() for connection in found]
             kept += self.busy
