@@ -202,12 +202,12 @@ def agree(team: Team, inputs: Sequence[tuple[str, Sequence[int]]], plan: Iterabl
 
 
 def _different(where: str, rank: int, one: Sequence[int], other: Sequence[int]) -> FileError:
-    seen = [", changed at ".join(f"{number:,}" for number in stamp) for stamp in (one, other)]
+    seen = [f"{stamp[0]:,} bytes" for stamp in (one, other) if stamp]
     return FileError(
         where,
         f"ranks 0 and {rank} see different inputs",
         expected="the same files at the same paths, on a file system that all ranks share",
-        found=f"bytes: {seen[0]}, on rank 0; {seen[1]}, on rank {rank}" if one else "",
+        found=f"{' and '.join(seen)}, of different times" if seen else "",
         hint="have every rank read the same files; rsync -t and cp -p keep the times of copies",
     )
 

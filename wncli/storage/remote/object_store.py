@@ -134,6 +134,11 @@ class _StoredFile:
         self.etag: str | None = None
         self.version: str | None = None
 
+    @property
+    def mark(self) -> str:
+        """The ETag, or else the version."""
+        return self.etag or self.version or ""
+
     def begin(self) -> tuple[int, bytes]:
         """Ask for the first bytes, and return the size of the object with them."""
         return patiently(self._begin, self.name, self.stop)

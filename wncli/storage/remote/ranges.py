@@ -16,6 +16,10 @@ class RemoteFile(Protocol):
 
     name: str
 
+    @property
+    def mark(self) -> str:
+        """What the server tells versions of the file apart by, once it has begun."""
+
     def begin(self) -> tuple[int, bytes]:
         """Ask for the first `WINDOW` bytes, and return the size of the file with them."""
 

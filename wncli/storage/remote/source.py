@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from io import FileIO
 
+from wncli.storage.crc32 import crc32
 from wncli.storage.remote.ranges import PIECE, WINDOW, RemoteFile
 from wncli.storage.source import FileSource, LocalSource
 
@@ -204,6 +205,7 @@ class RemoteSource(FileSource):
         size = parts.nbytes - begin if nbytes is None else nbytes
         super().__init__(parts.file.name, size, number, begin)
         self.parts = parts
+        self.stamp = (parts.nbytes, crc32(parts.file.mark.encode()))
 
     def window(self, begin: int, nbytes: int) -> RemoteSource:
         """Return `nbytes` from `begin` on, as a file of the same name; closed with this."""

@@ -68,6 +68,11 @@ class WebFile:
         self.last: Url | None = None
         self.version: _Version | None = None
 
+    @property
+    def mark(self) -> str:
+        """The ETag, or else the date."""
+        return (self.version.etag or self.version.modified) if self.version else ""
+
     def begin(self) -> tuple[int, bytes]:
         """Ask for the first bytes, and return the size of the file with them."""
         return patiently(self._begin, self.name, self.web.stop)
