@@ -13,6 +13,8 @@ from wncli.team import ALONE, LostError, Team
 OPTION = "--ranks"
 #: What a launcher tells each rank.
 _TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+#: What is answered without work to share.
+_QUESTIONS = frozenset({"-h", "--help", "-V", "--version", "--show-completion"})
 
 _team: Team = ALONE
 
@@ -30,7 +32,7 @@ def is_asked_for(arguments: list[str]) -> bool:
 def join(arguments: list[str]) -> list[str]:
     """Meet the other ranks, and return the arguments without `--ranks`.
 
-    Only rank 0 says anything from now on.
+    Only rank 0 says anything from now on. Questions about `wn` itself are answered without others.
 
     Raises:
         UsageError: no launcher has started this, or PyTorch is missing.
@@ -40,6 +42,8 @@ def join(arguments: list[str]) -> list[str]:
     options = _options(arguments)
     kept = [one for one in options if one != OPTION] + arguments[len(options) :]
     missing = [name for name in _TOLD if not os.environ.get(name)]
+    if missing and (kept[:1] in ([], ["help"]) or not _QUESTIONS.isdisjoint(kept)):
+        return kept
     if missing:
         raise UsageError(
             OPTION,
@@ -85,7 +89,10 @@ def refuse_streams(stream: str) -> None:
     """
     if _team.size > 1:
         raise UsageError(
-            stream, "ranks have no stream in common", expected="a file that all ranks can open"
+            stream,
+            "ranks have no stream in common",
+            expected="a file that all ranks can open",
+            hint=f"give its path in place of {stream}",
         )
 
 

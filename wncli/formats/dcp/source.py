@@ -118,7 +118,7 @@ class PartedSource:
         """Fill `buffer` from `offset` on."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
             raise truncated(self, what, offset + len(buffer))
-        place = bisect_right(self.starts, offset) - 1
+        place = max(0, bisect_right(self.starts, offset) - 1)  # there may be no tensors
         done = 0
         while done < len(buffer) and place < len(self.wholes):
             whole = self.wholes[place]

@@ -357,6 +357,15 @@ def test_an_item_that_is_copied_unopened_is_opened_to_be_verified(how: str, tmp_
     assert not (tmp_path / "verified").exists()
 
 
+@pytest.mark.parametrize("tree", [{"epoch": 3, "args": (1, "two")}, {"none": torch.zeros(0, 4)}])
+def test_a_checkpoint_without_numbers_is_copied(tree: dict[str, Any], tmp_path: Path) -> None:
+    source = save_dcp(tree, tmp_path / "in")
+    wncli.convert(source, tmp_path / "out", verify=True)
+    hold_same(load_dcp(tmp_path / "out"), load_dcp(source))
+    assert items_of(tmp_path / "out") == items_of(source)
+    assert wncli.inspect(source, check=True).findings == ()
+
+
 # -- the folder --------------------------------------------------------------------------------
 
 
