@@ -175,14 +175,15 @@ class _Filling:
         self.pieces = pieces
         self.checked, self.checks = checking(layout, sources)
         self.sources = sources
-        self.is_remote = any(map(is_remote, sources))
+        slots = [layout.slots[piece.slot] for piece in pieces]
+        self.used = [storage for slot in slots for storage in storages_in(slot.content)]
+        self.is_remote = any(is_remote(sources[storage.file]) for storage in self.used)
         self.sink = sink
         self.found = Filled()
         self.patches: list[Patches] = []
 
     def run(self, progress: Callable[[int], None], jobs: int | None) -> Filled:
-        slots = [self.layout.slots[piece.slot] for piece in self.pieces]
-        expect(self.sources, (one for slot in slots for one in storages_in(slot.content)))
+        expect(self.sources, self.used)
         for tasks in self.divide():
             if self.is_remote:
                 # In the order of the files, so that what is near is fetched together, and once.

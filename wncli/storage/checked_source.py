@@ -21,13 +21,15 @@ def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[Finishing
     """Return the sources, and those of them which check the storages that a layout is made from."""
     by_file: dict[int, list[Storage]] = {}
     for storage in storages_of(layout):
+        known = by_file.setdefault(storage.file, [])
         if storage.crc is not None and storage.nbytes:
-            by_file.setdefault(storage.file, []).append(storage)
-    checked = {file: CheckedSource(sources[file], known) for file, known in by_file.items()}
+            known.append(storage)
     every = list(sources)
-    for file, source in checked.items():
-        every[file] = source
-    return every, tuple(source for source in every if isinstance(source, Finishing))
+    for file, known in by_file.items():
+        if known:
+            every[file] = CheckedSource(sources[file], known)
+    used = [every[file] for file in by_file]
+    return every, tuple(source for source in used if isinstance(source, Finishing))
 
 
 def storages_of(layout: Layout) -> list[Storage]:

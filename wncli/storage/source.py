@@ -388,8 +388,8 @@ Sources = Sequence[Source]
 def expect(sources: Sources, storages: Iterable[Storage]) -> None:
     """Say which storages will be read, so that files at a distance fetch what is near together."""
     ranges: dict[int, set[tuple[int, int]]] = {}
-    if any(map(is_remote, sources)):
-        for storage in storages:
+    for storage in storages:
+        if is_remote(sources[storage.file]):
             place = storage.offset, storage.offset + storage.nbytes
             ranges.setdefault(storage.file, set()).add(place)
     for number, places in ranges.items():
