@@ -16,6 +16,7 @@ from wncli.storage.permissions import take_over
 from wncli.storage.source import LocalSink
 from wncli.storage.temporary import (
     MOVES_OPEN_FILES,
+    clear_away,
     clear_leftovers,
     create_partial,
     uninterrupted,
@@ -120,8 +121,7 @@ def replacing(output: Path, nbytes: int, *, force: bool) -> Iterator[tuple[Path,
                 file.close()
     except BaseException as error:
         if partial:
-            with uninterrupted(), contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+            clear_away(partial)
         if isinstance(error, OSError) and not isinstance(error, FileError):
             raise unwritable(output, error, f"room for {nbytes:,} bytes, and permission") from None
         raise

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +24,7 @@ from wncli.storage.temporary import (
     GOING,
     MOVES_OPEN_FILES,
     PARTIAL_SUFFIX,
+    clear_away,
     clear_leftovers,
     create_partial_folder,
     is_partial,
@@ -180,8 +180,7 @@ def replacing_folder(
         if partial and (partial / GOING).exists():
             expected = f"permission to move in what is left in {partial}"
         elif partial:
-            with uninterrupted(), contextlib.suppress(OSError):
-                shutil.rmtree(partial)
+            clear_away(partial)
         if isinstance(error, OSError) and not isinstance(error, FileError):
             raise unwritable(output, error, expected) from None
         raise

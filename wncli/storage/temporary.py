@@ -118,6 +118,26 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
+def clear_away(path: Path) -> None:
+    """Remove a file or folder, whatever comes in between; what is not there is no failure.
+
+    An interruption can come before the signals are put off, as when another rank has ended of it.
+    """
+    try:
+        _remove(path)
+    except KeyboardInterrupt:
+        _remove(path)
+        raise
+
+
+def _remove(path: Path) -> None:
+    with uninterrupted(), contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Let no other run move files in this folder meanwhile."""

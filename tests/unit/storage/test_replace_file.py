@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 import wncli
 from tests.support.run import ROOT, refused_for_anybody
 from wncli.errors import FileError, UsageError, WeightNormError, WnError
+from wncli.storage.replace_file import replacing
 
 pytestmark = pytest.mark.thinned(3)
 
@@ -362,3 +364,26 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         wncli.apply(tmp_path / "model.pt", out, progress=appear)
     assert out.read_bytes() == b"of another process"
     assert names(tmp_path) == ["model.pt", "out.pt"]
+
+
+def test_an_interruption_while_it_begins_to_clear_away_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a rank that is refused because another one ends, of the signal that it gets as well."""
+    lookup = signal.getsignal
+    left = [1]
+
+    def interrupted(number: int) -> object:
+        if left.pop() if left else 0:
+            raise KeyboardInterrupt
+        return lookup(number)
+
+    def write_and_fail() -> None:
+        with replacing(tmp_path / "out", 4, force=False):
+            monkeypatch.setattr(signal, "getsignal", interrupted)
+            raise RuntimeError
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_fail()
+    assert not left
+    assert not list(tmp_path.iterdir())
