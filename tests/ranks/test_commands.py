@@ -76,7 +76,9 @@ def test_without_a_launcher_the_line_to_type_is_told(wn: Wn, place: int, tmp_pat
     assert json.loads(said.stdout)["error"]["hint"] == f"{line} --json"
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["remove", "--help"], ["help", "remove"], ["-V"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["remove", "--help"], ["help", "remove"], ["-V"]]
+)
 def test_questions_about_wn_need_no_launcher(wn: Wn, words: list[str]) -> None:
     asked = wn("--ranks", *words)
     assert asked == wn(*words)
