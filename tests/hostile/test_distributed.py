@@ -327,6 +327,17 @@ def test_items_without_metadata_are_refused(wn_here: RunHere, tmp_path: Path) ->
     hold_refused_by_both(wn_here, folder, "its .metadata is missing")
 
 
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_metadata_that_is_cut_says_what_to_copy(
+    kept: int, wn_here: RunHere, tmp_path: Path
+) -> None:
+    folder = put_parts(tmp_path / "dcp", STATE, CUTS)
+    path = folder / ".metadata"
+    path.write_bytes(path.read_bytes()[:kept])
+    hold_refused_by_both(wn_here, folder, "the pickle cannot be read")
+    assert "copy or download the whole directory again" in wn_here("inspect", folder).stderr
+
+
 def test_bytes_behind_the_metadata_are_refused(wn_here: RunHere, tmp_path: Path) -> None:
     folder = put_parts(tmp_path / "dcp", STATE, CUTS)
     with (folder / ".metadata").open("ab") as file:

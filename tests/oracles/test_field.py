@@ -199,6 +199,9 @@ def test_a_shard_of_a_distributed_checkpoint_is_refused(
     save_file(made, tmp_path / name, metadata)
     gathering = "HuggingFaceStorageReader" if is_renamed else "give the directory"
     hold_refused_everywhere(wn_here, tmp_path, name, "distributed-shard", "some rows", gathering)
+    warned = wn_here("inspect", tmp_path / name).stderr
+    assert f"wn inspect {tmp_path}" in warned or is_renamed
+    assert "wncli" not in warned
 
 
 def test_what_torch_writes_whole_with_sharding_info_is_folded(

@@ -122,7 +122,7 @@ def to_stdout(output: str, typed: Writing) -> Iterator[str]:
             STREAM,
             f"stdout takes one file, and {typed.format} is a folder of several"
             if is_folder
-            else "stdout takes one file, and shards are several",
+            else "stdout takes one file, and a folder of files becomes several",
             expected="one file",
             hint="leave --max-shard-size out"
             if typed.max_shard_size and not is_folder

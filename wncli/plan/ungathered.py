@@ -111,7 +111,8 @@ def ungathered_notes(checkpoint: Checkpoint, surveys: Sequence[Survey]) -> list[
     for found in surveys:
         ungathered = find_ungathered(checkpoint, found.state_dict)
         if ungathered:
-            message = f"{ungathered.problem}: {few(ungathered.names)}; {ungathered.hint}"
+            names = few(ungathered.names)
+            message = phrase("{}: {}; {}", ungathered.problem, names, ungathered.hint)
             root = found.state_dict.root
             notes.append(Note(ungathered.code, message, root, is_warning=True))
     return notes

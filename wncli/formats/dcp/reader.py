@@ -69,10 +69,17 @@ def open_distributed(
 def _read_metadata(
     path: Path, stack: ExitStack, open_file: Callable[[Path], FileIO]
 ) -> tuple[Pickle, Metadata]:
-    """Read a metadata file, which is to be of this folder, too."""
+    """Read a metadata file, which is to be of this folder, too.
+
+    Raises:
+        FormatError: it is none, or says what cannot be.
+    """
     resolve(path)
     source = LocalSource(str(path), stack.enter_context(open_file(path)))
-    pickled = read_pickle(source, source.name, glance=MetadataGlance())
+    try:
+        pickled = read_pickle(source, source.name, glance=MetadataGlance())
+    except FormatError as error:
+        raise broken(error.where, error.problem) from None  # nobody makes this file by torch.save
     if pickled.nbytes != source.nbytes:
         raise broken(
             source.name,

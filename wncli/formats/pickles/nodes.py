@@ -159,8 +159,8 @@ def set_entries_of(node: Node) -> Sequence[tuple[Node, Node]] | None:
         return node.entries
     if isinstance(node, Call):
         parts = [effect.entries for effect in node.effects if isinstance(effect, SetItems)]
-        ordered = is_called(node, "collections", "OrderedDict")
-        if (parts or ordered) and _is_made_empty(node):
+        is_known = is_called(node, "collections", "OrderedDict", "defaultdict")
+        if (parts or is_known) and _is_made_empty(node):
             return parts[0] if len(parts) == 1 else [entry for part in parts for entry in part]
     return None
 

@@ -214,6 +214,15 @@ def test_empty_dicts_are_noted(tmp_path: Path) -> None:
     assert "empty dicts (state, deep.x, deep.l.0)" in note.message
 
 
+def test_mappings_without_items_have_the_structure_that_pytorch_writes(tmp_path: Path) -> None:
+    empty = collections.defaultdict(list), collections.OrderedDict(), {}
+    tree = {"w": torch.ones(2), **{type(one).__name__: one for one in empty}, "listed": [*empty, 3]}
+    written(tree, tmp_path)
+    save_dcp(tree, tmp_path / "theirs")
+    hold_same_structure(tmp_path / "out", tmp_path / "theirs")
+    assert list(metadata_of(tmp_path / "out").state_dict_metadata) == ["w", "listed.3"]
+
+
 # -- the commands ------------------------------------------------------------------------------
 
 
