@@ -91,8 +91,7 @@ def refuse_streams(stream: str) -> None:
         raise UsageError(
             stream,
             "ranks have no stream in common",
-            expected="a file that all ranks can open",
-            hint=f"give its path in place of {stream}",
+            expected="the path of a file that all ranks can open",
         )
 
 
