@@ -226,7 +226,7 @@ ITEMS: dict[str, tuple[bytes, str]] = {
     "another shape": (item(torch.ones(4, 2)), "not what the metadata"),
     "another dtype": (item(torch.ones(2, 4, dtype=torch.int32)), "not what the metadata"),
     "a value": (item({"a": 1}), "not what the metadata"),
-    "gaps": (item(torch.ones(2, 8)[:, ::2]), "stored with gaps"),
+    "another order": (item(torch.ones(4, 2).t()), "another order"),
     "no zip": (b"x" * 900, "not as torch.save writes"),
     "zeros": (bytes(900), "not as torch.save writes"),
     "half of a zip": (item(torch.ones(2, 4))[:700], "truncated"),

@@ -25,7 +25,6 @@ from tests.support.distributed_checkpoints import NORMALIZED, numbers, vocoder, 
 from tests.support.oracles import bits, load
 from tests.support.ranks import on_ranks
 from tests.support.run import Ran
-from wncli.errors import FormatError
 from wncli.formats.open import open_checkpoint
 
 RunHere = Callable[..., Ran]
@@ -271,47 +270,6 @@ def test_neighbours_in_parts_come_out_as_they_are(tmp_path: Path) -> None:
         wncli.convert(tmp_path / str(axis), tmp_path / f"{axis}.safetensors")
         found = load_file(tmp_path / f"{axis}.safetensors")
         assert {name: bits(tensor) for name, tensor in found.items()} == wanted
-
-
-@pytest.mark.parametrize(
-    "order", [(1, 0, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (2, 0, 1, 3), (0, 1, 3, 2)]
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex128])
-def test_what_is_stored_in_another_order_comes_out_in_that_of_its_shape(
-    order: tuple[int, ...], dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wncli.formats.dcp.strided.BLOCK", 100)
-    state = {"a": numbers(3), "w": numbers(5, 4, 3, 6).to(dtype).permute(order), "z": numbers(2)}
-    folder = saved(state, tmp_path / "dcp")
-    wncli.convert(folder, tmp_path / "out.pt")
-    found = gathered(folder, tmp_path / "gathered.pt")
-    hold_same(load(tmp_path / "out.pt"), found)
-    whole = b"".join(bits(tensor)[2] for tensor in found.values())
-    with open_checkpoint(folder) as (_, (source,)):
-        random = Random(0)  # noqa: S311
-        for _ in range(50):
-            begin = random.randrange(len(whole))
-            count = random.randrange(min(3000, len(whole) - begin) + 1)
-            assert source.read_at(begin, count, "a run") == whole[begin : begin + count]
-    wncli.convert(folder, tmp_path / "again", verify=True)
-    hold_same(gathered(tmp_path / "again", tmp_path / "gathered.pt"), found)
-    assert wncli.inspect(folder, check=True).findings == ()
-
-
-def test_a_large_matrix_that_was_transposed_is_folded_and_checked(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    state = {"w.weight_g": torch.rand(900, 1) + 1, "w.weight_v": torch.randn(700, 900).t()}
-    folder = saved(state, tmp_path / "dcp")
-    torch.save({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "in.pt")
-    for source, output in ((folder, "one.pt"), (tmp_path / "in.pt", "other.pt")):
-        wncli.remove(source, tmp_path / output, verify=True)
-    hold_same(load(tmp_path / "one.pt"), load(tmp_path / "other.pt"))
-    ((path, offset, length),) = items_of(folder, "w.weight_v")
-    with path.open("r+b") as file:
-        file.seek(offset + length // 2)
-        file.write(b"\1\2")
-    with pytest.raises(FormatError, match="damaged"):
-        wncli.remove(folder, tmp_path / "damaged.pt")
 
 
 # -- what is read when -----------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def make_grid(shape: _Place, itemsize: int, chunks: Sequence[Chunk]) -> Grid:
 def parts_of(grid: Grid, begin: int, end: int) -> Iterator[Part]:
     """Give what the bytes of a tensor from `begin` to `end` are made of."""
     target = 0
-    for start, size in blocks(grid.shape, begin, end):
+    for start, size in _blocks(grid.shape, begin, end):
         first = bisect_left(grid.begins, start[grid.axis] - grid.longest + 1)
         last = bisect_left(grid.begins, start[grid.axis] + size[grid.axis])
         for box in grid.boxes[first:last]:
@@ -180,8 +180,8 @@ def parts_of(grid: Grid, begin: int, end: int) -> Iterator[Part]:
         target += math.prod(size)
 
 
-def blocks(shape: _Place, begin: int, end: int) -> Iterator[tuple[_Place, _Place]]:
-    """Give the blocks of a run of a row-major tensor, each with its begin and its size; in order.
+def _blocks(shape: _Place, begin: int, end: int) -> Iterator[tuple[_Place, _Place]]:
+    """Give the blocks of a run, each with where it begins and its size; in order.
 
     A block has size 1 along some axes, is a part of the next one, and has the others whole.
     """
@@ -192,17 +192,17 @@ def blocks(shape: _Place, begin: int, end: int) -> Iterator[tuple[_Place, _Place
     first, last = begin // row, end // row
     start, rest = begin - first * row, end - last * row
     if first == last:
-        for place, size in blocks(shape[1:], start, rest):
+        for place, size in _blocks(shape[1:], start, rest):
             yield (first, *place), (1, *size)
         return
     if start:
-        for place, size in blocks(shape[1:], start, row):
+        for place, size in _blocks(shape[1:], start, row):
             yield (first, *place), (1, *size)
         first += 1
     if first < last:
         yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
     if rest:
-        for place, size in blocks(shape[1:], 0, rest):
+        for place, size in _blocks(shape[1:], 0, rest):
             yield (last, *place), (1, *size)
 
 

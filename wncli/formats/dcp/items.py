@@ -16,17 +16,11 @@ _ZIP = b"PK\x03\x04"
 
 
 class Run(NamedTuple):
-    """Bytes of a file that are a tensor's, and the checksum that is recorded for them, if any.
-
-    Where they are not in row-major order, `shape` and `strides` say in which: in bytes, of which an
-    element has the last axis.
-    """
+    """Bytes of a file that are a tensor's, and the checksum that is recorded for them, if any."""
 
     offset: int
     nbytes: int
     crc: int | None
-    shape: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
 
 
 class Value(NamedTuple):
@@ -53,25 +47,19 @@ def find_tensor(source: Source, begin: int, dtype: DType, shape: tuple[int, ...]
     if spec is None or (spec.dtype, spec.shape) != (dtype, shape):
         found = f"{spec.dtype.label} {list(spec.shape)}" if spec else "no tensor"
         raise _disagreeing(source, f"{dtype.label} {list(shape)}", found)
-    if spec.memory_order is None:
+    if not spec.is_contiguous:
         raise FormatError(
             source.name,
-            "the numbers of this tensor are stored with gaps, or one for several elements",
-            expected="a tensor without gaps",
+            "the numbers of this tensor are stored in another order than its shape says",
+            expected="a tensor in row-major order",
             found=f"strides {list(spec.strides)}",
             hint="load it with torch.distributed.checkpoint, make its tensors contiguous, and save"
             " it again",
         )
     storage = spec.storage
     whole = storage.nbytes == spec.nbytes
-    size = dtype.itemsize
-    found = Run(
-        begin + storage.offset + spec.offset * size, spec.nbytes, storage.crc if whole else None
-    )
-    if spec.is_contiguous:
-        return found
-    strides = (*(step * size for step in spec.strides), 1)
-    return found._replace(shape=(*shape, size), strides=strides)
+    place = begin + storage.offset + spec.offset * dtype.itemsize
+    return Run(place, spec.nbytes, storage.crc if whole else None)
 
 
 def read_item(source: Source) -> Value:

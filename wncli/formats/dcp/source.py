@@ -11,7 +11,6 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 from wncli.arithmetic.tiles import memory
@@ -20,7 +19,6 @@ from wncli.errors import FormatError
 from wncli.formats.dcp.boxes import Grid, Part, make_grid, parts_of
 from wncli.formats.dcp.files import Files
 from wncli.formats.dcp.items import Run
-from wncli.formats.dcp.strided import read_strided
 from wncli.storage.checked_source import damaged
 from wncli.storage.source import BLOCK, truncated
 from wncli.storage.sums import Sum
@@ -225,18 +223,10 @@ class PartedSource:
             self._read_piece(piece, part.place, data)
             _put(part, data, buffer)
 
-    def _read_piece(self, piece: _Piece, place: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes of a piece from `place` on, in row-major order."""
-        if not piece.run.strides:
-            self._read_stored(piece, place, buffer)
-            return
-        read = partial(self._read_stored, piece)
-        read_strided(read, piece.run.shape, piece.run.strides, place, buffer)
-
-    def _read_stored(
+    def _read_piece(
         self, piece: _Piece, place: int, buffer: memoryview, *, judge: bool = True
     ) -> None:
-        """Fill `buffer` with the bytes of a piece from `place` on, as they are stored."""
+        """Fill `buffer` with the bytes of a piece from `place` on."""
         with self.files.use(piece.file) as file:
             file.read_into(piece.run.offset + place, buffer, piece.what)
             is_done = piece.sum and piece.sum.add(place, buffer)
@@ -248,7 +238,7 @@ class PartedSource:
         for begin, end in piece.sum.missing(0, piece.run.nbytes) if piece.sum else ():
             for place in range(begin, end, BLOCK):
                 buffer = memory("gathered", min(BLOCK, end - place))
-                self._read_stored(piece, place, buffer, judge=judge)
+                self._read_piece(piece, place, buffer, judge=judge)
 
     def _read_files(self, offset: int, buffer: memoryview, what: str) -> None:
         number = bisect_right(self.raw, offset) - 1
