@@ -215,7 +215,7 @@ def test_empty_dicts_are_noted(tmp_path: Path) -> None:
 
 
 def test_mappings_without_items_have_the_structure_that_pytorch_writes(tmp_path: Path) -> None:
-    empty = collections.defaultdict(list), collections.OrderedDict(), {}
+    empty: tuple[Any, ...] = (collections.defaultdict(list), collections.OrderedDict(), {})
     tree = {"w": torch.ones(2), **{type(one).__name__: one for one in empty}, "listed": [*empty, 3]}
     written(tree, tmp_path)
     save_dcp(tree, tmp_path / "theirs")
