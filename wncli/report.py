@@ -277,7 +277,7 @@ class Report:
     Attributes:
         command: its name.
         checkpoint: the path that was read.
-        checkpoint_files: the names of its shards, where there are any.
+        checkpoint_files: the names of its shards, or of the files that its parts are in, if any.
         checkpoint_bytes: the size of it, or of all its shards.
         format: its format.
         output: the path that was written; None for `inspect`.
@@ -490,7 +490,8 @@ def make_report(  # noqa: PLR0913, PLR0917 - what was done, and where
     return Report(
         plan.command,
         checkpoint.name,
-        tuple(shard.name for shard in checkpoint.shards),
+        tuple(shard.name for shard in checkpoint.shards)
+        or (checkpoint.parts.files if checkpoint.parts else ()),
         checkpoint.nbytes,
         checkpoint.format,
         output,
