@@ -60,8 +60,8 @@ class StorePlace:
         if not bucket:
             raise FileError(address.shown, "this is no address", expected="BUCKET/KEY")
         self.prefix = self.key.rpartition("/")[0]
-        self.stop = Stop(lambda: None)
         self.store = _store(address, bucket)
+        self.stop = Stop(lambda: None)
 
     def file(self) -> RemoteSource:
         """Open the object."""
