@@ -193,3 +193,15 @@ def test_names_that_are_no_text_make_no_list(
     server.answer = lambda asked: Reply(200, {}, listed.encode()) if "/api/" in asked.path else None
     with pytest.raises(wncli.FileError, match="list of its files is none"):
         wncli.inspect("hf://owner/name")
+
+
+def test_names_that_no_file_can_have_are_not_found(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"hf://owner/name@{COMMIT}/{'x' * 300}.pt"
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    with pytest.raises(wncli.FileError, match="no such file in this repository"):
+        wncli.inspect(address)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(wncli.FileError, match="is not in the cache"):
+        wncli.inspect(address)
