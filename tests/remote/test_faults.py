@@ -473,6 +473,16 @@ def test_links_that_run_out_are_asked_for_again(
     assert "does not let it be read" in refused(url, outputs).problem
 
 
+def test_a_redirect_may_have_letters_as_they_are(url: str, server: Server, tmp_path: Path) -> None:
+    server.put("ü b.pt", tmp_path / "a.pt")
+    location = "/ü b.pt".encode().decode("latin-1")
+    server.answer = lambda asked: (
+        Reply(302, {"Location": location}) if asked.path == "/a.pt" else None
+    )
+    assert wncli.inspect(url).layers
+    assert {asked.path for asked in server.asked} == {"/a.pt", "/%C3%BC%20b.pt"}
+
+
 def test_redirects_in_a_circle_are_refused(url: str, server: Server, outputs: Path) -> None:
     server.answer = lambda _: Reply(302, {"Location": "/a.pt"})
     assert "from one address to the next" in refused(url, outputs).problem

@@ -79,6 +79,8 @@ class Url(NamedTuple):
         Raises:
             ValueError: no address of the web; its text may have a secret in it.
         """
+        with contextlib.suppress(UnicodeError):  # headers are read as Latin-1, and sent as UTF-8
+            location = location.encode("latin-1").decode()
         try:
             return Url.parse(urljoin(f"{self.scheme}://{self.authority}{self.target}", location))
         except FileError:
