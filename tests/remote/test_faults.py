@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -25,6 +26,8 @@ from tests.support.remote_files import FORMATS, state
 from tests.support.run import Ran, environment
 from tests.support.servers import Asked, Reply, Server, serving
 from wncli.storage.remote import patience
+from wncli.storage.remote.ranges import PIECE, WINDOW
+from wncli.storage.remote.source import Parts
 
 pytestmark = pytest.mark.usefixtures("nothing_is_said")
 
@@ -136,6 +139,13 @@ LIES: dict[str, tuple[Change, str]] = {
     "no Content-Range": (header(Content_Range=""), "another part"),
     "no size": (header(Content_Range="bytes 0-65535/*"), "another part"),
     "a size beyond all": (header(Content_Range=f"bytes 0-65535/{10**20}"), "another part"),
+    "a length that is no number": (header(Content_Length="\xb2"), "another part"),
+    "a length of many digits": (header(Content_Length="9" * 5000), "another part"),
+    "a whole length of many digits": (
+        lambda *_: Reply(200, {"Content-Length": "9" * 5000}, b"", 0), "no parts",
+    ),
+    "a time that is no number": (lambda *_: Reply(503, {"Retry-After": "\xb2"}), "not give it"),
+    "many bytes": (header(Content_Range="bytes 0-65535/" + "9" * 5000), "another part"),
     "too many bytes": (
         lambda _, reply: replace(reply, body=bytes(reply.body) + b"x"), "another part",
     ),
@@ -159,6 +169,8 @@ def test_answers_that_lie_are_refused_in_one_message(
     refusal = refused(url, outputs)
     assert says in refusal.problem, str(refusal)
     assert refusal.where == url
+    assert len(str(refusal)) < 600
+    assert " to -" not in refusal.expected
 
 
 def test_a_lying_size_is_not_believed_before_bytes_have_come(server: Server, outputs: Path) -> None:
@@ -177,6 +189,35 @@ def test_a_lying_size_is_not_believed_before_bytes_have_come(server: Server, out
     begin = time.monotonic()
     assert "breaks off" in refused(f"{server.url}/x", outputs).problem
     assert time.monotonic() - begin < 10
+
+
+def test_what_a_lying_size_has_read_takes_no_memory_before_it_comes() -> None:
+    nbytes = 10**17
+
+    class Said:
+        name, mark = "x", ""
+
+        def begin(self) -> tuple[int, bytes]:
+            return nbytes, bytes(WINDOW)
+
+        def fetch(self, offset: int, buffer: memoryview) -> None:
+            buffer[:8] = offset.to_bytes(8, "little")
+
+        def download(self) -> None:
+            return None
+
+    tracemalloc.start()
+    try:
+        parts = Parts(Said())
+        parts.expect([(WINDOW, nbytes // 2), (nbytes // 2 + PIECE, nbytes)])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    for begin in (WINDOW, nbytes // 2 + PIECE):
+        for number in (3, 4, 1_000_000_000):
+            found = bytearray(8)
+            parts.fill(begin + number * PIECE, memoryview(found))
+            assert int.from_bytes(found, "little") == begin + number * PIECE
 
 
 @pytest.mark.parametrize("changed", ["the file", "the tag alone", "the size"])
@@ -430,6 +471,16 @@ def test_links_that_run_out_are_asked_for_again(
     (outputs / "b.pt").unlink()
     other.change = lambda *_: Reply(403)
     assert "does not let it be read" in refused(url, outputs).problem
+
+
+def test_a_redirect_may_have_letters_as_they_are(url: str, server: Server, tmp_path: Path) -> None:
+    server.put("ü b.pt", tmp_path / "a.pt")
+    location = "/ü b.pt".encode().decode("latin-1")
+    server.answer = lambda asked: (
+        Reply(302, {"Location": location}) if asked.path == "/a.pt" else None
+    )
+    assert wncli.inspect(url).layers
+    assert {asked.path for asked in server.asked} == {"/a.pt", "/%C3%BC%20b.pt"}
 
 
 def test_redirects_in_a_circle_are_refused(url: str, server: Server, outputs: Path) -> None:

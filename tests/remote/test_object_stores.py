@@ -216,3 +216,43 @@ def test_an_interruption_does_not_wait_for_rust() -> None:
     ended.set()
     stop.close()
     assert not answers
+
+
+@pytest.mark.parametrize("key", ["a//g.pt", "../g.pt", "./g.pt", "a/.."])
+def test_keys_that_no_object_can_have_are_refused(key: str, bucket: Bucket) -> None:
+    with pytest.raises(wncli.FileError, match="no object can have this key") as refused:
+        wncli.inspect(f"s3://bucket/{key}")
+    assert refused.value.where == f"s3://bucket/{key}"
+    assert not bucket.server.asked
+
+
+def test_an_answer_without_end_is_not_waited_for(bucket: Bucket, tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "a.pt")
+    bucket.objects["a.pt"] = tmp_path / "a.pt"
+
+    def longer(_: Asked, reply: Reply) -> Reply:
+        headers = reply.headers | {"Content-Length": str(1 << 40)}
+        return Reply(reply.status, headers, bytes(8 << 20), pause=20)
+
+    bucket.server.change = longer
+    with pytest.raises(wncli.FileError, match="sends more of the object"):
+        wncli.inspect("s3://bucket/a.pt")
+    assert bucket.server.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "value"),
+    [
+        ("az", "AZURE_STORAGE_ENDPOINT", "ht tp://user:secret@host"),
+        ("gs", "GOOGLE_SERVICE_ACCOUNT_KEY", '"secret"'),
+        ("s3", "AWS_SKIP_SIGNATURE", "secret"),
+    ],
+)
+def test_what_the_environment_says_is_not_shown(
+    scheme: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "name")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(wncli.FileError, match="does not say how") as refused:
+        wncli.inspect(f"{scheme}://bucket/a.pt")
+    assert "secret" not in str(refused.value).replace("SECRET", "")

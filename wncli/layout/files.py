@@ -27,6 +27,7 @@ from wncli.notes import Note
 from wncli.plan.destination import beside
 from wncli.plan.guards import refuse_growth
 from wncli.plan.shards import ShardOutput, keep_shards, split_by_size
+from wncli.storage.addresses import name_path
 from wncli.storage.source import Folder
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def lay_out(output: Output, target: Target, folder: Path | Folder | None) -> Out
     companions = _companions(folder) if folder else ()
     along = _companion_notes(companions)
     if target.max_shard is None and not checkpoint.shards:  # one file, in a folder of its own
-        source = Path(checkpoint.name)
+        source = name_path(checkpoint.name)
         name = source.name
         if checkpoint.parts:
             (name,) = numbered(target.format, 1)

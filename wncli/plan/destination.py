@@ -19,6 +19,7 @@ from wncli.formats.registry import (
 )
 from wncli.hints import Text, either, given, parameter, path_text, phrase, setting
 from wncli.notes import Note
+from wncli.storage.addresses import name_path
 
 _UNITS = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -66,7 +67,7 @@ def decide_target(  # noqa: PLR0913 - what it depends on
     if max_shard is None and not is_folder:
         enters = os.path.isdir(path)  # noqa: PTH112 - which takes names that are too long, too
         if not from_folder and not is_named and enters:
-            return Target(beside(path, Path(checkpoint.name), chosen), chosen or kept)
+            return Target(beside(path, name_path(checkpoint.name), chosen), chosen or kept)
         if not slash and (suffix in SUFFIXES or not from_folder):
             return Target(path, chosen or format_of(path, checkpoint))
     if suffix in SUFFIXES:

@@ -38,6 +38,11 @@ _HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _LONGEST = 60
 #: A model of the Hugging Face Hub, as its owner and its name.
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+#: A place on the hub: the kind of repository, its owner and name, the revision, and the file.
+_HUB_FILE = re.compile(
+    r"(?:(models|datasets|spaces)/(?=[^/]+/[^/]+))?([^/]+/[^/@]+)"
+    r"(?:@(refs/(?:pr|convert)/[^/]+|[^/]*))?(?:/(.+))?"
+)
 _FETCH = {"s3": "aws s3 cp", "gs": "gcloud storage cp"}
 
 
@@ -71,6 +76,10 @@ class Meter:
             before = self.traffic
             self.traffic = Traffic(before.requests + requests, before.bytes + nbytes)
 
+    def __reduce__(self) -> tuple[type[Meter], tuple[()]]:
+        """Begin anew elsewhere."""
+        return Meter, ()
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -91,13 +100,23 @@ class Address:
     def __str__(self) -> str:
         return self.shown
 
+    def __reduce__(self) -> tuple[type[Address], tuple[str, str, str]]:
+        """Leave out what is not shown, wherever it is saved."""
+        return Address, (self.scheme, self.shown, self.shown)
+
+    def __deepcopy__(self, _: object) -> Address:
+        """Return itself, as nothing of it changes but the count."""
+        return self
+
     @property
     def name(self) -> str:
         """What the file, or the folder, is called."""
         from urllib.parse import unquote
 
         name = self._parts[-1]
-        return unquote(name) if self.scheme in _WEB else name
+        if self.scheme not in _WEB:
+            return name
+        return re.sub(r"[\x00-\x1f\x7f]", "_", unquote(name).rpartition("/")[2]) or name
 
     @property
     def is_folder(self) -> bool:
@@ -139,12 +158,14 @@ def shown_address(text: str) -> str:
     if not is_address(text):
         return text
     scheme, _, place = text.partition("://")
-    if scheme.lower() in {"hf", *_STORES}:  # which have none of these
-        return text
-    authority, slash, path = re.split("[?#]", place)[0].partition("/")
+    is_web = scheme.lower() not in {"hf", *_STORES}
+    # Names on the hub and keys of objects may have a # in them.
+    cut = re.split("[?#]" if is_web else "[?]", place, maxsplit=1)
+    authority, slash, path = cut[0].partition("/")
     authority = authority.rpartition("@")[2]
-    if not _HOST.fullmatch(authority) and scheme.lower() != "file":
-        return f"{scheme}://…"  # a slash may be part of the password
+    is_host = _HOST.fullmatch(authority) or scheme.lower() == "file"
+    if is_web and (not is_host or (not slash and "@" in cut[-1] and len(cut) > 1)):
+        return f"{scheme}://…"  # a slash, or what else ends a host, may be part of the password
     return f"{scheme}://{authority}{slash}{path}"
 
 
@@ -165,8 +186,16 @@ def parse_address(text: str) -> Address:
             hint=_local_path(text) if scheme == "file" else "download it first, and give the file",
         )
     rest = shown.partition("://")[2]
-    if not rest.strip("/") or rest.startswith("…") or not text.isprintable():
-        raise FileError(shown, "this is no address", expected=f"{scheme}://{_FORM[scheme]}")
+    has_user = scheme not in _WEB and "@" in text.partition("://")[2].partition("/")[0]
+    has_query = scheme == "hf" and "?" in text  # no other's can be told from a part of a name
+    is_none = not rest.strip("/") or rest.startswith("…") or not text.isprintable()
+    if is_none or has_user or has_query:
+        raise FileError(
+            shown,
+            "this is no address",
+            expected=f"{scheme}://{_FORM[scheme]}",
+            found="a user in it" if has_user else "a query in it" if has_query else "",
+        )
     if shown != text:
         never_type(shown)
     return Address(scheme, shown, text)
@@ -186,6 +215,13 @@ def place_of(given: str | os.PathLike[str]) -> Place:
     """
     text = os.fspath(given)
     return parse_address(text) if is_address(text) else Path(given)
+
+
+def name_path(shown: str) -> Path:
+    """Return a checkpoint's path, or what its file is called that is at an address."""
+    if not is_address(shown):
+        return Path(shown)
+    return Path(Address(shown.partition("://")[0].lower(), shown, shown).name)
 
 
 def refuse_address(text: str) -> None:
@@ -221,10 +257,7 @@ def download_hint(address: str) -> str:
     if not path or path.endswith("/"):
         return "download it first, and give the file"
     if scheme.lower() == "hf":
-        owner, repository, *file = place.split("/", 2)
-        repository, _, revision = repository.partition("@")
-        found = f"hf download {word(f'{owner}/{repository}')} {' '.join(map(word, file))}"
-        return f"{found.rstrip()} --revision {word(revision)}" if revision else found.rstrip()
+        return _hub_download(place)
     is_web = scheme.lower() in _WEB
     name = Path(unquote(path) if is_web else path).name
     name = name.replace("\0", "_")[-_LONGEST:] or "checkpoint"
@@ -234,6 +267,19 @@ def download_hint(address: str) -> str:
     if is_web:
         return then_inspecting(f"curl -fgL {word(address)} -o {path_word(target)}", target)
     return "download it first, and give the file"
+
+
+def _hub_download(place: str) -> str:
+    from urllib.parse import unquote
+
+    match = _HUB_FILE.fullmatch(place)
+    if not match:
+        return "download it first, and give the file"
+    kind, repository, revision, file = match.groups("")
+    typed = ["hf download", word(repository), word(file) if file else ""]
+    typed += [f"--repo-type {kind.removesuffix('s')}"] if kind not in {"", "models"} else []
+    typed += [f"--revision {word(unquote(revision))}"] if revision else []
+    return " ".join(filter(None, typed))
 
 
 def _local_path(text: str) -> Text:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -17,7 +18,7 @@ from urllib.parse import quote
 
 from wncli.errors import FileError, printable
 from wncli.hints import inspecting, phrase
-from wncli.storage.addresses import Address
+from wncli.storage.addresses import Address, shown_address
 from wncli.storage.remote.hub_file import HubFile
 from wncli.storage.remote.hub_settings import hub_settings
 from wncli.storage.remote.patience import BUSY, AgainError, patiently
@@ -49,6 +50,7 @@ class HubPlace:
         self.address = address
         self.repository = repository
         self.settings = hub_settings()
+        self._refuse_endpoint()
         self.web = Web(address.shown, address.meter)
         self.secret = f"Bearer {self.settings.token}" if self.settings.token else ""
         revision = repository.revision
@@ -63,7 +65,8 @@ class HubPlace:
         """Open the file that the address is of."""
         path = self.repository.path
         snapshot = self._snapshot()
-        if not path or (snapshot is not None and (snapshot / path).is_dir()):
+        # Which takes names that are too long, too.
+        if not path or (snapshot is not None and os.path.isdir(snapshot / path)):  # noqa: PTH112
             raise MissingError(self.address.shown, "this is a folder")
         return self._open(path, self.address.shown, 0)
 
@@ -113,6 +116,18 @@ class HubPlace:
         repository = f"{self.repository.prefix}{self.repository.id}"
         return Url.parse("/".join((self.settings.endpoint, repository, *parts)))
 
+    def _refuse_endpoint(self) -> None:
+        """Refuse what HF_ENDPOINT says where it is no address; its text may have a password."""
+        try:
+            self._url()
+        except FileError:
+            raise FileError(
+                self.address.shown,
+                "HF_ENDPOINT is no address of the web",
+                expected="https://HOST",
+                hint="export HF_ENDPOINT=https://huggingface.co",
+            ) from None
+
     def _inside(self, folder: str) -> list[str]:
         """List the files directly in a folder."""
         prefix = f"{folder}/" if folder else ""
@@ -141,6 +156,7 @@ class HubPlace:
         try:
             found = json.loads(text)
             commit, names = found["sha"], [str(one["rfilename"]) for one in found["siblings"]]
+            "".join(names).encode()  # what is no text can be no name
         except (ValueError, LookupError, TypeError, RecursionError):
             commit, names = "", []
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
@@ -250,7 +266,8 @@ class HubPlace:
         is_hub = answer.url.origin == self._url().origin
         code = answer.header("X-Error-Code") if is_hub else ""
         found = f"{status_of(answer)}, to {self.settings.looked_for}"
-        page = f"{self.settings.endpoint}/{self.repository.id}"
+        name = f"{self.repository.prefix}{self.repository.id}"
+        page = f"{shown_address(self.settings.endpoint)}/{name}"
         if code == "GatedRepo":
             return FileError(
                 shown,
@@ -264,7 +281,7 @@ class HubPlace:
                 shown,
                 f"there is no revision {printable(self.repository.revision)}",
                 expected="a branch, a tag, or a commit",
-                hint=inspecting(f"hf://{self.repository.id}"),
+                hint=inspecting(f"hf://{name}"),
             )
         if code == "EntryNotFound" or (answer.status in NOT_THERE and code != "RepoNotFound"):
             return MissingError(shown, "no such file in this repository", expected="a checkpoint")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _ENDPOINT = "https://huggingface.co"
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
@@ -26,8 +27,8 @@ class HubSettings(NamedTuple):
     def looked_for(self) -> str:
         """Say which token is used, or where none was found."""
         if self.token:
-            is_named = _clean(os.environ.get("HF_TOKEN", ""))
-            return f"the token of {'HF_TOKEN' if is_named else self.token_file}"
+            named = [name for name in _TOKENS if _clean(os.environ.get(name, ""))]
+            return f"the token of {named[0] if named else self.token_file}"
         if _is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
             return "no token: HF_HUB_DISABLE_IMPLICIT_TOKEN is set"
         return f"no token: neither in HF_TOKEN nor in {self.token_file}"
@@ -51,7 +52,7 @@ def hub_settings() -> HubSettings:
 def _token(file: Path) -> str:
     if _is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return ""
-    named = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    named = next(filter(None, map(os.environ.get, _TOKENS)), "")
     try:
         return _clean(named) or _clean(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

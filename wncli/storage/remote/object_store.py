@@ -46,6 +46,8 @@ _ENDPOINTS = (
     "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT",
 )  # fmt: skip
 _STATUS = re.compile(r"status(?: code)?:? (\d{3})")
+#: What a message of obstore has from the environment, which may be secret.
+_QUOTED = re.compile(r'"[^"]*"|`[^`]*`|Url: .*')
 _NAP = 0.1
 #: Names of a folder that are listed.
 _MOST_NAMES = 10_000
@@ -60,8 +62,8 @@ class StorePlace:
         if not bucket:
             raise FileError(address.shown, "this is no address", expected="BUCKET/KEY")
         self.prefix = self.key.rpartition("/")[0]
-        self.stop = Stop(lambda: None)
         self.store = _store(address, bucket)
+        self.stop = Stop(lambda: None)
 
     def file(self) -> RemoteSource:
         """Open the object."""
@@ -154,7 +156,7 @@ class _StoredFile:
         self.nbytes = int(meta["size"])
         self.etag, self.version = meta.get("e_tag"), meta.get("version")
         self._refuse_length(len(data), min(WINDOW, self.nbytes))
-        return self.nbytes, data
+        return self.nbytes, bytes(data)
 
     def fetch(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with what is at `offset`."""
@@ -174,23 +176,33 @@ class _StoredFile:
         """Return None: it is read part by part."""
         return None
 
-    def _get(self, offset: int, count: int) -> tuple[dict[str, Any], bytes]:
+    def _get(self, offset: int, count: int) -> tuple[dict[str, Any], bytearray]:
         options: dict[str, Any] = {"range": (offset, offset + count)}
         if self.etag and not self.etag.startswith("W/"):
             options["if_match"] = self.etag
         if self.version:
             options["version"] = self.version
 
-        def ask() -> tuple[dict[str, Any], bytes]:
+        def ask() -> tuple[dict[str, Any], bytearray]:
             self.meter.count(requests=1)
             found = self.store.get(self.key, options=options)
-            data = bytes(found.bytes())
+            data = bytearray()
+            for part in found.stream(min_chunk_size=0):  # who lies may never end
+                data += memoryview(part)
+                if len(data) > count:
+                    break
             self.meter.count(nbytes=len(data))
             return found.meta, data
 
         return _apart(ask, self.stop)
 
     def _refuse_length(self, found: int, expected: int) -> None:
+        if found > expected:
+            raise FileError(
+                self.name,
+                "the store sends more of the object than it was asked for",
+                expected=f"{expected:,} bytes",
+            )
         if found != expected:
             raise AgainError(
                 FileError(
@@ -243,6 +255,12 @@ class _Refusals:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         known = _exceptions()
+        if isinstance(error, ValueError) and not isinstance(error, known.BaseError):
+            raise FileError(
+                self.where,
+                "no object can have this key",
+                expected="parts between slashes that are not empty, . or ..",
+            ) from None
         if not isinstance(error, (known.BaseError, OSError)) or isinstance(error, FileError):
             return
         status = _STATUS.search(str(error))
@@ -333,5 +351,5 @@ def _store(address: Address, bucket: str) -> Any:  # noqa: ANN401 - a store of o
             address.shown,
             "the environment does not say how this store is read",
             expected=_WHO[address.scheme][1],
-            found=printable(str(error).partition("\n")[0][:200]),
+            found=printable(_QUOTED.sub("…", str(error).partition("\n")[0])[:200]),
         ) from None

@@ -76,15 +76,26 @@ class Repository(NamedTuple):
     @classmethod
     def of_page(cls, given: str) -> Repository | None:
         """Read an address of the hub's own pages and files, as browsers show them."""
-        hub, parts = urlsplit(hub_settings().endpoint), urlsplit(given)
-        if parts.netloc != hub.netloc or parts.scheme != hub.scheme:
+        try:
+            hub, parts = urlsplit(hub_settings().endpoint), urlsplit(given)
+            is_there = (parts.scheme, parts.hostname, parts.port) == (
+                hub.scheme, hub.hostname, hub.port,
+            )  # fmt: skip
+        except ValueError:  # one is no address, which whoever asks there will say
             return None
-        path = unquote(parts.path.removeprefix(hub.path)).strip("/").split("/")
+        if not is_there or parts.username is not None:
+            return None
+        # A slash that is escaped is part of a revision.
+        path = [unquote(part) for part in parts.path.removeprefix(hub.path).strip("/").split("/")]
         kind = path.pop(0) if path[0] in _KINDS else "models"
         owner, name, *rest = [*path, "", ""][: max(len(path), 2)]
         page, revision, *file = [*rest, "", ""][: max(len(rest), 2)]
         if not (_NAME.fullmatch(owner) and _NAME.fullmatch(name)):
             return None
-        if {".", ".."} & {*file} or (rest and (page not in _PAGES or not revision)):
+        text = "/".join(file)
+        if match := _REFS.match(f"{revision}/{text}"):
+            text = f"{revision}/{text}"[match.end() :].lstrip("/")
+            revision = match[0]
+        if {".", ".."} & {*text.split("/")} or (rest and (page not in _PAGES or not revision)):
             return None
-        return cls(kind, owner, name, revision or MAIN, "/".join(file))
+        return cls(kind, owner, name, revision or MAIN, text)

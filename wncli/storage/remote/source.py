@@ -12,8 +12,9 @@ import contextlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from io import FileIO
+from itertools import accumulate
 
 from wncli.storage.crc32 import crc32
 from wncli.storage.remote.ranges import PIECE, WINDOW, RemoteFile
@@ -42,8 +43,33 @@ class _Piece:
         self.begin = begin
         self.end = end
         self.lock = threading.Lock()
-        self.is_coming = False
         self.data: memoryview | None = None
+
+
+class _Ranges:
+    """Parts of the file, cut into pieces: made as they are asked for, as the file may be huge.
+
+    A server may say of it what it likes, so nothing here is as large as that.
+    """
+
+    def __init__(self, ranges: Sequence[Range]) -> None:
+        self.begins = [begin for begin, _ in ranges]
+        self.ends = [end for _, end in ranges]
+        #: The number of the first piece of each, and the number of all.
+        self.firsts = [0, *accumulate(-((begin - end) // PIECE) for begin, end in ranges)]
+
+    def number_at(self, offset: int) -> int | None:
+        """Return the number of the piece that has what is at `offset`."""
+        place = bisect_right(self.begins, offset) - 1
+        if place < 0 or offset >= self.ends[place]:
+            return None
+        return self.firsts[place] + (offset - self.begins[place]) // PIECE
+
+    def piece(self, number: int) -> _Piece:
+        """Return a piece by its number."""
+        place = bisect_right(self.firsts, number) - 1
+        begin = self.begins[place] + (number - self.firsts[place]) * PIECE
+        return _Piece(begin, min(begin + PIECE, self.ends[place]))
 
 
 class Parts:
@@ -54,9 +80,8 @@ class Parts:
         self.nbytes, self.head = file.begin()
         self.lock = threading.Lock()
         self.windows: deque[tuple[int, bytes]] = deque(maxlen=_MOST_WINDOWS)
-        self.starts: list[int] = []
-        self.pieces: list[_Piece] = []
-        self.held: OrderedDict[int, None] = OrderedDict()
+        self.ranges = _Ranges(())
+        self.pieces: OrderedDict[int, _Piece] = OrderedDict()
         #: Checks by the first byte that they are about: how many bytes, and what to call.
         self.checks: dict[int, tuple[int, Callable[[], None]]] = {}
         self.checked: list[int] = []
@@ -80,13 +105,9 @@ class Parts:
             if self.local is not None and self.local.nbytes != self.nbytes:
                 self.local.close()  # what the cache has is another file, or damaged
                 self.local = None
-        self.pieces = [
-            _Piece(place, min(place + PIECE, end))
-            for begin, end in joined
-            for place in range(begin, end, PIECE)
-        ]
-        self.starts = [piece.begin for piece in self.pieces]
-        self.held.clear()
+        with self.lock:
+            self.ranges = _Ranges([(begin, end) for begin, end in joined])
+            self.pieces.clear()
 
     def defer(self, offset: int, nbytes: int, check: Callable[[], None]) -> None:
         """Have `check` run before any of these bytes are given."""
@@ -134,9 +155,10 @@ class Parts:
         """Return bytes that are at `offset`, or fill some of `buffer` and return how many."""
         if offset < len(self.head):
             return memoryview(self.head)[offset:]
-        number = bisect_right(self.starts, offset) - 1
-        if number >= 0 and offset < self.pieces[number].end:
-            return self._of_piece(number)[offset - self.pieces[number].begin :]
+        number = self.ranges.number_at(offset)
+        if number is not None:
+            piece = self._piece(number)
+            return self._fetched(piece)[offset - piece.begin :]
         for begin, window in tuple(self.windows):
             if begin <= offset < begin + len(window):
                 return memoryview(window)[offset - begin :]
@@ -158,22 +180,22 @@ class Parts:
         self.windows.append((begin, found))
         return memoryview(found)
 
-    def _of_piece(self, number: int) -> memoryview:
+    def _piece(self, number: int) -> _Piece:
         """Return a piece, and have the next ones come meanwhile."""
+        coming = []
         with self.lock:
-            pieces = self.pieces[number : number + _AHEAD]
-            coming = [piece for piece in pieces[1:] if not piece.is_coming]
-            for piece in pieces:
-                piece.is_coming = True
-            for place, _ in enumerate(pieces, number):
-                self.held[place] = None
-                self.held.move_to_end(place)
-            while len(self.held) > _MOST_PIECES:
-                old = self.pieces[self.held.popitem(last=False)[0]]
-                old.is_coming, old.data = False, None
+            for place in range(number, min(number + _AHEAD, self.ranges.firsts[-1])):
+                if place not in self.pieces:
+                    self.pieces[place] = self.ranges.piece(place)
+                    if place != number:
+                        coming.append(self.pieces[place])
+                self.pieces.move_to_end(place)
+            found = self.pieces[number]
+            while len(self.pieces) > _MOST_PIECES:
+                self.pieces.popitem(last=False)
         for piece in coming:
             threading.Thread(target=self._prefetch, args=(piece,), daemon=True).start()
-        return self._fetched(pieces[0])
+        return found
 
     def _prefetch(self, piece: _Piece) -> None:
         with contextlib.suppress(Exception):  # whoever needs it asks once more, and is told

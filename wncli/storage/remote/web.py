@@ -9,6 +9,7 @@ why not httpx: it takes 200 ms to import, http.client 60.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -19,11 +20,12 @@ from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 import wncli
-from wncli.errors import FileError, printable
+from wncli.errors import FileError
 from wncli.storage.addresses import Meter, shown_address
 from wncli.storage.remote import patience
 from wncli.storage.remote.patience import AgainError, Stop
 from wncli.storage.remote.proxies import Proxy, proxy_for
+from wncli.storage.remote.unreachable import ProxyError, broken, unreachable
 
 _MOST_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -31,6 +33,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LEFT = 8 << 10
 #: Bytes that are taken from a connection at a time.
 _STEP = 256 << 10
+#: A host as it is asked for, in ASCII by now.
+_HOST = re.compile(r"[A-Za-z0-9._:-]+")
 #: What stays as it is in a path and in a query, escapes among them.
 _SAFE = "%/:=&?~#+!$,;'@()*[]"
 
@@ -48,11 +52,6 @@ class Url(NamedTuple):
         """Whom a secret can be for."""
         return self.scheme, self.host, self.port
 
-    @property
-    def shown(self) -> str:
-        """What may be shown of it."""
-        return shown_address(f"{self.scheme}://{self.host}{self.target}")
-
     @classmethod
     def parse(cls, text: str) -> Url:
         """Take an address apart.
@@ -63,10 +62,11 @@ class Url(NamedTuple):
         try:
             parts = urlsplit(text)
             host = (parts.hostname or "").encode("idna" if parts.hostname else "ascii").decode()
-            port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+            usual = {"https": 443, "http": 80}[parts.scheme]
+            port = usual if parts.port is None else parts.port
         except (ValueError, KeyError):
             host, port = "", 0
-        if not host:
+        if not (_HOST.fullmatch(host) and port):
             raise FileError(shown_address(text), "this is no address", expected="https://HOST/PATH")
         target = quote(parts.path or "/", safe=_SAFE)
         if parts.query:
@@ -74,8 +74,17 @@ class Url(NamedTuple):
         return cls(parts.scheme, host, port, target)
 
     def join(self, location: str) -> Url:
-        """Return what a redirect from here leads to."""
-        return Url.parse(urljoin(f"{self.scheme}://{self.authority}{self.target}", location))
+        """Return what a redirect from here leads to.
+
+        Raises:
+            ValueError: no address of the web; its text may have a secret in it.
+        """
+        with contextlib.suppress(UnicodeError):  # headers are read as Latin-1, and sent as UTF-8
+            location = location.encode("latin-1").decode()
+        try:
+            return Url.parse(urljoin(f"{self.scheme}://{self.authority}{self.target}", location))
+        except FileError:
+            raise ValueError from None
 
     @property
     def authority(self) -> str:
@@ -228,7 +237,11 @@ class Web:
             passed.append(answer)
             if len(passed) > _MOST_REDIRECTS:
                 raise FileError(self.where, "the server sends from one address to the next")
-            url = url.join(location)
+            try:
+                url = url.join(location)
+            except ValueError:
+                problem = "the server sends on to what is no address of the web"
+                raise FileError(self.where, problem, expected="https://HOST/PATH") from None
 
     def ask(self, url: Url, headers: Mapping[str, str]) -> Answer:
         """Make one request.
@@ -245,12 +258,15 @@ class Web:
                 if isinstance(connection, _Proxied):
                     target, more = f"http://{url.authority}{target}", connection.headers
                 connection.request("GET", target, headers={**_ALWAYS, **headers, **more})
-                return Answer(self, url, connection, connection.getresponse())
+                found = connection.getresponse()
+                if found.status == _PROXY_ASKS and isinstance(connection, _Proxied):
+                    raise ProxyError(f"{found.status} {found.reason}")  # noqa: TRY301
+                return Answer(self, url, connection, found)
             except (OSError, HTTPException) as error:
                 self.put_back(url, connection, is_reusable=False)
                 if is_kept and not self.is_stopped and not isinstance(error, TimeoutError):
                     continue  # the server has closed it meanwhile, which costs nothing
-                raise self._unreachable(url, error) from None
+                raise unreachable(self.where, url.host, url.port, connection, error) from None
             except BaseException:
                 self.put_back(url, connection, is_reusable=False)
                 raise
@@ -266,45 +282,7 @@ class Web:
 
     def broken(self, url: Url, error: Exception) -> FileError:
         """Make the refusal of an answer that breaks off."""
-        host = printable(url.host)
-        if isinstance(error, TimeoutError):
-            return FileError(
-                self.where,
-                f"{host} has stopped sending",
-                expected="bytes of the file",
-                found=f"none, or hardly any, in {patience.PATIENCE.timeout:g} s",
-                hint=_LATER,
-            )
-        return FileError(self.where, f"the connection to {host} breaks off", hint=_LATER)
-
-    def _unreachable(self, url: Url, error: Exception) -> FileError | AgainError:
-        host = printable(url.host)
-        if isinstance(error, socket.gaierror):
-            return FileError(
-                self.where,
-                f"there is no host {host}, or no way to it",
-                expected="a host that this machine can reach",
-                hint="check the address, and the connection of this machine",
-            )
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return FileError(
-                self.where,
-                f"{host} does not prove who it is",
-                expected="a certificate that this machine trusts",
-                found=printable(error.verify_message),
-                hint="SSL_CERT_FILE names a file of certificates to trust",
-            )
-        if isinstance(error, TimeoutError):
-            found = f"nothing in {patience.PATIENCE.timeout:g} s"
-            return AgainError(
-                FileError(self.where, f"{host} does not answer", found=found, hint=_LATER)
-            )
-        if isinstance(error, HTTPException) and not isinstance(error, ConnectionError):
-            return AgainError(FileError(self.where, f"{host} does not answer as web servers do"))
-        if isinstance(error, ConnectionRefusedError):
-            problem = f"{host} takes no connection at port {url.port}"
-            return AgainError(FileError(self.where, problem, hint=_LATER))
-        return AgainError(self.broken(url, error))
+        return broken(self.where, url.host, error)
 
     def _connection(self, url: Url) -> tuple[HTTPConnection, bool]:
         """Return a connection, and whether it has been used before."""
@@ -321,7 +299,7 @@ class Web:
 
     def _new(self, url: Url) -> HTTPConnection:
         timeout = patience.PATIENCE.timeout
-        proxy = proxy_for(url.scheme, url.host, url.port)
+        proxy = proxy_for(self.where, url.scheme, url.host, url.port)
         host, port = (proxy.host, proxy.port) if proxy else (url.host, url.port)
         if url.scheme == "http":
             if proxy:
@@ -355,5 +333,5 @@ class Web:
             connection.close()
 
 
-_LATER = "try again later"
+_PROXY_ASKS = 407
 _ALWAYS = {"Accept-Encoding": "identity", "User-Agent": f"wncli/{wncli.__version__}"}

@@ -25,8 +25,16 @@ _RUN_OUT = frozenset({400, 401, 403, 404, 410})
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _EMPTY = re.compile(r"bytes \*/0")
 
+#: Characters of a header that are shown.
+_LONGEST = 80
+
 #: Makes the refusal of an answer that is an error, from the answer and the redirects before it.
 Explain = Callable[[Answer, list[Answer]], FileError]
+
+
+def _number(text: str) -> int | None:
+    """Return the number that a header is; None where it is none that can be meant."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 class _Version(NamedTuple):
@@ -80,13 +88,13 @@ class WebFile:
     def _begin(self) -> tuple[int, bytes]:
         answer, passed = self._ask(0, WINDOW)
         try:
-            size = answer.header("Content-Length")
+            size = _number(answer.header("Content-Length"))
             if answer.status == _UNSATISFIABLE and _EMPTY.fullmatch(answer.header("Content-Range")):
                 self.version = _Version(0, "", "")
                 return 0, b""
-            if answer.status == _WHOLE and size.isdigit() and int(size) <= WINDOW:
+            if answer.status == _WHOLE and size is not None and size <= WINDOW:
                 self._refuse_packed(answer)
-                return int(size), self._body(answer, int(size))  # nothing is left to be asked for
+                return size, self._body(answer, size)  # nothing is left to be asked for
             self._accept(answer, passed, 0, WINDOW)
             self.last = answer.url
             assert self.version is not None  # noqa: S101 - which has been accepted
@@ -150,23 +158,24 @@ class WebFile:
         if answer.status != _PARTIAL:
             refusal = self.explain(answer, passed)
             if answer.status in BUSY:
-                wait = answer.header("Retry-After")
-                raise AgainError(refusal, float(wait) if wait.isdigit() else 0.0)
+                raise AgainError(refusal, float(_number(answer.header("Retry-After")) or 0))
             raise refusal
         self._refuse_packed(answer)
         said = answer.header("Content-Range")
         match = _RANGE.fullmatch(said.strip())
         begin, end, nbytes = map(int, match.groups()) if match else (-1, -1, -1)
-        known = self.version.nbytes if self.version else nbytes
+        known = self.version.nbytes if self.version else nbytes if match else offset + count
         expected = (offset, min(offset + count, known) - 1)
         length = answer.header("Content-Length")
-        if (begin, end) != expected or (length.isdigit() and int(length) != end - begin + 1):
-            found = f"Content-Range: {said or 'none'}"
+        if (begin, end) != expected or (length and _number(length) != end - begin + 1):
+            found = f"Content-Range: {said[:_LONGEST] or 'none'}"
             raise FileError(
                 self.name,
                 "the server sends another part of the file than it was asked for",
                 expected=f"bytes {expected[0]:,} to {expected[1]:,}",
-                found=printable(f"{found}, Content-Length: {length}" if length else found),
+                found=printable(
+                    f"{found}, Content-Length: {length[:_LONGEST]}" if length else found
+                ),
                 hint=download_hint(self.name),
             )
         version = _Version(nbytes, answer.header("ETag"), answer.header("Last-Modified"))

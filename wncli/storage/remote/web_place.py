@@ -23,8 +23,8 @@ class WebPlace:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.web = Web(address.shown, address.meter)
         self.url = Url.parse(address.given)
+        self.web = Web(address.shown, address.meter)
         self.secret = _basic(address.given)
         self.has_query = bool(urlsplit(address.given).query)
 
