@@ -148,6 +148,8 @@ OF_ADDRESSES = (
     "wn inspect hf://owner/name",
     "agree at https://huggingface.co/owner/name, and set HF_TOKEN",
     "unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE",
+    "export HF_ENDPOINT=https://huggingface.co",
+    "NO_PROXY=host asks it directly",
     "pip install 'wncli[remote]'",
     "set AWS_ACCESS_KEY_ID, or AWS_SKIP_SIGNATURE=true for what anybody may read",
 )
