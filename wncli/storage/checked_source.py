@@ -68,7 +68,7 @@ class _Run:
         self.lock = threading.Lock()
 
 
-class CheckedSource:
+class CheckedSource(Finishing):
     """A source that sums up the bytes of `storages` as they are read.
 
     Every reading method raises FormatError where a storage is not what was written once.

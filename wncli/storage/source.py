@@ -11,7 +11,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import FileError, FormatError
@@ -56,16 +56,15 @@ class Source(Protocol):
         """Let go of it: what is open cannot be replaced on every system."""
 
 
-@runtime_checkable
-class OnDisk(Protocol):
+class OnDisk:
     """A source that is on a disk, where files can have holes."""
 
     def count_stored(self, offset: int, nbytes: int) -> int:
         """Count the bytes of a run that are stored, and no hole in the file."""
+        raise NotImplementedError
 
 
-@runtime_checkable
-class Finishing(Protocol):
+class Finishing:
     """A source that holds what is read from it against checksums."""
 
     def finish(self) -> None:
@@ -74,28 +73,31 @@ class Finishing(Protocol):
         Raises:
             FormatError: it is damaged.
         """
+        raise NotImplementedError
 
 
-@runtime_checkable
-class Verified(Finishing, Protocol):
+class Verified(Finishing):
     """One that does so whenever it is read, and knows all that there is to hold against them."""
 
     def checked(self) -> Sequence[tuple[str, int]]:
         """Name all that has a checksum, each with its bytes; what is no such is left to reading."""
+        raise NotImplementedError
 
     def is_damaged(self, number: int) -> bool:
         """Whether one of these is not what was written; what has not been read of it is read."""
+        raise NotImplementedError
 
     def excuse(self, number: int) -> None:
         """Refuse one of these no more."""
+        raise NotImplementedError
 
 
-@runtime_checkable
-class Stamped(Protocol):
+class Stamped:
     """A source of files that can be told from others of their names."""
 
     def stamps(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         """Return each file's name, and numbers that tell it from others."""
+        raise NotImplementedError
 
 
 class Sink(Protocol):
@@ -148,7 +150,7 @@ class Folder(Protocol):
         """Return all that is in one of them."""
 
 
-class FileSource:
+class FileSource(Stamped):
     """A file that is read, or `nbytes` of it from `begin` on, wherever it is.
 
     Behind its end, at places that are nowhere else, can stand what is in it in another form.
@@ -238,7 +240,7 @@ class FileSource:
         raise NotImplementedError
 
 
-class LocalSource(FileSource):
+class LocalSource(FileSource, OnDisk):
     """A file that is open for reading, or `nbytes` of it from `begin` on; closed with this."""
 
     def __init__(

@@ -14,7 +14,7 @@ from wncli.checkpoint.parts import Item
 from wncli.errors import FileError, few
 from wncli.formats.huggingface.shard_files import resolve
 from wncli.storage.file_limit import raise_file_limit
-from wncli.storage.source import LocalSource, truncated, unreadable
+from wncli.storage.source import LocalSource, OnDisk, truncated, unreadable
 
 #: Files that are open at once, where the system lets them be; there can be one for each item.
 _MOST_OPEN = 2000
@@ -92,7 +92,7 @@ def _resolved(path: Path) -> Path | None:
         return None
 
 
-class ItemSource:
+class ItemSource(OnDisk):
     """An item as a file of its own; refusals name what it holds.
 
     Its ends, where a zip has all but the numbers of tensors, are read once and kept.

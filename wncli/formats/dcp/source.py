@@ -20,7 +20,7 @@ from wncli.formats.dcp.boxes import Grid, Part, make_grid, parts_of
 from wncli.formats.dcp.files import Files
 from wncli.formats.dcp.items import Run
 from wncli.storage.checked_source import damaged
-from wncli.storage.source import BLOCK, truncated
+from wncli.storage.source import BLOCK, Stamped, Verified, truncated
 from wncli.storage.sums import Sum
 
 #: Bytes that are read ahead of a tensor in columns, where as many are asked for as these.
@@ -60,7 +60,7 @@ class _Band(NamedTuple):
     data: memoryview
 
 
-class PartedSource:
+class PartedSource(Verified, Stamped):
     """A source of all that a distributed checkpoint has. Files are opened as they are needed.
 
     Every reading method raises FormatError where an item is not what the metadata says, or its
