@@ -173,10 +173,11 @@ class _Filling:
     ) -> None:
         self.layout = layout
         self.pieces = pieces
-        self.checked, self.checks = checking(layout, sources)
         self.sources = sources
-        slots = [layout.slots[piece.slot] for piece in pieces]
-        self.used = [storage for slot in slots for storage in storages_in(slot.content)]
+        contents = [layout.slots[piece.slot].content for piece in pieces]
+        used = {one.identity: one for content in contents for one in storages_in(content)}
+        self.used = tuple(used.values())
+        self.checked, self.checks = checking(self.used, sources)
         self.is_remote = any(is_remote(sources[storage.file]) for storage in self.used)
         self.sink = sink
         self.found = Filled()

@@ -10,17 +10,19 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from wncli.checkpoint.layout import Elements, Layout, Magnitude, Product, Whole
+from wncli.checkpoint.layout import Elements, Magnitude, Product, Whole
 from wncli.checkpoint.tensors import Storage
 from wncli.errors import FormatError
 from wncli.hints import inspecting, phrase
 from wncli.storage.source import BLOCK, Finishing, Source, Sources
 
 
-def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[Finishing, ...]]:
-    """Return the sources, and those of them which check the storages that a layout is made from."""
+def checking(
+    storages: Iterable[Storage], sources: Sources
+) -> tuple[Sources, tuple[Finishing, ...]]:
+    """Return the sources, and those of them which check these storages, each of which is once."""
     by_file: dict[int, list[Storage]] = {}
-    for storage in storages_of(layout):
+    for storage in storages:
         known = by_file.setdefault(storage.file, [])
         if storage.crc is not None and storage.nbytes:
             known.append(storage)
@@ -30,15 +32,6 @@ def checking(layout: Layout, sources: Sources) -> tuple[Sources, tuple[Finishing
             every[file] = CheckedSource(sources[file], known)
     used = [every[file] for file in by_file]
     return every, tuple(source for source in used if isinstance(source, Finishing))
-
-
-def storages_of(layout: Layout) -> list[Storage]:
-    """Return the storages that a layout is made from, each once."""
-    found: dict[tuple[int, str], Storage] = {}
-    for slot in layout.slots:
-        for storage in storages_in(slot.content):
-            found[storage.identity] = storage
-    return list(found.values())
 
 
 def storages_in(content: Whole | Elements | Magnitude | Product) -> Sequence[Storage]:
