@@ -130,7 +130,10 @@ def test_every_function_works_by_pytorchs_operations_alone(
             monkeypatch.setattr(
                 arithmetic,
                 "_compose_by_loops",
-                lambda where, pair, g, v, _: (arithmetic._compose_by_torch(where, pair, g, v), ()),
+                lambda where, pair, numbers, _: (
+                    arithmetic._compose_by_torch(where, pair, numbers.g, numbers.v),
+                    (),
+                ),
             )
             monkeypatch.setattr(arithmetic, "_decompose_by_loops", arithmetic._decompose_by_torch)
         model = vocoder(None)

@@ -18,7 +18,6 @@ from wncli.plan.open_dims import assume, settled_by
 from wncli.plan.pairing import (
     Place,
     pair_up,
-    plain_tensors,
     split_only,
     without_counterpart,
 )
@@ -73,7 +72,7 @@ def plan_compare(a: Checkpoint, b: Checkpoint, request: Request) -> ComparePlan:
         our_root = meeting.ours.state_dict.root
         if done := describe(meeting.names):
             notes.append(Note("renamed", done, our_root))
-        held, others = plain_tensors(meeting.ours), plain_tensors(meeting.theirs)
+        held, others = meeting.ours.plain, meeting.theirs.plain
         for own, name in meeting.names.items():
             one, other = _settled(held[own], others[name]), _settled(others[name], held[own])
             if _shape(one) == _shape(other):

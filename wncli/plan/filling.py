@@ -10,7 +10,7 @@ from wncli.checkpoint.tensors import TensorSpec
 from wncli.hints import parameter, phrase, setting
 from wncli.plan.actions import Copy, Part
 from wncli.plan.guards import refuse_damage, refuse_expansion, refuse_growth
-from wncli.plan.pairing import Place, plain_tensors
+from wncli.plan.pairing import Place
 from wncli.plan.survey import Survey
 
 _WITHOUT = phrase(
@@ -36,7 +36,7 @@ def parts_to_fill(
     for found in theirs:
         state_dict = found.state_dict
         wanted: list[TensorSpec] = []
-        for name, item in plain_tensors(found).items():
+        for name, item in found.plain.items():
             if (state_dict.root, name) in lacking:
                 wanted += (item.g, item.v) if isinstance(item, Pair) else (item,)
         for spec in wanted:

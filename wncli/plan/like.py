@@ -23,7 +23,6 @@ from wncli.plan.pairing import (
     Meeting,
     Place,
     pair_up,
-    plain_tensors,
     split_only,
     without_counterpart,
 )
@@ -107,8 +106,8 @@ def plan_like(
     roots = {found.state_dict.root for found, _ in met}
     concerned = [found for found in ours if found.state_dict.root in roots or not roots]
     fit.unexpected += [join(*place) for place in without_counterpart(concerned, met)]
-    fit.ours = sum(len(plain_tensors(found)) for found in ours)
-    fit.theirs = sum(len(plain_tensors(wanted)) for wanted in theirs)
+    fit.ours = sum(len(found.plain) for found in ours)
+    fit.theirs = sum(len(wanted.plain) for wanted in theirs)
     _judge(checkpoint, reference, fit, partial=partial or fill)
     notes += [note for found in ours for note in narrowing_notes(checkpoint, found.state_dict)]
     notes += renaming_notes(checkpoint, request._replace(only=our_only))
@@ -137,13 +136,13 @@ def _tied(
     """
     met: dict[tuple[object, ...], tuple[Meeting, Pair | TensorSpec]] = {}
     for meeting in meetings if lacking else ():
-        held, others = plain_tensors(meeting.ours), plain_tensors(meeting.theirs)
+        held, others = meeting.ours.plain, meeting.theirs.plain
         for own, name in meeting.names.items():
             if (meeting.theirs.state_dict.root, name) not in lacking:
                 met.setdefault(_views(others[name]), (meeting, held[own]))
     parts: dict[Place, Part] = {}
     for wanted in theirs if met else ():
-        for name, target in plain_tensors(wanted).items():
+        for name, target in wanted.plain.items():
             place = wanted.state_dict.root, name
             if place not in lacking or not target.numel or _views(target) not in met:
                 continue
@@ -221,10 +220,10 @@ def _same_places(checkpoint: Checkpoint, ours: Sequence[Survey], parts: Sequence
 
 def _actions(checkpoint: Checkpoint, meeting: Meeting, fit: _Fit) -> tuple[Action, ...]:
     root = meeting.theirs.state_dict.root
-    held = plain_tensors(meeting.ours)
+    held = meeting.ours.plain
     by_name = {name: held[own] for own, name in meeting.names.items()}
     actions: list[Action] = []
-    for name, target in plain_tensors(meeting.theirs).items():
+    for name, target in meeting.theirs.plain.items():
         source = by_name.get(name)
         if source is None:
             continue

@@ -11,7 +11,6 @@ from wncli.checkpoint.prefixes import unwrap
 from wncli.errors import few
 from wncli.hints import REFERENCE, either, parameter, phrase, setting
 from wncli.notes import Note
-from wncli.plan.pairing import plain_tensors
 from wncli.plan.survey import Survey
 
 #: As many names, and so deep, are searched for copies of one model.
@@ -45,7 +44,7 @@ def _copies(found: Survey) -> list[Note]:
     state_dict = found.state_dict
     if not _LEAST < len(state_dict.tensors) <= _MOST_NAMES:
         return []
-    names = list(plain_tensors(found))
+    names = list(found.plain)
     below: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".", _DEEPEST)

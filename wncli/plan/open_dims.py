@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from wncli.checkpoint.dims import fitting_axes, resolve_dim
 from wncli.checkpoint.naming import read_half
@@ -40,14 +41,14 @@ def settle(found: Survey, layers: tuple[Rule, ...], dim: int | None) -> Survey:
                 ),
             )
         settled.append(pair._replace(dim=wanted, axes=()))
-    return found._replace(pairs=(*found.pairs, *settled), look_alikes=tuple(left))
+    return replace(found, pairs=(*found.pairs, *settled), look_alikes=tuple(left))
 
 
 def assume(found: Survey) -> Survey:
     """Make pairs of all others, with the dims that they can be along as `axes`."""
     opened = [open_pair(found, alike) for alike in found.look_alikes if alike.code == OPEN_DIM]
     left = tuple(alike for alike in found.look_alikes if alike.code != OPEN_DIM)
-    return found._replace(pairs=(*found.pairs, *opened), look_alikes=left) if opened else found
+    return replace(found, pairs=(*found.pairs, *opened), look_alikes=left) if opened else found
 
 
 def open_pair(found: Survey, alike: LookAlike) -> Pair:

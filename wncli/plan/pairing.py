@@ -1,7 +1,6 @@
 """Which state dict of one checkpoint is which of another's, and how their names meet. Pure.
 
-A tensor goes by its **plain name** here: that of the weight where it is normalized, so that both
-spellings and the folded weight meet.
+A tensor goes by its plain name here (`Survey.plain`).
 """
 
 from __future__ import annotations
@@ -27,22 +26,6 @@ _MOST_NAMES = 1 << 2
 _MOST_VISITS = 1 << 18
 #: As many are named of what could be meant.
 _MOST_WAYS = 4
-
-
-#: What a state dict holds, by plain names.
-Tensors = Mapping[str, Pair | TensorSpec]
-
-
-def plain_tensors(found: Survey) -> dict[str, Pair | TensorSpec]:
-    """Give what a state dict holds by plain names, in its order; stale weights are passed over."""
-    by_name: dict[str, Pair] = {}
-    for pair in found.pairs:
-        by_name |= dict.fromkeys((spec.name for spec in pair.tensors), pair)
-    held: dict[str, Pair | TensorSpec] = {}
-    for spec in found.state_dict.tensors:
-        pair_of = by_name.get(spec.name)
-        held[pair_of.weight if pair_of else spec.name] = pair_of or spec
-    return held
 
 
 def split_only(
@@ -93,7 +76,7 @@ def without_counterpart(
         (root, name)
         for found in surveys
         for root in (found.state_dict.root,)
-        for name in plain_tensors(found)
+        for name in found.plain
         if name not in taken.get(root, ())
     ]
 
@@ -113,8 +96,8 @@ def pair_up(
         UsageError: several would do equally well, and nothing says which is meant.
     """
     tops = Tops.of(found.state_dict.root for found in (*ours, *theirs))
-    held = {found.state_dict.root: plain_tensors(found) for found in ours}
-    others = {found.state_dict.root: plain_tensors(found) for found in theirs}
+    held = {found.state_dict.root: found.plain for found in ours}
+    others = {found.state_dict.root: found.plain for found in theirs}
     pairing = _Pairing(
         our_checkpoint,
         their_checkpoint,
@@ -155,7 +138,7 @@ def _across(ours: Sequence[Survey], theirs: Sequence[Survey]) -> tuple[Meeting, 
     for surveys in (ours, theirs):
         places: dict[str, tuple[int, str]] = {}
         for number, found in enumerate(surveys):
-            for name in plain_tensors(found):
+            for name in found.plain:
                 places.setdefault(join(found.state_dict.root, name), (number, name))
         sides.append(places)
     our_places, their_places = sides
@@ -177,8 +160,8 @@ class _Pairing(NamedTuple):
     their_checkpoint: Checkpoint
     ours: Mapping[str, Names]
     theirs: Mapping[str, Names]
-    our_tensors: Mapping[str, Tensors]
-    their_tensors: Mapping[str, Tensors]
+    our_tensors: Mapping[str, Mapping[str, Pair | TensorSpec]]
+    their_tensors: Mapping[str, Mapping[str, Pair | TensorSpec]]
 
     def by_root(
         self, ours: Sequence[Survey], theirs: Sequence[Survey]

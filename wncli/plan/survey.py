@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from string import ascii_letters
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,12 +55,27 @@ class LookAlike(NamedTuple):
         return self.code not in {"spectral-norm", "other-parametrization", "other-letters"}
 
 
-class Survey(NamedTuple):
+@dataclass(frozen=True)
+class Survey:
     """What a state dict holds, as far as weight norm goes."""
 
     state_dict: StateDict
     pairs: tuple[Pair, ...]
     look_alikes: tuple[LookAlike, ...]
+
+    @cached_property
+    def plain(self) -> Mapping[str, Pair | TensorSpec]:
+        """What is held by plain names, in its order; stale weights are passed over.
+
+        The plain name of a tensor is that of the weight where it is normalized, so that both
+        spellings and the folded weight meet.
+        """
+        pairs = {spec.name: pair for pair in self.pairs for spec in pair.tensors}
+        held: dict[str, Pair | TensorSpec] = {}
+        for spec in self.state_dict.tensors:
+            pair = pairs.get(spec.name)
+            held[pair.weight if pair else spec.name] = pair or spec
+        return held
 
     def halves(self) -> frozenset[str]:
         """Return the names of everything that belongs to a pair or looks like it."""

@@ -122,27 +122,34 @@ def _where(checkpoint: Checkpoint, state_dict: StateDict) -> str:
     return f"{checkpoint.name}: {state_dict.root}" if state_dict.root else checkpoint.name
 
 
-def _placeholders(tensors: Iterable[TensorSpec]) -> tuple[str, ...]:
+def _placeholders(tensors: Sequence[TensorSpec]) -> tuple[str, ...]:
     """Return the tensors without numbers, where they show that the state dict has been partitioned.
 
     A direction of one element is no weight's, whatever is whole beside it: ZeRO-3 does not
     partition small parameters. Of plain weights half are empty, or all have one element, as a
     PReLU's has.
     """
-    names: list[str] = []
-    weights = empty = single = directions = 0
-    for spec in tensors:
-        half = read_half(spec.name)
-        is_direction = half is not None and half.role == "v" and half.parameter.startswith("weight")
-        is_weight = is_direction or split(spec.name)[1] == "weight"
-        weights += is_weight
-        if spec.shape == (0,) or (is_weight and spec.shape == (1,)):
-            names.append(spec.name)
-            empty += is_weight and spec.shape == (0,)
-            single += is_weight and spec.shape == (1,)
-            directions += is_direction
+    tiny = [spec for spec in tensors if spec.shape in {(0,), (1,)}]
+    kinds = [(spec, _is_direction(spec), _is_weight(spec)) for spec in tiny]
+    empty = sum(is_weight for spec, _, is_weight in kinds if spec.shape == (0,))
+    single = sum(is_weight for spec, _, is_weight in kinds if spec.shape == (1,))
+    if not empty + single:
+        return ()
+    names = tuple(s.name for s, _, is_weight in kinds if s.shape == (0,) or is_weight)
+    if any(is_direction for _, is_direction, _ in kinds):
+        return names
+    weights = sum(map(_is_weight, tensors))
     is_partitioned = weights > 1 and (2 * empty >= weights or empty + single == weights)
-    return tuple(names) if directions or is_partitioned else ()
+    return names if is_partitioned else ()
+
+
+def _is_direction(spec: TensorSpec) -> bool:
+    half = read_half(spec.name)
+    return half is not None and half.role == "v" and half.parameter.startswith("weight")
+
+
+def _is_weight(spec: TensorSpec) -> bool:
+    return split(spec.name)[1] == "weight" or _is_direction(spec)
 
 
 def _is_distributed_shard(checkpoint: Checkpoint) -> bool:

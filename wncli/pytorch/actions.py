@@ -12,7 +12,7 @@ from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.notes import Note
 from wncli.plan.actions import Action, Compose, Copy, Decompose, Renormalize, Respell
-from wncli.pytorch.arithmetic import compose, decompose
+from wncli.pytorch.arithmetic import Numbers, compose, decompose, refuse_without_direction
 
 #: Gives the tensor that a spec of the input is.
 Reading = Callable[[TensorSpec], Tensor]
@@ -63,13 +63,30 @@ class Executor:
             case _:
                 assert_never(action)
 
+    def judge(self, pair: Pair) -> None:
+        """Refuse what `compose` would refuse.
+
+        Raises:
+            WeightNormError: a direction that is undefined.
+        """
+        refuse_without_direction(self.where, pair, self.read(pair.g), self.read(pair.v))
+
+    def compose(self, pair: Pair, into: Tensor | None = None) -> Tensor:
+        """Return the product of a pair, in the memory of `into` where there is such.
+
+        Raises:
+            WeightNormError: a direction that is undefined.
+        """
+        stale = self.read(pair.stale) if pair.stale else None
+        numbers = Numbers(self.read(pair.g), self.read(pair.v), stale)
+        found, notes = compose(self.where, pair, numbers, into)
+        self.notes += notes
+        return found
+
     def _product(self, pair: Pair) -> Tensor:
         key = ("product", pair.g.view, pair.v.view)
         if key not in self.known:
-            stale = self.read(pair.stale) if pair.stale else None
-            found, notes = compose(self.where, pair, self.read(pair.g), self.read(pair.v), stale)
-            self.known[key] = found
-            self.notes += notes
+            self.known[key] = self.compose(pair)
         return self.known[key]
 
     def _split(

@@ -41,25 +41,36 @@ class Split(NamedTuple):
     notes: tuple[Note, ...] = ()
 
 
+class Numbers(NamedTuple):
+    """The tensors of a pair; `stale` is what stands under the weight's own name."""
+
+    g: Tensor
+    v: Tensor
+    stale: Tensor | None = None
+
+
 def compose(
-    where: str, pair: Pair, g: Tensor, v: Tensor, stale: Tensor | None = None
+    where: str, pair: Pair, numbers: Numbers, into: Tensor | None = None
 ) -> tuple[Tensor, tuple[Note, ...]]:
     """Return the weight that a pair is, in v's order of memory, and what the data showed.
 
     Args:
         where: what refusals call that which has the pair.
         pair: names it, and says its dim.
-        g: its magnitude.
-        v: its direction, on the same device.
-        stale: what stands under the weight's own name.
+        numbers: its tensors; v's device is the weight's.
+        into: gets the weight, cast to its dtype; nothing else is in its memory, neither g nor v.
 
     Raises:
         WeightNormError: a slice of v is all zero under a g that is not.
     """
+    g, v, _ = numbers
     refuse_without_memory(where, pair.weight, g, v)
+    notes: tuple[Note, ...] = ()
     if v.device.type == "cpu":
-        return _compose_by_loops(where, pair, g, v, stale)
-    return _compose_by_torch(where, pair, g.to(v.device), v), ()
+        weight, notes = _compose_by_loops(where, pair, numbers, into)
+    else:
+        weight = _compose_by_torch(where, pair, g.to(v.device), v)
+    return weight if into is None or weight is into else into.copy_(weight), notes
 
 
 def decompose(where: str, name: str, weight: Tensor, dim: int | None) -> Split:
@@ -81,14 +92,21 @@ def decompose(where: str, name: str, weight: Tensor, dim: int | None) -> Split:
     return _decompose_by_torch(where, name, weight, dim)
 
 
-def has_direction(g: Tensor, v: Tensor, dim: int | None) -> bool:
-    """Whether no slice of v is all zero under a g that is not; few of the elements are read."""
-    slices = slices_of(v.detach(), dim)
-    if not slices.numel():
-        return True
+def refuse_without_direction(where: str, pair: Pair, g: Tensor, v: Tensor) -> None:
+    """Refuse what `compose` would refuse; few of the elements are read.
+
+    Raises:
+        WeightNormError: a slice of v is all zero under a g that is not.
+    """
+    refuse_without_memory(where, pair.weight, g, v)
+    slices = slices_of(v.detach(), pair.dim)
+    if v.is_meta or not slices.numel():
+        return
     starts = slices[first_of(slice(None), slices)]
     doubtful = ((starts == 0) & (g.detach().reshape(-1).to(v.device) != 0)).nonzero().flatten()
-    return all(bool((slices[channel] != 0).any()) for channel in doubtful.tolist())
+    zero = [channel for channel in doubtful.tolist() if not bool((slices[channel] != 0).any())]
+    if zero:
+        raise without_direction(where, pair, zero)
 
 
 def refuse_without_memory(where: str, name: str, *tensors: Tensor) -> None:
@@ -119,21 +137,32 @@ def refuse_without_memory(where: str, name: str, *tensors: Tensor) -> None:
 
 
 def _compose_by_loops(
-    where: str, pair: Pair, g: Tensor, v: Tensor, stale: Tensor | None
+    where: str, pair: Pair, numbers: Numbers, into: Tensor | None
 ) -> tuple[Tensor, tuple[Note, ...]]:
-    held = [tensor.resolve_neg() for tensor in (g, v, stale) if tensor is not None]
+    held = [tensor.resolve_neg() for tensor in numbers if tensor is not None]
     sources = [MemorySource(where, tensor, number) for number, tensor in enumerate(held)]
     names = (pair.g.name, pair.v.name, pair.weight)
     specs = [_spec(name, tensor, n) for n, (name, tensor) in enumerate(zip(names, held))]  # noqa: B905 - stale may be None
-    own = pair._replace(g=specs[0], v=specs[1], stale=specs[2] if stale is not None else None)
+    own = pair._replace(
+        g=specs[0], v=specs[1], stale=specs[2] if numbers.stale is not None else None
+    )
     is_dense = own.v.memory_order is not None
     strides = own.v.strides if is_dense else row_major(own.v.shape)
-    weight = torch.empty_strided(own.v.shape, strides, dtype=TORCH_DTYPES[own.dtype])
-    target, itemsize = bytes_of(weight), own.dtype.itemsize
+    dtype, itemsize = TORCH_DTYPES[own.dtype], own.dtype.itemsize
+    if into is not None and _is_laid_out(into, strides, dtype):
+        weight = into
+    else:
+        weight = torch.empty_strided(own.v.shape, strides, dtype=dtype)
+    target = bytes_of(weight)[int(weight.storage_offset()) * itemsize :]
     notes: list[Note] = []
     for start, run in fold_pair(sources, own, notes, row_major=False):
         target[start * itemsize : start * itemsize + len(run)] = run
     return weight, tuple(notes)
+
+
+def _is_laid_out(tensor: Tensor, strides: tuple[int, ...], dtype: torch.dtype) -> bool:
+    is_plain = tensor.device.type == "cpu" and not tensor.is_neg() and is_run_of_memory(tensor)
+    return is_plain and tensor.dtype is dtype and tensor.stride() == strides
 
 
 def _decompose_by_loops(where: str, name: str, weight: Tensor, dim: int | None) -> Split:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from wncli.checkpoint.output import OutputTensor
+from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.prefixes import PrefixMap, unwrap
 from wncli.checkpoint.tensors import TensorSpec
 from wncli.errors import WeightNormError
 from wncli.notes import Note
 from wncli.parallel import Advance, run_tasks
-from wncli.plan.actions import Action, Copy, Decompose, Part, Plan, Renormalize, Respell
+from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
 from wncli.plan.guards import refuse_growth, refuse_same_names
 from wncli.plan.lower import lower, lower_plan
 from wncli.pytorch.actions import Executor
@@ -24,6 +26,9 @@ from wncli.pytorch.sharded import carry_out_in_part
 from wncli.pytorch.tensors import TORCH_DTYPES, is_distributed, kind_of
 
 _EXTRA_STATE = "_extra_state"
+
+Item = TypeVar("Item", "_Item", "_InPlace")
+Result = TypeVar("Result")
 
 
 class _Item(NamedTuple):
@@ -37,6 +42,25 @@ class _Item(NamedTuple):
     def is_kept(self) -> bool:
         """Whether a tensor of it is the checkpoint's as it is; of a weight that is split, v."""
         return isinstance(self.action, (Copy, Respell, Decompose))
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that it leaves."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+class _InPlace(NamedTuple):
+    """A product, and the model's tensor of its name, in whose memory it is composed."""
+
+    part: Part
+    pair: Pair
+    name: str
+    target: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Of the product."""
+        return self.target.nbytes
 
 
 class Arriving:
@@ -60,29 +84,35 @@ class Arriving:
         self.parts = plan.parts
         self.notes: list[Note] = []
         self.prefixes = {part.state_dict.keys: _prefixes(part) for part in plan.parts}
-        refuse_same_names(lower_plan(plan))
-        self.items = [_Item(part, action, lower(action).tensors) for part, action in self._all()]
+        self.items = list(self._all(plan))
         used = [(spec, None) for item in self.items for spec in item.action.sources]
         refuse_growth(given.checkpoint, used, lambda _: "")
         self.specs = {tensor.name: tensor for item in self.items for tensor in item.tensors}
         self.known = {spec.name: spec for spec in target.top.tensors}
         #: Names of the model, and those that they are tied to where the checkpoint has just these.
         self.ties = self._ties()
+        #: What is composed in the model's own memory, once nothing is refused any more.
+        self.in_place: list[_InPlace] = []
 
-    def _all(self) -> Iterator[tuple[Part, Action]]:
+    def _all(self, plan: Plan) -> Iterator[_Item]:
         """Give all actions, and a copy of each tensor that the plan has no place for.
 
         These get the names that they would have: the model's hooks may know them.
         """
-        for part in self.parts:
+        output = lower_plan(plan)
+        refuse_same_names(output)
+        for part, lowered in zip(plan.parts, output.state_dicts, strict=True):
             prefixes = self.prefixes[part.state_dict.keys]
-            used = {spec.name for action in part.actions for spec in action.sources}
-            made = {tensor.name for action in part.actions for tensor in lower(action).tensors}
-            yield from ((part, action) for action in part.actions)
+            used = {spec.name for result in lowered.results for spec in result.sources}
+            made = {tensor.name for result in lowered.results for tensor in result.tensors}
+            for action, result in zip(part.actions, lowered.results, strict=True):
+                yield _Item(part, action, result.tensors)
             for spec in part.state_dict.tensors:
-                name = prefixes.rename(spec.name) or unwrap(spec.name)
-                if spec.name not in used and name not in made:
-                    yield part, Copy(spec, name)
+                if spec.name not in used:
+                    name = prefixes.rename(spec.name) or unwrap(spec.name)
+                    if name not in made:
+                        copy = Copy(spec, name)
+                        yield _Item(part, copy, lower(copy).tensors)
 
     def _ties(self) -> dict[str, str]:
         first: dict[object, str] = {}
@@ -142,8 +172,12 @@ class Arriving:
                     found[renamed] = self.given.value(keys, name)
         return found
 
-    def tensors(self) -> dict[str, object]:
+    def tensors(self, *, in_place: bool) -> dict[str, object]:
         """Return what is to be loaded.
+
+        Args:
+            in_place: PyTorch's own loading alone comes after this. What can be composed in the
+                model's memory is judged, and left to `compose_in_place`.
 
         Raises:
             FormatError: a file's bytes are not those that were written.
@@ -158,30 +192,68 @@ class Arriving:
         if len(whole) < len(self.items):
             self._note_unchecked()
         executors = {part.state_dict.keys: self._executor(part) for part in self.parts}
+        made: dict[str, object] = {}
+        computed = []
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for item in self.items:
+                executor = executors[item.part.state_dict.keys]
+                product = self._in_place(item) if in_place else None
+                if product:
+                    executor.judge(product.pair)
+                    made[product.name] = product.target
+                    self.in_place.append(product)
+                elif isinstance(item.action, (Copy, Respell)) and not self._is_sharded(item):
+                    made.update(executor.tensors(item.action))
+                else:
+                    computed.append(item)
 
-        def make(item: _Item, advance: Advance) -> dict[str, Tensor]:
+        def compute(item: _Item, advance: Advance) -> dict[str, Tensor]:
             executor = executors[item.part.state_dict.keys]
             with torch.inference_mode(mode=False), torch.no_grad():
                 split_in = self._split_in(item.action)
                 if self._is_sharded(item):
                     held = {tensor.name: self._held(tensor.name) for tensor in item.tensors}
-                    made = carry_out_in_part(executor, item.action, held, split_in)
+                    found = carry_out_in_part(executor, item.action, held, split_in)
                 else:
-                    made = executor.tensors(item.action, split_in)
+                    found = executor.tensors(item.action, split_in)
             advance(0)
-            return made
+            return found
 
-        nbytes = sum(
-            one.nbytes
-            for item in self.items
-            if not isinstance(item.action, (Copy, Respell))
-            for one in item.tensors
-        )
-        results = run_tasks(make, self.items, nbytes=nbytes, jobs=None, progress=lambda _: None)
-        found: dict[str, object] = {n: made for result in results for n, made in result.items()}
-        self._refuse_other_kinds(found)
-        found.update({name: found[other] for name, other in self.ties.items()})
-        return self._as_parameters(found) if self.assign else found
+        for result in _on_all_cores(compute, computed):
+            made.update(result)
+        self._refuse_other_kinds(made)
+        made.update({name: made[other] for name, other in self.ties.items()})
+        return self._as_parameters(made) if self.assign else made
+
+    def _in_place(self, item: _Item) -> _InPlace | None:
+        """Give what is a product of what files have, where the model's memory for it is its own.
+
+        The files are mapped for this alone: no model is in them.
+        """
+        if self.assign or not isinstance(item.action, Compose) or isinstance(self.given, InMemory):
+            return None
+        pair, name = item.action
+        held = self._held(name)
+        if not isinstance(held, Tensor) or type(held) not in {Tensor, nn.Parameter}:
+            return None
+        is_alone = self._uses[self.known[name].storage.identity] == 1
+        is_dense = kind_of(held) == "dense"
+        return _InPlace(item.part, pair, name, held) if is_alone and is_dense else None
+
+    @cached_property
+    def _uses(self) -> Counter[tuple[int, str]]:
+        """Count the model's tensors in each storage."""
+        return Counter(spec.storage.identity for spec in self.known.values())
+
+    def compose_in_place(self) -> None:
+        """Compose in the model's memory what `tensors` has left to this: a layer on each core."""
+
+        def compose(product: _InPlace, advance: Advance) -> None:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._executor(product.part).compose(product.pair, product.target)
+            advance(0)
+
+        _on_all_cores(compose, self.in_place)
 
     def _refuse_other_kinds(self, found: Mapping[str, object]) -> None:
         """Refuse what PyTorch cannot copy into the tensor that the model has."""
@@ -246,6 +318,13 @@ class Arriving:
                 made[id(held)] = nn.Parameter(tensor.detach(), requires_grad=held.requires_grad)
             result[name] = made[id(held)]
         return result
+
+
+def _on_all_cores(
+    function: Callable[[Item, Advance], Result], items: Sequence[Item]
+) -> list[Result]:
+    nbytes = sum(item.nbytes for item in items)
+    return run_tasks(function, items, nbytes=nbytes, jobs=None, progress=lambda _: None)
 
 
 def _prefixes(part: Part) -> PrefixMap:

@@ -24,7 +24,7 @@ from wncli.plan.actions import Compose
 from wncli.plan.remove import plan_remove
 from wncli.plan.request import Request
 from wncli.plan.rules import glob_of
-from wncli.pytorch.arithmetic import compose, decompose
+from wncli.pytorch.arithmetic import Numbers, compose, decompose
 from wncli.pytorch.attributes import Attributes
 from wncli.pytorch.modules import (
     Layer,
@@ -257,7 +257,7 @@ class _Setting:
     def _scale(self, factors: Tensor) -> None:
         """Scale the weight for each channel of the output, and split it again."""
         layer = self.layer
-        weight, notes = compose("the model", self.pair, layer.g, layer.v)
+        weight, notes = compose("the model", self.pair, Numbers(layer.g, layer.v))
         self.notes += notes
         inner = weight.shape[1] if self.axis == 1 else weight.shape[0]
         grouped = factors.reshape(self.groups, inner)

@@ -90,7 +90,8 @@ def load_weights(
         if not assign:
             _refuse_uncopied(target, arriving)
         judged = Judgement((), ())
-        if has_code_of_its_own(model) or not arriving.is_the_models_own:
+        is_foreseen = arriving.is_the_models_own and not has_code_of_its_own(model)
+        if not is_foreseen:
             judged = rehearse(model, arriving.shapes(), arriving.versions)
         extra = arriving.extra_state()
         judged = Judgement(
@@ -98,8 +99,9 @@ def load_weights(
         )
         if strict:
             _refuse_unmet(given, judged)
-        made = arriving.tensors()
+        made = arriving.tensors(in_place=is_foreseen)
         made.update(extra)
+        arriving.compose_in_place()
         _load(model, made, arriving.versions, strict=strict, assign=assign)
     refresh(model)
     notes = [note for note in plan.notes if note.code not in _SAID_BY_THE_MODEL]
@@ -145,6 +147,14 @@ def _refuse_meta(model: nn.Module, target: InMemory, *, assign: bool) -> None:
     Raises:
         WeightNormError: that is so.
     """
+    held = [
+        tensor
+        for module in model.modules()
+        for tensors in (module._parameters, module._buffers)  # noqa: SLF001
+        for tensor in tensors.values()
+    ]
+    if not any(tensor is not None and tensor.is_meta for tensor in held):
+        return
     loaded = {id(value) for value in target.state_dicts[()].values()}
     tensors = [*model.named_parameters(), *model.named_buffers()]
     on_meta = [(n, t) for n, t in tensors if not is_lazy(t) and t.device.type == "meta"]

@@ -56,19 +56,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def walk(model: nn.Module, path: str = "", known: set[int] | None = None) -> Iterator[
-    tuple[str, nn.Module]
-]:  # fmt: skip
+def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Give each module once, with its path, in which wrappers have no part."""
-    known = set() if known is None else known
-    model = unwrapped(model)
-    if id(model) in known:
-        return
-    known.add(id(model))
-    yield path, model
-    for name, child in model._modules.items():  # noqa: SLF001 - what a wrapper passes on is not its own
-        if child is not None and name != "parametrizations":
-            yield from walk(child, join(path, name), known)
+    known: set[int] = set()
+    left = [("", model)]
+    while left:
+        path, module = left.pop()
+        module = unwrapped(module)
+        if id(module) in known:
+            continue
+        known.add(id(module))
+        yield path, module
+        children = module._modules.items()  # noqa: SLF001 - what a wrapper passes on is not its own
+        left += [
+            (join(path, name), child)
+            for name, child in reversed(children)
+            if child is not None and name != "parametrizations"
+        ]
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:
@@ -124,7 +128,7 @@ def parameters_of(model: nn.Module) -> InMemory:
 
 def of_new_parameters(model: nn.Module) -> list[Note]:
     """Say who holds the parameters that a model had before."""
-    is_wrapped = any("DistributedDataParallel" in _kinds(module) for module in model.modules())
+    is_wrapped = any(_is_kind(module, "DistributedDataParallel") for module in model.modules())
     return [NEW_PARAMETERS, WRAP_AGAIN] if is_wrapped else [NEW_PARAMETERS]
 
 
@@ -160,9 +164,11 @@ def refuse_stacked(model: object, weights: Iterable[str]) -> None:
     Raises:
         WeightNormError: one is such.
     """
+    weights = tuple(weights)
+    modules = model.named_modules() if weights and isinstance(model, nn.Module) else ()
     stacked = {
         join(path, parameter)
-        for path, module in (model.named_modules() if isinstance(model, nn.Module) else ())
+        for path, module in modules
         for parameter, chain in _parametrizations(module)
         if len(chain) > 1 and isinstance(chain[0], _WeightNorm)
     }
@@ -195,7 +201,7 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
         for parameter, chain in _parametrizations(module)
         if any(map(is_distributed, chain.parameters()))
     ]
-    sharded = [module for _, module in walk(model) if _kinds(module) & _SHARDED]
+    sharded = [module for _, module in walk(model) if _is_kind(module, *_SHARDED)]
     if parts or sharded:
         raise WeightNormError(
             f"the model: {parts[0] if parts else type(sharded[0]).__name__}",
@@ -206,8 +212,8 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
         )
 
 
-def _kinds(module: nn.Module) -> set[str]:
-    return {kind.__name__ for kind in type(module).__mro__}
+def _is_kind(module: nn.Module, *names: str) -> bool:
+    return any(kind.__name__ in names for kind in type(module).__mro__)
 
 
 def refuse_flattened(model: nn.Module) -> None:
@@ -217,7 +223,7 @@ def refuse_flattened(model: nn.Module) -> None:
         WeightNormError: that is so.
     """
     for path, module in walk(model):
-        if "FullyShardedDataParallel" in _kinds(module):
+        if _is_kind(module, "FullyShardedDataParallel"):
             raise WeightNormError(
                 f"the model: {path or type(module).__name__}",
                 "FSDP has flattened its parameters",
@@ -259,6 +265,7 @@ def refresh(model: nn.Module) -> None:
     any, which has them whole.
     """
     with torch.inference_mode(mode=False), torch.no_grad():
-        for layer in layers_of(model).values():
-            if layer.hook and not (is_distributed(layer.g) or is_distributed(layer.v)):
-                setattr(layer.module, layer.parameter, layer.hook.compute_weight(layer.module))
+        for path, module in walk(model):
+            for layer in _in_module(path, module) if module._forward_pre_hooks else ():  # noqa: SLF001
+                if layer.hook and not (is_distributed(layer.g) or is_distributed(layer.v)):
+                    setattr(module, layer.parameter, layer.hook.compute_weight(module))

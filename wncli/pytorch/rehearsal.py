@@ -68,9 +68,11 @@ def has_code_of_its_own(model: nn.Module) -> bool:
 
     Without, a state dict of the model's own names and shapes is one that it takes.
     """
+    modules = list(model.modules())
+    kinds = {type(module): module for module in modules}
     functions: list[object] = [type(model).load_state_dict]
-    for module in model.modules():
-        functions.append(type(module)._load_from_state_dict)  # noqa: SLF001
+    functions += [type(module)._load_from_state_dict for module in kinds.values()]  # noqa: SLF001
+    for module in modules:
         functions += module._load_state_dict_pre_hooks.values()  # noqa: SLF001
         functions += module._load_state_dict_post_hooks.values()  # noqa: SLF001
     return not all(_home(function).startswith("torch.") for function in functions)

@@ -17,13 +17,7 @@ from wncli.notes import Note
 from wncli.plan.actions import Compose
 from wncli.plan.remove import plan_remove
 from wncli.plan.request import Request
-from wncli.pytorch.arithmetic import (
-    compose,
-    has_direction,
-    refuse_without_memory,
-    slices_of,
-    without_direction,
-)
+from wncli.pytorch.arithmetic import Numbers, compose, refuse_without_direction
 from wncli.pytorch.modules import (
     Layer,
     layers_of,
@@ -69,7 +63,7 @@ def remove_weight_norm(
     request = Request.parse(layers, exclude, None, with_dims=True)
     chosen, notes = _choose(model, request)
     for layer, pair in chosen:
-        _refuse_without_direction(layer, pair)
+        refuse_without_direction("the model", pair, layer.g, layer.v)
     names = [layer.name for layer, _ in chosen]
     chosen.reverse()
     ties = Counter(_identity(layer) for layer, _ in chosen)
@@ -117,19 +111,9 @@ def _choose(model: nn.Module, request: Request) -> tuple[list[tuple[Layer, Pair]
 
 
 def _folded(layer: Layer, pair: Pair, notes: list[Note]) -> Parameter:
-    weight, found = compose("the model", pair, layer.g, layer.v)
+    weight, found = compose("the model", pair, Numbers(layer.g, layer.v))
     notes += found
     return Parameter(weight, requires_grad=layer.g.requires_grad or layer.v.requires_grad)
-
-
-def _refuse_without_direction(layer: Layer, pair: Pair) -> None:
-    refuse_without_memory("the model", pair.weight, layer.g, layer.v)
-    if layer.v.device.type == "meta" or has_direction(layer.g, layer.v, layer.dim):
-        return
-    slices = slices_of(layer.v.detach(), layer.dim)
-    is_zero = (slices.reshape(slices.shape[0], -1) == 0).all(1)
-    zero = is_zero & (layer.g.detach().reshape(-1) != 0)
-    raise without_direction("the model", pair, zero.nonzero().flatten().tolist())
 
 
 def _put_in_place(layer: Layer, weight: Parameter) -> None:
