@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ import wncli.pytorch as wn
 from tests.support.layers import Spelling
 from tests.support.live import everything, heard, mel, norms_of_their_own, vocoder
 from tests.support.oracles import bits
+from tests.support.run import ROOT
 
 SPELLINGS: tuple[Spelling | None, ...] = (None, "hook", "parametrized")
 #: As far as PyTorch's own product is off the exact one, times a layer's fan-in.
@@ -554,14 +557,133 @@ def test_bytes_that_have_changed_are_refused_and_nothing_changes(
     assert everything(model) == before
 
 
-def test_a_direction_that_is_undefined_is_refused_and_nothing_changes() -> None:
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_direction_that_is_undefined_is_refused_and_nothing_changes(
+    tmp_path: Path, *, is_stored: bool
+) -> None:
     state = vocoder("hook").state_dict()
+    state["2.weight_v"][:, 3] = 0
     state["2.weight_v"][3] = 0
+    torch.save(state, tmp_path / "in.pt")
     model = vocoder(None, seed=1)
     before = everything(model)
-    with pytest.raises(wncli.WeightNormError, match="slice 3"):
-        wn.load_weights(model, state)
+    with pytest.raises(wncli.WeightNormError, match="slice 3 "):
+        wn.load_weights(model, tmp_path / "in.pt" if is_stored else state)
     assert everything(model) == before
+
+
+def one_storage(model: nn.Module) -> None:
+    """Make all parameters views of one storage, as trainers that flatten them do."""
+    parameters = list(model.parameters())
+    flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    for parameter, part in zip(
+        parameters, flat.split([p.numel() for p in parameters]), strict=True
+    ):
+        parameter.data = part.view(parameter.shape)
+
+
+def other_order(model: nn.Module) -> None:
+    """Let the elements of parameters stand in another order than a file's."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.data.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def behind_others(model: nn.Module) -> None:
+    """Let each parameter begin in the middle of a storage of its own."""
+    for parameter in model.parameters():
+        room = torch.full((parameter.numel() + 7,), 5.0)
+        parameter.data = room[4:-3].view(parameter.shape).copy_(parameter.data)
+
+
+@pytest.mark.parametrize(
+    "change", [one_storage, other_order, behind_others, nn.Module.half, nn.Module.double]
+)
+@pytest.mark.parametrize("spelling", ["hook", "parametrized"])
+def test_products_have_their_bits_in_whatever_memory_the_model_has(
+    spelling: Spelling, change: Callable[[nn.Module], object], tmp_path: Path
+) -> None:
+    source = vocoder(spelling)
+    torch.save(source.state_dict(), tmp_path / "in.pt")
+    wncli.remove(tmp_path / "in.pt", tmp_path / "folded.pt")
+    model, by_pytorch = vocoder(None, seed=1), vocoder(None, seed=1)
+    change(model)
+    change(by_pytorch)
+    rooms = {name: value.untyped_storage() for name, value in model.state_dict().items()}
+    places = {
+        name: (value.data_ptr(), value.stride()) for name, value in model.state_dict().items()
+    }
+    wn.load_weights(model, tmp_path / "in.pt")
+    by_pytorch.load_state_dict(torch.load(tmp_path / "folded.pt"))
+    for name, value in by_pytorch.state_dict().items():
+        found = model.state_dict()[name]
+        assert bits(found) == bits(value), name
+        assert (found.data_ptr(), found.stride()) == places[name]
+        if change is behind_others and name.endswith("weight") and value.dim() > 1:
+            around = torch.empty(0).set_(rooms[name])
+            assert set(around[:4].tolist()) | set(around[-3:].tolist()) == {5.0}
+
+
+def test_a_stale_weight_beside_its_halves_is_told_of_once_the_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    state = vocoder("hook").state_dict()
+    state["0.weight"] = torch.ones_like(state["0.weight_v"])
+    torch.save(state, tmp_path / "in.pt")
+    model = vocoder(None, seed=1)
+    done = wn.load_weights(model, tmp_path / "in.pt")
+    assert [note.code for note in done.notes if note.is_warning] == ["stale-weight"]
+    assert not (model[0].weight == 1).any()
+
+
+MEMORY = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+import wncli.pytorch as wn
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+def layers():
+    return nn.Sequential(*(nn.Conv1d(512, 512, 7) for _ in range(12)))
+
+torch.set_num_threads(1)
+path = sys.argv[1]
+model = layers()
+for layer in model:
+    parametrizations.weight_norm(layer)
+torch.save(model.state_dict(), path)
+del model
+model = layers()
+before, most, done = anonymous(), 0, threading.Event()
+
+def look():
+    global most
+    while not done.is_set():
+        most = max(most, anonymous())
+        time.sleep(0.0002)
+
+thread = threading.Thread(target=look)
+thread.start()
+wn.load_weights(model, path)
+done.set()
+thread.join()
+print((max(most, anonymous()) - before) / (512 * 512 * 7 * 4))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_folding_on_the_way_takes_no_second_model(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "in.pt")],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert float(ran.stdout) <= 1  # layer of twelve
 
 
 def test_a_norm_that_the_models_dtype_cannot_hold_is_refused_and_nothing_changes() -> None:

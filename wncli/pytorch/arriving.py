@@ -32,10 +32,11 @@ Result = TypeVar("Result")
 
 
 class _Item(NamedTuple):
-    """An action, the part of the plan that it is in, and the tensors that it leaves."""
+    """An action, the part of the plan that it is in, and the tensors that it takes and leaves."""
 
     part: Part
     action: Action
+    sources: tuple[TensorSpec, ...]
     tensors: tuple[OutputTensor, ...]
 
     @property
@@ -85,8 +86,8 @@ class Arriving:
         self.notes: list[Note] = []
         self.prefixes = {part.state_dict.keys: _prefixes(part) for part in plan.parts}
         self.items = list(self._all(plan))
-        used = [(spec, None) for item in self.items for spec in item.action.sources]
-        refuse_growth(given.checkpoint, used, lambda _: "")
+        self.used = [spec for item in self.items for spec in item.sources]
+        refuse_growth(given.checkpoint, [(spec, None) for spec in self.used], lambda _: "")
         self.specs = {tensor.name: tensor for item in self.items for tensor in item.tensors}
         self.known = {spec.name: spec for spec in target.top.tensors}
         #: Names of the model, and those that they are tied to where the checkpoint has just these.
@@ -106,13 +107,13 @@ class Arriving:
             used = {spec.name for result in lowered.results for spec in result.sources}
             made = {tensor.name for result in lowered.results for tensor in result.tensors}
             for action, result in zip(part.actions, lowered.results, strict=True):
-                yield _Item(part, action, result.tensors)
+                yield _Item(part, action, result.sources, result.tensors)
             for spec in part.state_dict.tensors:
                 if spec.name not in used:
                     name = prefixes.rename(spec.name) or unwrap(spec.name)
                     if name not in made:
                         copy = Copy(spec, name)
-                        yield _Item(part, copy, lower(copy).tensors)
+                        yield _Item(part, copy, (spec,), lower(copy).tensors)
 
     def _ties(self) -> dict[str, str]:
         first: dict[object, str] = {}
@@ -186,8 +187,8 @@ class Arriving:
         """
         whole = [item for item in self.items if not self._is_sharded(item)]
         self.given.prepare(
-            [spec for item in whole if item.is_kept for spec in item.action.sources],
-            [spec for item in whole if not item.is_kept for spec in item.action.sources],
+            [spec for item in whole if item.is_kept for spec in item.sources],
+            [spec for item in whole if not item.is_kept for spec in item.sources],
         )
         if len(whole) < len(self.items):
             self._note_unchecked()
@@ -283,7 +284,7 @@ class Arriving:
 
     def _note_unchecked(self) -> None:
         sharded = [spec for item in self.items if self._is_sharded(item)
-                   for spec in item.action.sources]  # fmt: skip
+                   for spec in item.sources]  # fmt: skip
         if any(spec.storage.crc is not None for spec in sharded):
             message = "checksums were not compared: each rank reads its rows alone"
             self.notes.append(Note("unchecked", message, is_warning=True))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import mmap
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from wncli.arithmetic.norms import raw
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.keys import Keys, shown
 from wncli.checkpoint.naming import join
@@ -41,7 +40,7 @@ class InFiles:
         self.checkpoint = checkpoint
         self.sources = sources
         self.owned = owned
-        self.maps: dict[int, mmap.mmap] = {}
+        self.maps: dict[int, memoryview] = {}
         self.storages: dict[tuple[int, str], Tensor] = {}
 
     def tensor(self, _keys: Keys, spec: TensorSpec) -> Tensor:
@@ -61,7 +60,12 @@ class InFiles:
             return torch.empty(spec.shape, dtype=dtype)
         whole = self.storages.get(spec.storage.identity)
         if whole is None:
-            whole = self._mapped(spec.storage)
+            is_mapped = self._is_mapped(spec.storage)
+            whole = (
+                torch.frombuffer(self._mapped(spec.storage), dtype=torch.uint8)
+                if is_mapped
+                else self._read(spec.storage)
+            )
             self.storages[spec.storage.identity] = whole
         count = whole.numel() // spec.dtype.itemsize * spec.dtype.itemsize
         if whole.data_ptr() % spec.dtype.itemsize:  # as no writer does it
@@ -79,46 +83,49 @@ class InFiles:
         Raises:
             FormatError: the bytes are not those that were written.
         """
-        owned = {spec.storage.identity: spec.storage for spec in as_they_are} if self.owned else {}
-        checked = {spec.storage.identity: spec.storage for spec in (*as_they_are, *read)}
-        storages = [
-            storage
-            for identity, storage in checked.items()
-            if storage.nbytes and (identity in owned or storage.crc is not None)
-        ]
-        expect(self.sources, checked.values())
+        kept = [spec.storage for spec in as_they_are]
+        checked = {storage.identity: storage for storage in kept}
+        checked.update({spec.storage.identity: spec.storage for spec in read})
+        storages = [storage for storage in checked.values() if storage.nbytes]
+        expect(self.sources, storages)
         if any(map(is_remote, self.sources)):
-            storages = [storage for storage in checked.values() if storage.nbytes]
             storages.sort(key=lambda storage: (storage.file, storage.offset))
+            held = set(checked)
         else:
             storages.sort(key=lambda storage: -storage.nbytes)
+            held = {storage.identity for storage in kept} if self.owned else set()
 
-        def use(storage: Storage, advance: Advance) -> Tensor:
-            whole = self._read(storage) if storage.identity in owned else self._mapped(storage)
-            _check(self.sources[storage.file], storage, whole)
-            advance(storage.nbytes)
-            return whole
+        def use(batch: Sequence[Storage], advance: Advance) -> None:
+            for storage in batch:
+                if storage.identity in held or not self._is_mapped(storage):
+                    self.storages[storage.identity] = self._read(storage)
+                    found = bytes_of(self.storages[storage.identity])
+                elif storage.crc is not None:
+                    found = self._mapped(storage)
+                else:
+                    continue
+                _check(self.sources[storage.file], storage, found)
+                advance(storage.nbytes)
 
         total = sum(storage.nbytes for storage in storages)
-        made = run_tasks(use, storages, nbytes=total, jobs=None, progress=lambda _: None)
-        for storage, whole in zip(storages, made, strict=True):
-            self.storages[storage.identity] = whole
+        run_tasks(use, _batches(storages), nbytes=total, jobs=None, progress=lambda _: None)
 
-    def _mapped(self, storage: Storage) -> Tensor:
-        """Return the bytes of a storage as they are mapped; what is packed, or empty, is read."""
+    def _is_mapped(self, storage: Storage) -> bool:
+        """Whether the bytes are in the file as they are, neither packed nor empty."""
         source = self.sources[storage.file]
-        begin, end = storage.offset, storage.offset + storage.nbytes
-        if not isinstance(source, LocalSource) or end > source.nbytes or not storage.nbytes:
-            return self._read(storage)
+        end = storage.offset + storage.nbytes
+        return isinstance(source, LocalSource) and end <= source.nbytes and storage.nbytes > 0
+
+    def _mapped(self, storage: Storage) -> memoryview:
+        """Return bytes of a mapped file."""
+        source = self.sources[storage.file]
+        assert isinstance(source, LocalSource)  # noqa: S101 - it is mapped
         if storage.file not in self.maps:
             # Copied on writing, so that the file stays what it is; as `torch.load(mmap=True)` does.
-            self.maps[storage.file] = mmap.mmap(source.file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return torch.frombuffer(
-            self.maps[storage.file],
-            dtype=torch.uint8,
-            offset=source.begin + begin,
-            count=end - begin,
-        )
+            mapped = mmap.mmap(source.file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self.maps[storage.file] = memoryview(mapped)
+        begin = source.begin + storage.offset
+        return self.maps[storage.file][begin : begin + storage.nbytes]
 
     def _read(self, storage: Storage) -> Tensor:
         whole = torch.empty(storage.nbytes, dtype=torch.uint8)
@@ -158,18 +165,28 @@ class InFiles:
         return None
 
 
+#: Bytes that are worth a thread's asking for more.
+_BATCH = 4 << 20
 #: What a view of bytes is not enough for.
 _QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 
 
-def _check(source: Source, storage: Storage, whole: Tensor) -> None:
-    if storage.crc is None:
-        return
-    data, found = raw(whole.numpy()), 0
-    for place in range(0, len(data), BLOCK):
-        found = crc32(data[place : place + BLOCK], found)
-    if found != storage.crc:
+def _check(source: Source, storage: Storage, data: memoryview) -> None:
+    if storage.crc is not None and (found := crc32(data)) != storage.crc:
         raise damaged(source, f"storage {storage.key!r}", storage.crc, found)
+
+
+def _batches(storages: Sequence[Storage]) -> list[list[Storage]]:
+    """Put small storages together, so that a thread takes as many at once as are worth it."""
+    batches: list[list[Storage]] = []
+    left = 0
+    for storage in storages:
+        if left <= 0:
+            batches.append([])
+            left = _BATCH
+        batches[-1].append(storage)
+        left -= storage.nbytes
+    return batches
 
 
 def _versions(node: Node) -> dict[str, object]:

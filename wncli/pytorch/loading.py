@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from itertools import compress
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from wncli.plan.request import Request
 from wncli.pytorch.arriving import Arriving
 from wncli.pytorch.givens import Given, InMemory, Tensors, of_module, opened
 from wncli.pytorch.modules import (
+    modules_of,
     of_new_parameters,
     refresh,
     refuse_flattened,
@@ -112,13 +114,15 @@ def load_weights(
 
 def _changed(plan: Plan) -> Iterator[Layer]:
     """Give the layers that are not in the model as they are in the checkpoint."""
-    for (_, action), layer in zip(plan.changes, make_report(plan, ()).layers, strict=True):
-        is_same = isinstance(action, Respell) and (
-            action.halves.naming,
-            action.halves.g_shape,
-        ) == (action.pair.naming, action.pair.g.shape)
-        if not is_same:
-            yield layer
+    changes = [action for _, action in plan.changes]
+    changed = [not isinstance(action, Respell) or _is_respelled(action) for action in changes]
+    if any(changed):
+        yield from compress(make_report(plan, ()).layers, changed)
+
+
+def _is_respelled(action: Respell) -> bool:
+    halves, pair = action.halves, action.pair
+    return (halves.naming, halves.g_shape) != (pair.naming, pair.g.shape)
 
 
 def _load(
@@ -149,7 +153,7 @@ def _refuse_meta(model: nn.Module, target: InMemory, *, assign: bool) -> None:
     """
     held = [
         tensor
-        for module in model.modules()
+        for module in modules_of(model)
         for tensors in (module._parameters, module._buffers)  # noqa: SLF001
         for tensor in tensors.values()
     ]
@@ -183,14 +187,13 @@ def _refuse_without_numbers(given: Tensors, arriving: Arriving) -> None:
     Raises:
         WeightNormError: the checkpoint has such.
     """
-    for item in arriving.items:
-        for spec in item.action.sources:
-            if spec.storage.location == "meta" and spec.numel:
-                raise WeightNormError(
-                    f"{given.checkpoint.name}: {spec.name}",
-                    "this tensor is on the meta device, and has no numbers to load",
-                    expected="tensors with numbers",
-                )
+    for spec in arriving.used:
+        if spec.storage.location == "meta" and spec.numel:
+            raise WeightNormError(
+                f"{given.checkpoint.name}: {spec.name}",
+                "this tensor is on the meta device, and has no numbers to load",
+                expected="tensors with numbers",
+            )
 
 
 def _refuse_uncopied(target: InMemory, arriving: Arriving) -> None:

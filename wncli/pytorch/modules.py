@@ -75,6 +75,18 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         ]
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return each module once, in no order: `Module.modules` spells all paths on its way."""
+    found = {id(model): model}
+    left = [model]
+    while left:
+        for child in left.pop()._modules.values():  # noqa: SLF001
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                left.append(child)
+    return list(found.values())
+
+
 def layers_of(model: nn.Module) -> dict[str, Layer]:
     """Return the normalized layers by the full names of their weights."""
     return {layer.name: layer for path, module in walk(model) for layer in _in_module(path, module)}
@@ -128,7 +140,7 @@ def parameters_of(model: nn.Module) -> InMemory:
 
 def of_new_parameters(model: nn.Module) -> list[Note]:
     """Say who holds the parameters that a model had before."""
-    is_wrapped = any(_is_kind(module, "DistributedDataParallel") for module in model.modules())
+    is_wrapped = any(_is_kind(kind, "DistributedDataParallel") for kind in _kinds(model))
     return [NEW_PARAMETERS, WRAP_AGAIN] if is_wrapped else [NEW_PARAMETERS]
 
 
@@ -201,7 +213,7 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
         for parameter, chain in _parametrizations(module)
         if any(map(is_distributed, chain.parameters()))
     ]
-    sharded = [module for _, module in walk(model) if _is_kind(module, *_SHARDED)]
+    sharded = [module for _, module in walk(model) if _is_kind(type(module), *_SHARDED)]
     if parts or sharded:
         raise WeightNormError(
             f"the model: {parts[0] if parts else type(sharded[0]).__name__}",
@@ -212,8 +224,12 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
         )
 
 
-def _is_kind(module: nn.Module, *names: str) -> bool:
-    return any(kind.__name__ in names for kind in type(module).__mro__)
+def _kinds(model: nn.Module) -> set[type]:
+    return set(map(type, modules_of(model)))
+
+
+def _is_kind(kind: type, *names: str) -> bool:
+    return any(base.__name__ in names for base in kind.__mro__)
 
 
 def refuse_flattened(model: nn.Module) -> None:
@@ -222,8 +238,9 @@ def refuse_flattened(model: nn.Module) -> None:
     Raises:
         WeightNormError: that is so.
     """
-    for path, module in walk(model):
-        if _is_kind(module, "FullyShardedDataParallel"):
+    flattening = {kind for kind in _kinds(model) if _is_kind(kind, "FullyShardedDataParallel")}
+    for path, module in walk(model) if flattening else ():
+        if type(module) in flattening:
             raise WeightNormError(
                 f"the model: {path or type(module).__name__}",
                 "FSDP has flattened its parameters",

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from wncli.errors import WeightNormError
 from wncli.pytorch.attributes import Attributes
+from wncli.pytorch.modules import modules_of
 
 #: What PyTorch raises for names and shapes, and what a model's own hooks may.
 _REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
@@ -68,7 +69,7 @@ def has_code_of_its_own(model: nn.Module) -> bool:
 
     Without, a state dict of the model's own names and shapes is one that it takes.
     """
-    modules = list(model.modules())
+    modules = modules_of(model)
     kinds = {type(module): module for module in modules}
     functions: list[object] = [type(model).load_state_dict]
     functions += [type(module)._load_from_state_dict for module in kinds.values()]  # noqa: SLF001

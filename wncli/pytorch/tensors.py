@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from wncli.arithmetic.norms import raw
@@ -27,7 +27,11 @@ _ANY_SIZE = 1 << 62
 
 def is_distributed(tensor: object) -> bool:
     """Whether this is a DTensor, of which each rank has a part."""
-    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+    is_plain = type(tensor) in {
+        Tensor,
+        nn.Parameter,
+    }  # most are, and an attribute is looked up long
+    return not is_plain and hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
 def is_run_of_memory(tensor: Tensor) -> bool:

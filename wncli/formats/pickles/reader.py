@@ -194,12 +194,12 @@ class _Machine:
 
     def go_on(self) -> None:
         """Carry out opcodes as far as the bytes go."""
-        begin = self.place
+        begin, data, steps = self.place, self.data, _STEPS
         try:
             while True:
                 begin = self.place
                 self.place += 1
-                _STEPS[self.data[begin]](self)
+                steps[data[begin]](self)
         except (_AtEndError, IndexError, struct.error):
             self.place = begin
 
