@@ -32,14 +32,15 @@ HERE = Path(__file__).resolve().parent
 SEEDS = range(5)
 STEPS = 300
 #: Every so many steps are drawn.
-EVERY = 5
-#: The layer whose slices are drawn: 32 of 16×2 numbers, in the middle of the network.
+EVERY = 10
+#: The layer whose slices are drawn, every other one of 32: in the middle of the network.
 DRAWN = "blocks.3.dilated"
 #: Okabe and Ito's, which everybody can tell apart.
 COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00")
 #: Text stays text, and the white ground is drawn: it reads the same on a dark page.
 STYLE = {
     "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -158,13 +159,13 @@ def draw_norms(runs: Runs) -> Figure:
     grid = figure.subplots(2, 2, sharex=True, sharey="row")
     for column, optimizer in zip(grid.T, OPTIMIZERS, strict=True):
         run = runs["weight norm", optimizer, SEEDS[0]]
-        chosen = np.array(run.layers) == DRAWN
+        chosen = np.flatnonzero(np.array(run.layers) == DRAWN)[::2]
         for axes, values, colour in (
             (column[0], run.norms / run.norms[0], COLOURS[1]),
             (column[1], run.g / run.norms, COLOURS[2]),
         ):
-            drawn = values[::EVERY, chosen]
-            axes.plot(np.arange(len(drawn)) * EVERY, drawn, color=colour, lw=0.7, alpha=0.7)
+            drawn = values[::EVERY][:, chosen]
+            axes.plot(np.arange(len(drawn)) * EVERY, drawn, color=colour, lw=0.8, alpha=0.8)
             axes.axhline(1, color="#808080", lw=0.6)
         column[0].set_title(optimizer)
         column[1].set(xlabel="step", xlim=(0, STEPS))
@@ -174,10 +175,10 @@ def draw_norms(runs: Runs) -> Figure:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as SVG, with hundredths of a point and no date."""
+    """Return a figure as SVG, with tenths of a point and neither date nor version."""
     drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    short = re.sub(r"(\d\.\d\d)\d+", r"\1", drawn.getvalue())
+    figure.savefig(drawn, format="svg", metadata={"Creator": None, "Date": None})
+    short = re.sub(r"(\d\.\d)\d+", r"\1", drawn.getvalue())
     return re.sub(r" +$", "", short, flags=re.MULTILINE)
 
 
