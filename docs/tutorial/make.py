@@ -39,6 +39,8 @@ DRAWN = "blocks.3.dilated"
 COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00")
 #: Text stays text, and the white ground is drawn: it reads the same on a dark page.
 STYLE = {
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
     "font.size": 9,
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
     "axes.linewidth": 0.6,
