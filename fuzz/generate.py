@@ -340,7 +340,8 @@ def _real() -> dict[str, list[bytes]]:
         for kind, folder in folders.items()
     }
     for path in sorted((ROOT / "sample_models").iterdir()):
-        if path.suffix not in {".md", ".py"} and path.stat().st_size <= _LARGEST:
+        is_sample = path.is_file() and path.suffix not in {".md", ".py"}
+        if is_sample and path.stat().st_size <= _LARGEST:
             content = path.read_bytes()
             found["zip" if content.startswith(b"PK") else "safetensors"].append(content)
     return found

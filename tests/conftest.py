@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import signal
 import subprocess
@@ -19,7 +19,7 @@ import torch
 import wncli.arithmetic.kernels
 from tests.support.faults import Forks, Prepared
 from tests.support.loops import without_compiled_loops
-from tests.support.run import SAMPLES, Ran, Wn, run_wn
+from tests.support.run import Ran, Wn, run_wn
 from tests.support.servers import Server, serving
 from wncli.cli import main
 from wncli.storage.remote import patience
@@ -132,16 +132,10 @@ def _same_numbers_every_time() -> None:
 
 @pytest.fixture(scope="session")
 def make() -> Iterator[ModuleType]:
-    """`sample_models/make.py`, which is a script beside the package and no part of it."""
-    spec = importlib.util.spec_from_file_location("sample_models_make", SAMPLES / "make.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    """`sample_models.make`: the modules that the samples belong to."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "dont_write_bytecode", True)  # nothing is written into the tree
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        yield module
+        yield importlib.import_module("sample_models.make")
 
 
 @pytest.fixture(scope="session")

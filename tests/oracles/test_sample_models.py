@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +14,9 @@ import pytest
 import torch
 
 import wncli
+from sample_models.files import write
+from sample_models.samples import SAMPLES as RECORDS
+from sample_models.samples import Sample
 from tests.support.oracles import bits, load
 from tests.support.run import SAMPLES
 from tests.support.samples import FILES, NORMALIZED, hold_same_outputs, loaded, state_at
@@ -21,7 +28,8 @@ def out_for(file: str, folder: Path, stage: str) -> Path:
 
 def test_these_are_all_the_samples_there_are(make: ModuleType) -> None:
     assert list(make.PLAIN) == list(make.BUILDERS) == list(FILES)
-    assert all((SAMPLES / file).is_file() for file in FILES)
+    others = {"README.md", *(path.name for path in SAMPLES.glob("*.py"))}
+    assert {path.name for path in SAMPLES.iterdir() if path.is_file()} == {*FILES, *others}
     assert sum((SAMPLES / file).stat().st_size for file in FILES) < 1_000_000
 
 
@@ -35,13 +43,30 @@ def test_inspect_counts_what_pytorch_counts(file: str, make: ModuleType) -> None
     assert (report.parameters.before, report.parameters.after) == (stored, plain)
 
 
+def readme_rows() -> dict[str, list[str]]:
+    """The cells of each sample in the README, by its file, in the README's order."""
+    lines = (SAMPLES / "README.md").read_text().partition("\n\n`python")[0].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if line[:3] == "| `"]
+    return {row[1].strip("`"): row for row in rows}
+
+
+def test_the_readme_lists_each_sample_and_what_it_is_for() -> None:
+    found = [(file, *row[2:5]) for file, row in readme_rows().items()]
+    assert found == [(one.file, one.format, one.holds, one.purpose) for one in RECORDS]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda one: one.file)
+def test_a_record_names_the_format_that_its_file_has(record: Sample) -> None:
+    content = (SAMPLES / record.file).read_bytes()
+    found = "torch zip" if content.startswith(b"PK\3\4") else "torch legacy"
+    if content[8:10] == b'{"':  # behind the length of its header
+        found = "safetensors"
+    assert record.format == found
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_the_readme_table_has_the_right_counts(file: str) -> None:
-    (row,) = [
-        line.split("|")
-        for line in (SAMPLES / "README.md").read_text().splitlines()
-        if line.startswith(f"| `{file}`")
-    ]
+    row = readme_rows()[file]
     counts = wncli.inspect(SAMPLES / file, only=FILES[file][0]).parameters
     normalized, plain = (
         int(re.sub(r"[ ,]|\btwice\b", "", cell).strip()) for cell in (row[5], row[6])
@@ -154,10 +179,27 @@ def test_both_models_of_the_training_checkpoint_are_folded_as_pytorch_folds_them
 
 
 @pytest.mark.parametrize("file", ["linear.pt", "lstm.pt", "hifigan_generator"])
-def test_the_script_makes_the_same_bytes_again(file: str, make: ModuleType, tmp_path: Path) -> None:
+def test_the_script_makes_the_same_bytes_again(file: str, tmp_path: Path) -> None:
     """Of samples that take no training; on another machine, a last bit may be another."""
+    (record,) = [one for one in RECORDS if one.file == file]
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        make.write(folder / file)
+        write(record, folder)
     assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     torch.testing.assert_close(load(tmp_path / "one" / file), load(SAMPLES / file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["make.py"], ["-m", "sample_models.make"]], ids=" ".join)
+def test_the_script_runs_as_a_file_and_as_a_module(command: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "sample_models"
+    shutil.copytree(SAMPLES, copy, ignore=shutil.ignore_patterns("__pycache__", *FILES))
+    cwd = copy if command == ["make.py"] else tmp_path
+    environment = {**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, *command], cwd=cwd, env=environment, check=True)
+    for file in FILES:
+        found, expected = wncli.inspect(copy / file), wncli.inspect(SAMPLES / file)
+        assert [layer.v_name for layer in found.layers] == [
+            layer.v_name for layer in expected.layers
+        ]
+        assert found.parameters == expected.parameters

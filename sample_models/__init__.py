@@ -1,0 +1,1 @@
+"""Small checkpoints for trying `wn`, and what makes them: see README.md."""
