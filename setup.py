@@ -10,8 +10,8 @@ from setuptools import Extension, setup
 IS_PURE = os.environ.get("WNCLI_NO_EXTENSIONS", "") not in ("", "0")
 #: One build for all versions of CPython from 3.11 on; those without a lock have no such thing yet.
 IS_STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")
-# Rounding errors are taken apart, whatever CFLAGS says.
-GCC = ["-std=c11", "-O3", "-fno-fast-math", "-ffp-contract=off"]
+# Rounding errors are taken apart, whatever CFLAGS says. Symbols for debuggers would be two thirds.
+GCC = ["-std=c11", "-O3", "-g0", "-fno-fast-math", "-ffp-contract=off"]
 MSVC = ["/std:c11", "/O2", "/fp:precise"]
 
 # It is optional: NumPy does the same where it cannot be built.
