@@ -1,6 +1,6 @@
 """A program that uses `wncli.pytorch`, as a user with `mypy --strict` writes it.
 
-    python typed_pytorch.py FOLDER
+python typed_pytorch.py FOLDER
 """
 
 from __future__ import annotations
