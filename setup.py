@@ -20,6 +20,7 @@ KERNEL = Extension(
     ["wncli/arithmetic/kernels/kernel.c"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if IS_STABLE else [],
     py_limited_api=IS_STABLE,
+    libraries=[] if sys.platform == "win32" else ["m"],  # not each Python has sqrt loaded
     extra_compile_args=MSVC if sys.platform == "win32" else GCC,
     optional=True,
 )
