@@ -24,7 +24,11 @@ from tests.support.servers import Server, serving
 from wncli.cli import main
 from wncli.storage.remote import patience
 
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+#: What ends a run; Windows has no SIGHUP.
+ENDING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+for number in ENDING:
     if signal.getsignal(number) == signal.SIG_IGN:  # as nohup has it, and what is started inherits
         signal.signal(number, signal.SIG_DFL)
 
@@ -64,8 +68,7 @@ def wn_here(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Ran]]:
     """`wn` in this process, for the many cases that need no process of their own."""
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    usual = {number: signal.getsignal(number) for number in ending}
+    usual = {number: signal.getsignal(number) for number in ENDING}
     hook, excepthook, finders = sys.unraisablehook, sys.excepthook, list(sys.meta_path)
 
     def run(*arguments: str | Path) -> Ran:

@@ -1,8 +1,9 @@
-"""What is built of the tree: a source archive that builds, and a wheel of the package alone."""
+"""What is built of the tree: a source archive of all of it, a wheel of the package alone."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,30 +14,43 @@ from pathlib import Path
 import pytest
 
 import wncli
-from tests.support.run import ROOT
+from tests.support.run import ROOT, SAMPLES
 
+#: What git ignores, and what a source archive has beside the tree.
 IGNORED = shutil.ignore_patterns(
-    ".*", "*.so", "*.pyd", "__pycache__", "*.egg-info", "build", "dist", "seeds", "folded.*"
+    *(".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist"),
+    *("site", "*.so", "*.pyd", "folded.*", "*.wn-partial", "PKG-INFO", "setup.cfg"),
 )
 
 
-def build(kind: str, tree: Path) -> Path:
+def build(kind: str, tree: Path, **environment: str) -> Path:
     """What setuptools builds of a tree, without a compiler."""
     program = f"from setuptools import build_meta; print(build_meta.build_{kind}('dist'))"
     ran = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=tree, env=os.environ | {"CC": "false"}, capture_output=True, text=True, check=True,
+        cwd=tree, env=os.environ | {"CC": "false"} | environment,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     return tree / "dist" / ran.stdout.splitlines()[-1]
 
 
+def files_of(tree: Path) -> set[str]:
+    return {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source archive of a clean copy of the tree, unpacked."""
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean copy of the tree."""
     copy = tmp_path_factory.mktemp("tree") / "copy"
     shutil.copytree(ROOT, copy, ignore=IGNORED)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def unpacked(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source archive of the tree, unpacked."""
     folder = tmp_path_factory.mktemp("sdist")
-    with tarfile.open(build("sdist", copy)) as archive:
+    with tarfile.open(build("sdist", tree)) as archive:
         archive.extractall(folder, filter="data")
     (found,) = folder.iterdir()
     return found
@@ -54,13 +68,53 @@ def package_files(*suffixes: str) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in paths} | {"wncli/py.typed"}
 
 
-def test_the_source_archive_has_all_that_builds_and_no_tests(unpacked: Path) -> None:
-    found = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*.*")}
-    assert package_files(".py", ".pyi", ".c", ".h") <= found
-    assert {"LICENSE", "README.md"} <= {path.name for path in unpacked.iterdir()}
-    folders = {path.name for path in unpacked.iterdir() if path.is_dir()}
-    assert folders <= {"wncli", "wncli.egg-info", "build", "dist", "docs"}
-    assert [path.name for path in (unpacked / "docs").iterdir()] == ["wn.1"]
+def without_what_is_built(files: set[str]) -> set[str]:
+    built = ("PKG-INFO", "setup.cfg", "wncli.egg-info/", "dist/", "build/")
+    return {name for name in files if not name.startswith(built)}
+
+
+def test_the_source_archive_has_all_that_the_tree_has(tree: Path, unpacked: Path) -> None:
+    assert without_what_is_built(files_of(unpacked)) == without_what_is_built(files_of(tree))
+    assert os.access(unpacked / "check", os.X_OK)
+
+
+@pytest.mark.slow
+def test_tests_run_from_the_source_archive(unpacked: Path) -> None:
+    chosen = ["tests/unit/checkpoint", "tests/project/test_readme.py", "tests/project/test_docs.py"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen],
+        cwd=unpacked, capture_output=True, text=True, check=False, timeout=300,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"^\d+ passed", ran.stdout, re.MULTILINE)
+
+
+def run_unpacked(folder: Path, *arguments: str | Path) -> str:
+    """What `wn` prints, of the package that was unpacked there and of nothing else."""
+    program = f"import sys; sys.path.insert(0, {str(folder)!r}); from wncli.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", program, *map(str, arguments)],
+        cwd=folder, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    return ran.stdout
+
+
+def test_a_wheel_for_any_machine_computes_the_same_with_numpy(
+    unpacked: Path, tmp_path: Path
+) -> None:
+    path = build("wheel", unpacked, WNCLI_NO_EXTENSIONS="1")
+    assert path.name == f"wncli-{wncli.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(path) as archive:
+        about = f"wncli-{wncli.__version__}.dist-info/WHEEL"
+        assert b"Root-Is-Purelib: true" in archive.read(about)
+        assert {name for name in archive.namelist() if name.endswith((".so", ".pyd"))} == set()
+        archive.extractall(tmp_path / "any")  # noqa: S202 - it is ours
+    output = tmp_path / "any.safetensors"
+    run_unpacked(tmp_path / "any", "remove", SAMPLES / "hifigan_generator", output)
+    assert "\nloops: NumPy" in run_unpacked(tmp_path / "any", "--version", "-v")
+    wncli.remove(SAMPLES / "hifigan_generator", tmp_path / "ours.safetensors")
+    assert output.read_bytes() == (tmp_path / "ours.safetensors").read_bytes()
 
 
 def test_the_wheel_has_the_package_and_its_types_and_nothing_else(wheel: dict[str, bytes]) -> None:

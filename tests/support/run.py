@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -65,6 +64,8 @@ def on_a_terminal(
     *arguments: str | Path, start: tuple[str, ...] = ("-m", "wncli"), **extra: str
 ) -> tuple[int, str]:
     """Run `wn` with all its streams on one terminal; what it shows there."""
+    import pty  # which Windows does not have
+
     ours, theirs = pty.openpty()
     extra = {"TERM": "xterm-256color"} | extra
     with subprocess.Popen(

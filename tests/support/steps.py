@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import errno
-import fcntl
 import gc
 import io
 import json
@@ -79,6 +78,8 @@ class Steps:
         for name in _CALLS:
             if hasattr(os, name):
                 setattr(os, name, self.call(name, getattr(os, name)))
+        import fcntl  # which Windows does not have
+
         fcntl.flock = self.call("flock", fcntl.flock)
         fcntl.ioctl = self.call("ioctl", fcntl.ioctl)
         os.open = self.opening("open", os.open, lambda flags: bool(flags & _WRITING))

@@ -7,7 +7,7 @@ The norm is taken over every axis but `dim` (Salimans & Kingma 2016, arXiv:1602.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,15 @@ from wncli.errors import WeightNormError
 if TYPE_CHECKING:
     from wncli.arithmetic.torch_tensors import Tensor
 
+    class TorchTensor(Protocol):
+        """A tensor to type checkers; where PyTorch is missing, `Tensor` is anything to them."""
+
+        requires_grad: bool
+
+        def detach(self) -> Any:  # noqa: ANN401 - another such tensor
+            """Give the tensor without its history."""
+
+
 _DTYPES = {dtype.torch: dtype for dtype in NORMALIZABLE}
 
 
@@ -30,11 +39,11 @@ def _is_tensor(value: object) -> TypeGuard[Tensor]:
 
 
 @overload
-def magnitude(w: Tensor, dim: int | None = 0, p: float = 2) -> Tensor: ...
+def magnitude(w: TorchTensor, dim: int | None = 0, p: float = 2) -> Tensor: ...
 @overload
 def magnitude(w: npt.ArrayLike, dim: int | None = 0, p: float = 2) -> Array: ...
 @unwarned
-def magnitude(w: npt.ArrayLike | Tensor, dim: int | None = 0, p: float = 2) -> Array | Tensor:
+def magnitude(w: npt.ArrayLike | TorchTensor, dim: int | None = 0, p: float = 2) -> Array | Tensor:
     """Return the norm of order `p` of `w` over every axis but `dim`.
 
     Args:
@@ -85,12 +94,12 @@ def magnitude(w: npt.ArrayLike | Tensor, dim: int | None = 0, p: float = 2) -> A
 
 
 @overload
-def decompose(w: Tensor, dim: int | None = 0) -> tuple[Tensor, Tensor]: ...
+def decompose(w: TorchTensor, dim: int | None = 0) -> tuple[Tensor, Tensor]: ...
 @overload
 def decompose(w: npt.ArrayLike, dim: int | None = 0) -> tuple[Array, Array]: ...
 @unwarned
 def decompose(
-    w: npt.ArrayLike | Tensor, dim: int | None = 0
+    w: npt.ArrayLike | TorchTensor, dim: int | None = 0
 ) -> tuple[Array, Array] | tuple[Tensor, Tensor]:
     """Split `w` into magnitude g and direction v, so that `compose(g, v)` gives `w` bit for bit.
 
@@ -131,11 +140,11 @@ def decompose(
 
 
 @overload
-def compose(g: Tensor, v: Tensor) -> Tensor: ...
+def compose(g: TorchTensor, v: TorchTensor) -> Tensor: ...
 @overload
 def compose(g: npt.ArrayLike, v: npt.ArrayLike) -> Array: ...
 @unwarned
-def compose(g: npt.ArrayLike | Tensor, v: npt.ArrayLike | Tensor) -> Array | Tensor:
+def compose(g: npt.ArrayLike | TorchTensor, v: npt.ArrayLike | TorchTensor) -> Array | Tensor:
     """Return the weight that magnitude `g` and direction `v` stand for: `g * v / ||v||`.
 
     The dim is read off g's shape: for v `(out, in, k)`, g `(out, 1, 1)` is dim 0, `(1, 1, k)`
@@ -248,7 +257,7 @@ def _power_norms(view: Array, p: float) -> Norms:
     return Norms(mantissa.astype(np.float64), np.zeros(norm.shape), exponent.astype(np.int64))
 
 
-def _floating(value: npt.ArrayLike, where: str) -> Array:
+def _floating(value: object, where: str) -> Array:
     array = np.asarray(value)
     if array.dtype.name not in _DTYPES:
         raise WeightNormError(
