@@ -32,7 +32,7 @@ pytestmark = [
 PAGE = (ROOT / "docs" / "errors.md").read_text()
 #: What other programs say: the first text block of each section, by its heading.
 SECTIONS = {
-    heading: message
+    heading.replace("\\", ""): message
     for heading, section in re.findall(
         r"^### (.*?)\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL
     )

@@ -7,12 +7,16 @@ small random models in them.
 from __future__ import annotations
 
 import os
+import shutil
+import warnings
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed import checkpoint as dcp
 
 import wncli.pytorch
+from tests.support.run import SAMPLES
 
 
 def plain_conv(folder: Path) -> None:
@@ -60,3 +64,41 @@ class Hyperparameters:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("echo hello",)
+
+
+def names(folder: Path) -> None:
+    """Checkpoints for rules: `model.pt`; `other.pt` has other names than `mine.pt`."""
+    torch.manual_seed(0)
+    shapes = {
+        "encoder.pos_conv_embed.conv.weight": (8, 2, 6),
+        "ups.0.weight": (8, 4, 4),
+        "ups.1.weight": (4, 2, 4),
+        "norm.proj.weight": (4, 4),
+        "lstm.weight_hh_l0": (16, 4),
+    }
+    torch.save({name: torch.randn(shape) for name, shape in shapes.items()}, folder / "model.pt")
+    other = {
+        "decoder.upsample.0.weight": torch.randn(8, 4, 4),
+        "decoder.out.weight": torch.ones(1, 4),
+    }
+    torch.save(other, folder / "other.pt")
+    mine = {"dec.ups.0.weight": torch.randn(8, 4, 4), "dec.out.weight": torch.ones(1, 4)}
+    torch.save(wncli.pytorch.split(mine), folder / "mine.pt")
+
+
+def several(folder: Path) -> None:
+    """`checkpoints/`, with three checkpoints; `before.pt` and `after.pt`, of one training."""
+    (folder / "checkpoints").mkdir()
+    for name in ("linear", "lstm", "wavenet"):
+        shutil.copy(SAMPLES / f"{name}.pt", folder / "checkpoints" / f"{name}.pt")
+    wncli.convert(SAMPLES / "training.pt", folder / "before.pt", only="ema")
+    wncli.convert(SAMPLES / "training.pt", folder / "after.pt", only="model")
+
+
+def distributed(folder: Path) -> None:
+    """What `dcp.save` writes: `step_1000`, and `pytorch_model_fsdp_0` as accelerate calls it."""
+    state = torch.load(SAMPLES / "training.pt", weights_only=False)["model"]
+    with warnings.catch_warnings(action="ignore"):
+        for name in ("step_1000", "checkpoint-100/pytorch_model_fsdp_0"):
+            dcp.save({"model": state}, checkpoint_id=folder / name)
+    shutil.copy(SAMPLES / "training.pt", folder / "training.pt")
