@@ -77,12 +77,10 @@ def names(folder: Path) -> None:
         "lstm.weight_hh_l0": (16, 4),
     }
     torch.save({name: torch.randn(shape) for name, shape in shapes.items()}, folder / "model.pt")
-    other = {
-        "decoder.upsample.0.weight": torch.randn(8, 4, 4),
-        "decoder.out.weight": torch.ones(1, 4),
-    }
+    up, out = torch.randn(8, 4, 4), torch.ones(1, 4)
+    other = {"decoder.upsample.0.weight": up, "decoder.out.weight": out}
     torch.save(other, folder / "other.pt")
-    mine = {"dec.ups.0.weight": torch.randn(8, 4, 4), "dec.out.weight": torch.ones(1, 4)}
+    mine = {"dec.ups.0.weight": up, "dec.out.weight": out}
     torch.save(wncli.pytorch.split(mine), folder / "mine.pt")
 
 
