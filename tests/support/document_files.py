@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save
 
 import wncli.pytorch
 from tests.support.run import SAMPLES
@@ -98,5 +98,5 @@ def distributed(folder: Path) -> None:
     state = torch.load(SAMPLES / "training.pt", weights_only=False)["model"]
     with warnings.catch_warnings(action="ignore"):
         for name in ("step_1000", "checkpoint-100/pytorch_model_fsdp_0"):
-            dcp.save({"model": state}, checkpoint_id=folder / name)
+            save({"model": state}, checkpoint_id=folder / name)
     shutil.copy(SAMPLES / "training.pt", folder / "training.pt")
