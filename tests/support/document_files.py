@@ -48,6 +48,8 @@ def errors(folder: Path) -> None:
     torch.save({**wide, "0.weight": wide["0.weight"] * 0 + 6e4}, folder / "float16.pt")
     placeholder = {name: torch.empty(0, dtype=torch.float16) for name in hook}
     torch.save({"module": placeholder, "param_shapes": []}, folder / "mp_rank_00_model_states.pt")
+    flat = {"0._flat_param": torch.ones(104), "1._flat_param": torch.ones(200)}
+    torch.save(flat, folder / "flat.pt")
     torch.save({"model": state, "h": Hyperparameters()}, folder / "runs.pt")
     whole = (folder / "old.pt").read_bytes()
     at = whole.index(hook["1.weight_v"].numpy().tobytes())
