@@ -10,18 +10,19 @@ import pytest
 
 from tests.support.run import ROOT
 
-FOLDERS = (".", "docs", "benchmarks", "fuzz", "sample_models")
-DOCUMENTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
+PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md", "fuzz/*.md", "sample_models/*.md")
+DOCUMENTS = [path for place in PLACES for path in sorted(ROOT.glob(place))]
 each = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT).as_posix())
 )
 
 
 def anchors_of(document: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """As GitHub makes them of headings, and mkdocstrings of names."""
+    names = re.findall(r"^::: (.*)$", document.read_text(), re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
     plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
-    return {heading.replace(" ", "-") for heading in plain}
+    return {heading.replace(" ", "-") for heading in plain} | set(names)
 
 
 @each
