@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.run import ROOT
 
-FOLDERS = (".", "docs", "benchmarks", "fuzz", "sample_models")
+FOLDERS = (".", "docs", "docs/how-to", "benchmarks", "fuzz", "sample_models")
 DOCUMENTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
 each = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT).as_posix())

@@ -28,7 +28,7 @@ def blocks(document: str, section: str = "") -> str:
 
 
 @pytest.mark.parametrize(
-    ("document", "section"), [("README.md", "With the model at hand"), ("docs/pytorch.md", "")]
+    ("document", "section"), [("README.md", "With the model at hand"), ("docs/how-to/pytorch-models.md", "")]
 )
 def test_the_examples_run(
     document: str, section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
