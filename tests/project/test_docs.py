@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.run import ROOT
 
-FOLDERS = (".", "docs", "docs/how-to", "benchmarks", "fuzz", "sample_models")
-DOCUMENTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
+PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md", "fuzz/*.md", "sample_models/*.md")
+DOCUMENTS = [path for place in PLACES for path in sorted(ROOT.glob(place))]
 each = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT).as_posix())
 )
