@@ -10,6 +10,14 @@ from pathlib import Path
 
 import torch
 
+from tests.support.how_to_files import (  # noqa: F401 - pages name them
+    dac,
+    dino,
+    hifi_gan,
+    kokoro,
+    voice_conversion,
+)
+
 
 def plain_conv(folder: Path) -> None:
     """`plain.pt`: the plain weight and bias of one convolution."""
