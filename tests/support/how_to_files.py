@@ -20,6 +20,11 @@ from tests.support.stand_ins import hifi_gan as hifi_gan_project
 from tests.support.stand_ins import kokoro as kokoro_project
 from tests.support.stand_ins import vits as vits_project
 
+#: The arguments of RVC's synthesizer, by position.
+RVC = [
+    1025, 32, 192, 192, 768, 2, 6, 3, 0, "1", [3, 7, 11], [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
+    [10, 10, 2, 2], 512, [16, 16, 4, 4], 109, 256, 40000,
+]  # fmt: skip
 #: What a `config.json` of HiFi-GAN has, as far as the stand-ins need it.
 HIFI_GAN = {"num_mels": 16, "upsample_initial_channel": 32, "sampling_rate": 22050}
 
@@ -81,7 +86,7 @@ def voice_conversion(folder: Path) -> None:
     torch.save(state, folder / "logs" / "44k" / "G_37600.pth")
     small = {name: each.half() for name, each in net.state_dict().items() if "enc_q" not in name}
     voice = {
-        "weight": small, "config": [1025, 32, 192, 40000], "info": "200epoch", "sr": "40k",
+        "weight": small, "config": RVC, "info": "200epoch", "sr": "40k",
         "f0": 1, "version": "v2",
     }  # fmt: skip
     torch.save(voice, folder / "voice.pth")
