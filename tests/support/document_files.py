@@ -13,6 +13,7 @@ import torch
 from tests.support.how_to_files import (  # noqa: F401 - pages name them
     dac,
     dino,
+    encodec,
     hifi_gan,
     kokoro,
     voice_conversion,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from sample_models.make import MultiScaleDiscriminator, convolutions, normalize_convolutions
 from tests.support import stand_ins
+from tests.support.families import DAC, ENCODEC, SPEECH_ENCODER
 from tests.support.networks import under
 from tests.support.stand_ins import dac as dac_project
 from tests.support.stand_ins import dino as dino_project
@@ -101,6 +103,33 @@ def dac(folder: Path) -> None:
     state = {"state_dict": model.state_dict(), "metadata": {"kwargs": kwargs}}
     torch.save(state, folder / "weights.pth")
     _copy("dac.py", folder / "dac.py")
+
+
+def encodec(folder: Path) -> None:
+    """`encodec_24khz-d7cc33bc.th` of EnCodec, `encodec_24khz` and `dac_finetuned` of transformers."""
+    import transformers as hf  # noqa: PLC0415 - it takes seconds
+
+    torch.manual_seed(0)
+    model = _trained(hf.EncodecModel(hf.EncodecConfig(**ENCODEC)), 6)
+    model.save_pretrained(folder / "encodec_24khz")
+    transposed = [name for name, each in model.named_modules() if _is_transposed(each)]
+    state = {_encodec_name(name, transposed): each for name, each in model.state_dict().items()}
+    torch.save(_hooked(state), folder / "encodec_24khz-d7cc33bc.th")
+    model = hf.DacModel(hf.DacConfig(**DAC))
+    model.apply_weight_norm()
+    _trained(model, 5).save_pretrained(folder / "dac_finetuned")
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return isinstance(module, nn.ConvTranspose1d)
+
+
+def _encodec_name(name: str, transposed: list[str]) -> str:
+    """What a tensor of transformers' EnCodec is called in the project's own."""
+    name = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", name)
+    name = re.sub(r"^quantizer\.layers\.(\d+)\.", r"quantizer.vq.layers.\1._", name)
+    is_transposed = name.replace(".model.", ".layers.").startswith(tuple(transposed))
+    return name.replace(".conv.", ".convtr.convtr." if is_transposed else ".conv.conv.")
 
 
 def dino(folder: Path) -> None:
