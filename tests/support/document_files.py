@@ -17,6 +17,7 @@ from tests.support.how_to_files import (  # noqa: F401 - pages name them
     hifi_gan,
     kokoro,
     voice_conversion,
+    wav2vec2,
 )
 
 

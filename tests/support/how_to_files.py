@@ -132,6 +132,26 @@ def _encodec_name(name: str, transposed: list[str]) -> str:
     return name.replace(".conv.", ".convtr.convtr." if is_transposed else ".conv.conv.")
 
 
+def wav2vec2(folder: Path) -> None:
+    """`wav2vec2-base` of transformers, and `wav2vec_small.pt` of fairseq."""
+    import transformers as hf  # noqa: PLC0415 - it takes seconds
+
+    torch.manual_seed(0)
+    model = _trained(hf.Wav2Vec2Model(hf.Wav2Vec2Config(**SPEECH_ENCODER)), 7)
+    model.save_pretrained(folder / "wav2vec2-base")
+    state = {
+        name.replace("pos_conv_embed.conv", "pos_conv.0"): tensor
+        for name, tensor in _hooked(model.state_dict()).items()
+        if name.startswith("encoder.pos_conv_embed")
+    }
+    saved = {
+        "args": argparse.Namespace(arch="wav2vec2"), "cfg": None, "model": state,
+        "criterion": {}, "optimizer_history": [], "task_state": {}, "extra_state": {},
+        "last_optimizer_state": None,
+    }  # fmt: skip
+    torch.save(saved, folder / "wav2vec_small.pt")
+
+
 def dino(folder: Path) -> None:
     """`checkpoint.pth` of DINO, `model_final.rank_0.pth` of DINOv2, and `vision_transformer`."""
     torch.manual_seed(0)
