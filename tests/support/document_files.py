@@ -16,6 +16,8 @@ from tests.support.how_to_files import (  # noqa: F401 - pages name them
     encodec,
     hifi_gan,
     kokoro,
+    many,
+    released,
     voice_conversion,
     wav2vec2,
 )

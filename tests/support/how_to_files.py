@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import wncli
 from sample_models.make import MultiScaleDiscriminator, convolutions, normalize_convolutions
 from tests.support import stand_ins
 from tests.support.families import DAC, ENCODEC, SPEECH_ENCODER
@@ -202,3 +203,24 @@ def _hooked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ): tensor
         for name, tensor in state.items()
     }
+
+
+def many(folder: Path) -> None:
+    """`checkpoints`: five generators of one training, of which the last did not arrive whole."""
+    torch.manual_seed(0)
+    generator = hifi_gan_project.Generator(HIFI_GAN)
+    (folder / "checkpoints").mkdir()
+    for seed in range(1, 6):
+        path = folder / "checkpoints" / f"generator_{seed:03}.pt"
+        torch.save({"generator": _trained(generator, seed).state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:50_000])
+
+
+def released(folder: Path) -> None:
+    """`release/generator.pt`, a folded one beside it, and one that another hand has changed."""
+    torch.manual_seed(0)
+    (folder / "release").mkdir()
+    generator = _trained(hifi_gan_project.Generator(HIFI_GAN), 1)
+    torch.save({"generator": generator.state_dict()}, folder / "training.pt")
+    wncli.remove(folder / "training.pt", folder / "release" / "generator.safetensors")
+    torch.save({"generator": _trained(generator, 2).state_dict()}, folder / "later.pt")
