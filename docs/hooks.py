@@ -30,6 +30,8 @@ FILES = {page: file for file, page in BESIDE.items() if page != "index.md"}
 
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 _FOR_TESTS = re.compile(r"^<!-- (?:files|warnings): .*? -->\n|^<!-- slow -->\n", re.MULTILINE)
+_ROW = re.compile(r"^\|.*$", re.MULTILINE)
+_CODE = re.compile(r"`[^`\n]*`")
 _FENCE = re.compile(r"^( *```+\w+) +([^\n`]+)$", re.MULTILINE)
 _ATTRIBUTE = re.compile(r' *\b(?:norun="[^"]*"|exit=\d+)')
 
@@ -43,6 +45,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Turn links to files into links to pages, and take out what is for tests."""
+    if page.parent is None:
+        page.meta["hide"] = ["navigation"]  # there is no other page beside it
     here = page.file.src_uri
     file = FILES.get(here, f"docs/{here}")
 
@@ -54,5 +58,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return text if (ROOT / path).exists() else found.group()  # it is in no page
         return f"[{text}]({posixpath.relpath(to, posixpath.dirname(here))}{anchor or ''})"
 
+    # GitHub wants a bar in code escaped in a table; Python-Markdown shows the escape.
+    markdown = _ROW.sub(lambda row: _CODE.sub(_with_bars, row[0]), markdown)
     markdown = _LINK.sub(lead, _FOR_TESTS.sub("", markdown))
     return _FENCE.sub(lambda found: f"{found[1]} {_ATTRIBUTE.sub('', found[2])}".rstrip(), markdown)
+
+
+def _with_bars(code: re.Match[str]) -> str:
+    return code[0].replace("\\|", "|")

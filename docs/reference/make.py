@@ -42,10 +42,12 @@ KINDS = {
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    """Give the lines of a table, and an empty one before and behind it."""
+    """Give the lines of a table, in a division that the style of the site knows."""
     heads = list(heads)
     lines = [heads, ["---"] * len(heads), *rows]
-    yield from ("", *(f"| {' | '.join(line)} |" for line in lines), "")
+    yield from ("", '<div class="terms" markdown>', "")
+    yield from (f"| {' | '.join(line)} |" for line in lines)
+    yield from ("", "</div>", "")
 
 
 def plain(text: str) -> str:

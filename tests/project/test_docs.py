@@ -18,10 +18,11 @@ each = pytest.mark.parametrize(
 
 
 def anchors_of(document: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """As GitHub makes them of headings, and mkdocstrings of names."""
+    names = re.findall(r"^::: (.*)$", document.read_text(), re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
     plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
-    return {heading.replace(" ", "-") for heading in plain}
+    return {heading.replace(" ", "-") for heading in plain} | set(names)
 
 
 @each
