@@ -16,8 +16,6 @@ from safetensors.torch import save_file
 from torch.distributed import checkpoint as dcp
 
 import wncli.pytorch
-from tests.support.run import SAMPLES
-
 from tests.support.how_to_files import (  # noqa: F401 - pages name them
     dac,
     dino,
@@ -29,6 +27,7 @@ from tests.support.how_to_files import (  # noqa: F401 - pages name them
     voice_conversion,
     wav2vec2,
 )
+from tests.support.run import SAMPLES
 
 
 def plain_conv(folder: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def _copy(module: str, target: Path) -> None:
     shutil.copyfile(Path(stand_ins.__file__).with_name(module), target)
 
 
-def _trained(module: nn.Module, seed: int) -> nn.Module:
+def _trained(module: Any, seed: int) -> Any:  # noqa: ANN401 - of many kinds
     """Give each g a factor of its own, so that no weight is its direction."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -61,8 +62,9 @@ def hifi_gan(folder: Path) -> None:
     torch.manual_seed(0)
     generator = _trained(hifi_gan_project.Generator(HIFI_GAN), 1)
     torch.save({"generator": generator.state_dict()}, folder / "g_02500000")
-    periods, scales = nn.ModuleDict({"discriminators": nn.ModuleList()}), MultiScaleDiscriminator()
-    periods["discriminators"].append(nn.ModuleDict({"convs": nn.ModuleList([nn.Conv1d(1, 4, 5)])}))
+    period = nn.ModuleDict({"convs": nn.ModuleList([nn.Conv1d(1, 4, 5)])})
+    periods = nn.ModuleDict({"discriminators": nn.ModuleList([period])})
+    scales = MultiScaleDiscriminator()
     for discriminator in (periods, scales):
         normalize_convolutions(_trained(discriminator, 2))
     state = {
@@ -107,8 +109,8 @@ def dac(folder: Path) -> None:
 
 
 def encodec(folder: Path) -> None:
-    """`encodec_24khz-d7cc33bc.th` of EnCodec, `encodec_24khz` and `dac_finetuned` of transformers."""
-    import transformers as hf  # noqa: PLC0415 - it takes seconds
+    """`encodec_24khz-d7cc33bc.th`, and `encodec_24khz`, `dac_finetuned` of transformers."""
+    import transformers as hf  # it takes seconds
 
     torch.manual_seed(0)
     model = _trained(hf.EncodecModel(hf.EncodecConfig(**ENCODEC)), 6)
@@ -135,7 +137,7 @@ def _encodec_name(name: str, transposed: list[str]) -> str:
 
 def wav2vec2(folder: Path) -> None:
     """`wav2vec2-base` of transformers, and `wav2vec_small.pt` of fairseq."""
-    import transformers as hf  # noqa: PLC0415 - it takes seconds
+    import transformers as hf  # it takes seconds
 
     torch.manual_seed(0)
     model = _trained(hf.Wav2Vec2Model(hf.Wav2Vec2Config(**SPEECH_ENCODER)), 7)
@@ -145,7 +147,7 @@ def wav2vec2(folder: Path) -> None:
         for name, tensor in _hooked(model.state_dict()).items()
         if name.startswith("encoder.pos_conv_embed")
     }
-    saved = {
+    saved: dict[str, object] = {
         "args": argparse.Namespace(arch="wav2vec2"), "cfg": None, "model": state,
         "criterion": {}, "optimizer_history": [], "task_state": {}, "extra_state": {},
         "last_optimizer_state": None,
@@ -190,7 +192,13 @@ def kokoro(folder: Path) -> None:
     for layer in convolutions(discriminator):
         nn.utils.parametrizations.weight_norm(layer)
     net = states[2] | {"msd": under("module", _hooked(discriminator.state_dict()))}
-    training = {"net": net, "optimizer": [("msd", _optimizer(discriminator))], "iters": 90000, "val_loss": 0.4, "epoch": 20}
+    training = {
+        "net": net,
+        "optimizer": [("msd", _optimizer(discriminator))],
+        "iters": 90000,
+        "val_loss": 0.4,
+        "epoch": 20,
+    }
     torch.save(training, folder / "epochs_2nd_00020.pth")
     _copy("kokoro.py", folder / "kokoro.py")
 

@@ -50,15 +50,14 @@ class DAC(nn.Module):
         super().__init__()
         width = encoder_dim
         down: list[nn.Module] = [nn.Conv1d(1, width, 7, padding=3)]
-        up: list[nn.Module] = [nn.Conv1d(1, width, 7, padding=3)]
         for rate in rates:
-            strided = nn.Conv1d(width, 2 * width, 2 * rate, rate, padding=rate // 2)
-            down.append(Block(residual_unit(width), Snake1d(width), strided))
+            halved = nn.Conv1d(width, 2 * width, 2 * rate, rate, padding=rate // 2)
+            down.append(Block(residual_unit(width), Snake1d(width), halved))
             width *= 2
-        up[0] = nn.Conv1d(width, width, 7, padding=3)
+        up: list[nn.Module] = [nn.Conv1d(width, width, 7, padding=3)]
         for rate in rates:
-            strided = nn.ConvTranspose1d(width, width // 2, 2 * rate, rate, padding=rate // 2)
-            up.append(Block(Snake1d(width), strided, residual_unit(width // 2)))
+            doubled = nn.ConvTranspose1d(width, width // 2, 2 * rate, rate, padding=rate // 2)
+            up.append(Block(Snake1d(width), doubled, residual_unit(width // 2)))
             width //= 2
         self.encoder = Block(*down)
         self.quantizer = nn.ModuleDict({

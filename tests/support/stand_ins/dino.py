@@ -10,13 +10,14 @@ from sample_models.make import hook_weight_norm
 class DINOHead(nn.Module):
     """An MLP and a last layer, normalized by the hook with a g of ones that may not train."""
 
-    def __init__(self, in_dim: int, out_dim: int, norm_last_layer: bool = True) -> None:  # noqa: FBT - theirs
+    def __init__(self, in_dim: int, out_dim: int, *, norm_last_layer: bool = True) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(in_dim, 16), nn.GELU(), nn.Linear(16, 8))
         self.last_layer = nn.Linear(8, out_dim, bias=False)
         hook_weight_norm(self.last_layer, "weight")
-        self.last_layer.weight_g.data.fill_(1)
-        self.last_layer.weight_g.requires_grad = not norm_last_layer
+        g = self.last_layer.get_parameter("weight_g")
+        g.data.fill_(1)
+        g.requires_grad = not norm_last_layer
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`: (batch, in_dim); returns the logits (batch, out_dim)."""

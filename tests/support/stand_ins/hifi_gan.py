@@ -8,7 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from sample_models.make import HiFiGanGenerator, convolutions, hook_weight_norm
+from sample_models.make import (
+    HiFiGanGenerator,
+    HiFiGanResBlock,
+    convolutions,
+    hook_weight_norm,
+)
+
+
+def shorten(generator: HiFiGanGenerator) -> None:
+    """Leave one step in each residual block, so that a list of the layers is short."""
+    for block in generator.resblocks:
+        assert isinstance(block, HiFiGanResBlock)
+        block.convs1, block.convs2 = block.convs1[:1], block.convs2[:1]
 
 
 class Generator(HiFiGanGenerator):
@@ -16,8 +28,7 @@ class Generator(HiFiGanGenerator):
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__(h["num_mels"], h["upsample_initial_channel"])
-        for block in self.resblocks:
-            block.convs1, block.convs2 = block.convs1[:1], block.convs2[:1]
+        shorten(self)
         for layer in convolutions(self):
             hook_weight_norm(layer, "weight")
 

@@ -17,12 +17,15 @@ class KModel(nn.Module):
         self.bert = nn.ModuleDict({"embeddings": nn.Embedding(10, width)})
         self.bert_encoder = nn.Linear(width, width)
         self.predictor = nn.ModuleDict({
-            "F0": nn.ModuleList([nn.ModuleDict({"conv1": conv(width)})]), "N_proj": nn.Conv1d(width, 1, 1),
+            "F0": nn.ModuleList([nn.ModuleDict({"conv1": conv(width)})]),
+            "N_proj": nn.Conv1d(width, 1, 1),
         })  # fmt: skip
         self.decoder = nn.ModuleDict({
             "F0_conv": conv(1),
             "asr_res": nn.Sequential(conv(width)),
-            "generator": nn.ModuleDict({"ups": nn.ModuleList([conv(width)]), "conv_post": conv(width)}),
+            "generator": nn.ModuleDict(
+                {"ups": nn.ModuleList([conv(width)]), "conv_post": conv(width)}
+            ),
         })  # fmt: skip
         self.text_encoder = nn.ModuleDict({"cnn": nn.ModuleList([nn.Sequential(conv(width))])})
         for part, state in torch.load(model, weights_only=True).items() if model else ():
@@ -34,4 +37,6 @@ class KModel(nn.Module):
 
 
 def conv(width: int) -> nn.Module:
-    return weight_norm(nn.Conv1d(width, width, 3, padding=1))
+    layer = nn.Conv1d(width, width, 3, padding=1)
+    weight_norm(layer)
+    return layer
