@@ -78,7 +78,7 @@ def test_all_blocks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.startswith("README.md:") and " console " in line for line in listed)
 
 
-LYING = (
+LYING: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("console", "$ wn --version\nwn 0\n", {}),
     ("console", "$ wn --version --nothing\n", {}),
     ("console", "no command\n", {}),

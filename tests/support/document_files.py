@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save
 
 import wncli.pytorch
 from tests.support.how_to_files import (  # noqa: F401 - pages name them
@@ -59,6 +59,8 @@ def errors(folder: Path) -> None:
     torch.save({**wide, "0.weight": wide["0.weight"] * 0 + 6e4}, folder / "float16.pt")
     placeholder = {name: torch.empty(0, dtype=torch.float16) for name in hook}
     torch.save({"module": placeholder, "param_shapes": []}, folder / "mp_rank_00_model_states.pt")
+    flat = {"0._flat_param": torch.ones(104), "1._flat_param": torch.ones(200)}
+    torch.save(flat, folder / "flat.pt")
     torch.save({"model": state, "h": Hyperparameters()}, folder / "runs.pt")
     whole = (folder / "old.pt").read_bytes()
     at = whole.index(hook["1.weight_v"].numpy().tobytes())
@@ -109,5 +111,5 @@ def distributed(folder: Path) -> None:
     state = torch.load(SAMPLES / "training.pt", weights_only=False)["model"]
     with warnings.catch_warnings(action="ignore"):
         for name in ("step_1000", "checkpoint-100/pytorch_model_fsdp_0"):
-            dcp.save({"model": state}, checkpoint_id=folder / name)
+            save({"model": state}, checkpoint_id=folder / name)
     shutil.copy(SAMPLES / "training.pt", folder / "training.pt")
