@@ -34,7 +34,8 @@ class Generator(HiFiGanGenerator):
 
     def remove_weight_norm(self) -> None:
         """Fold with PyTorch's function for hooks, which raises where there is none."""
-        for layer in convolutions(self):
+        inner = [*convolutions(self.ups), *convolutions(self.resblocks)]
+        for layer in (*inner, self.conv_pre, self.conv_post):
             torch.nn.utils.remove_weight_norm(layer)
 
 
