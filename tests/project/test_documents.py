@@ -102,6 +102,16 @@ def test_a_block_that_lies_is_found(
         Reader(page, tmp_path).type(Block(page, 1, kind, attributes, text))
 
 
+def test_what_python_prints_is_the_text_below_it(tmp_path: Path) -> None:
+    page = ROOT / "README.md"
+    reader = Reader(page, tmp_path)
+    reader.type(Block(page, 1, "python", {}, "print(1)\n"))
+    reader.type(Block(page, 6, "text", {}, "it is further below\n"))
+    reader.type(Block(page, 5, "text", {}, "1\n"))
+    with pytest.raises(AssertionError, match="prints"):
+        reader.type(Block(page, 5, "text", {}, "2\n"))
+
+
 def test_a_page_goes_on_where_it_was(tmp_path: Path) -> None:
     page = ROOT / "README.md"
     reader = Reader(page, tmp_path)

@@ -43,10 +43,10 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built with warnings as errors."""
+    """The site, built with warnings as errors, which `--quiet` would hide from `--strict`."""
     made = tmp_path_factory.mktemp("site")
     ran = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(made)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(made)],
         cwd=ROOT, env=environment(NO_MKDOCS_2_WARNING="1"), capture_output=True, text=True,
         check=False,
     )  # fmt: skip

@@ -6,7 +6,8 @@ each page, beside `sample_models`. What kind it is, its first word says:
     console   lines `$ COMMAND`, each followed by exactly what it prints; `exit=2` for another exit
               code of the last one
     sh        run by `bash -e`
-    python    run, all of a page in one namespace; warnings are errors
+    python    run, all of a page in one namespace; warnings are errors. What it prints is the `text`
+              directly below it, where there is one
     pycon     the same as a doctest
     json, yaml, toml   parsed; all others are text
 
@@ -31,8 +32,9 @@ import textwrap
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
@@ -75,6 +77,11 @@ class Block:
     kind: str
     attributes: dict[str, str]
     text: str
+
+    @property
+    def below(self) -> int:
+        """The line of a fence that is directly below it."""
+        return self.line + self.text.count("\n") + 3
 
     @property
     def where(self) -> str:
@@ -133,7 +140,9 @@ class Reader:
             "sh": self._shell,
             "python": self._python,
             "pycon": self._examples,
+            "text": self._text,
         }
+        self.printed = (0, "")  # by the last Python: the line below it, and what
         self.module = ModuleType("page")  # in sys.modules, its classes can be pickled
 
     def _programs(self, folder: Path) -> None:
@@ -154,7 +163,7 @@ class Reader:
             file = self.folder / block.attributes["title"]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text)
-        elif block.kind in RUN:
+        elif block.kind in self._run:
             self._run[block.kind](block)
 
     def _bash(self, script: str) -> tuple[int, str]:
@@ -187,7 +196,16 @@ class Reader:
     def _python(self, block: Block) -> None:
         padded = "\n" * block.line + block.text  # a traceback has the line of the page
         with self._warnings():
-            exec(compile(padded, str(block.page), "exec"), vars(self.module))  # noqa: S102 - ours
+            code = compile(padded, str(block.page), "exec")
+            with redirect_stdout(StringIO()) as printed:
+                exec(code, vars(self.module))  # noqa: S102 - ours
+        self.printed = (block.below, printed.getvalue())
+
+    def _text(self, block: Block) -> None:
+        line, printed = self.printed
+        if line == block.line and printed:
+            known, found = self._normalised(block.text), self._normalised(printed)
+            assert found == known, f"{block.where}: the block above it prints\n{printed}"
 
     def _examples(self, block: Block) -> None:
         test = doctest.DocTestParser().get_doctest(block.text, {}, block.where, None, block.line)
