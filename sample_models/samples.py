@@ -82,7 +82,7 @@ SAMPLES = (
         holds="state dict of `Linear(5, 3)`, stored without weight norm",
         purpose="the first `wn apply`, by hand: g is 0.5075, 0.4952, 0.6064",
         build=linear,
-        normalize=partial(hook_weight_norm, names=("weight",)),
+        normalize=lambda layer: hook_weight_norm(layer, "weight"),
         content=lambda sample: sample.build().state_dict(),
     ),
     Sample(
@@ -117,7 +117,7 @@ SAMPLES = (
         holds="state dict of an LSTM",
         purpose="parameters that are not named `weight`: `weight_hh_l0_g`",
         build=partial(nn.LSTM, 16, 32, batch_first=True),
-        normalize=partial(hook_weight_norm, names=("weight_hh_l0", "weight_ih_l0")),
+        normalize=lambda lstm: hook_weight_norm(lstm, "weight_hh_l0", "weight_ih_l0"),
     ),
     Sample(
         file="discriminator.pt",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 
 from torch import nn
 
@@ -15,7 +14,7 @@ def convolutions(module: nn.Module) -> list[nn.Module]:
     ]
 
 
-def hook_weight_norm(layer: nn.Module, names: Iterable[str]) -> None:
+def hook_weight_norm(layer: nn.Module, *names: str) -> None:
     """Put hook weight norm, dim 0, on these parameters without its deprecation warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -27,7 +26,7 @@ def normalize_convolutions(module: nn.Module) -> None:
     """Put hook weight norm on every convolution that has no spectral norm."""
     for layer in convolutions(module):
         if isinstance(layer.weight, nn.Parameter):  # not under spectral norm
-            hook_weight_norm(layer, ["weight"])
+            hook_weight_norm(layer, "weight")
 
 
 def normalize_parametrized(module: nn.Module, layer: str, dim: int) -> None:

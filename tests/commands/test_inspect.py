@@ -194,6 +194,14 @@ def test_what_only_resembles_weight_norm_is_named_and_not_listed(tmp_path: Path)
     }
 
 
+def test_among_several_state_dicts_a_note_names_the_place_once(wn: Wn, tmp_path: Path) -> None:
+    spectral = torch.nn.utils.spectral_norm(nn.Linear(3, 2)).state_dict()
+    state = {f"conv.{name}": value for name, value in spectral.items()}
+    torch.save({"mpd": state, "msd": {"weight": torch.eye(2)}}, tmp_path / "in.pt")
+    printed = wn("inspect", tmp_path / "in.pt").stdout
+    assert "note: mpd.conv.weight is spectral norm, not weight norm\n" in printed
+
+
 def test_a_stale_weight_is_named(tmp_path: Path) -> None:
     state = {"weight": torch.eye(2), "weight_g": torch.ones(2, 1), "weight_v": torch.eye(2)}
     found = inspect(state, tmp_path)

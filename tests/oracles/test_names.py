@@ -148,7 +148,23 @@ def test_a_name_comes_before_a_glob_and_a_glob_that_matches_nothing_is_refused(
         assert list(load(tmp_path / "out.pt")["a"]) == left
     assert wn_here(*command, "a*").code == 0
     assert list(load(tmp_path / "out.pt")) == ["a", "ab"]
-    assert wn_here(*command, "b*").code == 2
+    ran = wn_here(*command, "b*")
+    assert ran.code == 2
+    assert "--drop b*: it matches no entry and no tensor" in ran.stderr
+
+
+@pytest.mark.parametrize("like", [False, True], ids=["", "like"])
+def test_the_tensors_that_are_dropped_are_named(like: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    save_dinov2(tmp_path)
+    source = tmp_path / "model_final.rank_0.pth"
+    reference = save({"model": dinov2()[2]}, tmp_path / "teacher.pth") if like else None
+    drop = ["model.student.*", "*.mlp.0.*", "optimizer"]
+    gone = [name for name in load(source)["model"] if "student." in name or ".mlp.0." in name]
+    report = wncli.convert(source, tmp_path / "out.pth", drop=drop, like=reference, partial=like)
+    (note,) = (note for note in report.notes if note.message.startswith("dropped: "))
+    assert (note.code, note.where, note.is_warning) == ("left-out", "model", False)
+    named = note.message.removeprefix("dropped: ").replace(" and ", ", ").split(", ")
+    assert named == [*gone[:3], f"{len(gone) - 3} more"]
 
 
 @pytest.mark.parametrize("only", ["model.teacher", "model.teacher=", "model.teacher=net"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,23 @@ def marked(page: Path) -> Any:  # noqa: ANN401 - pytest hides its type
     return pytest.param(page, marks=marks, id=name_of(page))
 
 
+@pytest.fixture
+def _modules_of_a_page(tmp_path: Path) -> Iterator[None]:
+    """Each page imports the modules beside it, whatever another page has by these names."""
+    yield
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("_modules_of_a_page")
 @pytest.mark.parametrize("page", [marked(page) for page in RUNNING])
 def test_a_page_does_what_it_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = Reader(page, tmp_path)
     monkeypatch.chdir(reader.folder)
+    monkeypatch.syspath_prepend(reader.folder)
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setitem(sys.modules, "page", reader.module)
     for block in blocks_of(page):

@@ -16,6 +16,17 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import wncli.pytorch
+from tests.support.how_to_files import (  # noqa: F401 - pages name them
+    dac,
+    dino,
+    encodec,
+    hifi_gan,
+    kokoro,
+    many,
+    released,
+    voice_conversion,
+    wav2vec2,
+)
 from tests.support.run import SAMPLES
 
 

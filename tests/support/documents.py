@@ -64,6 +64,8 @@ _VARYING = (
     (re.compile(r" +$", re.MULTILINE), ""),
 )
 _TIMEOUT = 300
+#: A message of PyTorch may be shortened, and has tabs.
+_LENIENT = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ class Reader:
         test.globs = vars(self.module)
         said: list[str] = []
         with self._warnings():
-            runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+            runner = doctest.DocTestRunner(optionflags=_LENIENT)
             ran = runner.run(test, out=said.append, clear_globs=False)
         assert not ran.failed, "".join(said)
 

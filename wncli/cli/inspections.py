@@ -437,5 +437,9 @@ def _new(source: Path, what: str, *, is_remote: bool) -> str:
 def note_text(report: Report, note: Note) -> str:
     """Return a note's message, with the place where several state dicts may have the same names."""
     message = in_shell(note.message)
-    elsewhere = len(report.roots) > 1 and note.where and note.where not in message
-    return printable(f"{note.where}: {message}" if elsewhere else message)
+    if len(report.roots) > 1 and note.where and note.where not in message:
+        subject = message.partition(" ")[0]
+        begins_with_it = note.where.endswith(f".{subject}")
+        said = message.removeprefix(subject) if begins_with_it else f": {message}"
+        return printable(f"{note.where}{said}")
+    return printable(message)

@@ -17,7 +17,7 @@ from wncli.notes import Note
 from wncli.plan.actions import Action, Compose, Copy, Decompose, Part, Plan, Renormalize, Respell
 from wncli.plan.filling import parts_to_fill
 from wncli.plan.guards import refuse_expansion
-from wncli.plan.narrowing import dropped, is_whole, named, narrowing_notes
+from wncli.plan.narrowing import drop_notes, dropped, is_whole, named, narrowing_notes
 from wncli.plan.open_dims import assume, common_axes, settle, settled_by
 from wncli.plan.pairing import (
     Meeting,
@@ -110,6 +110,8 @@ def plan_like(
     fit.theirs = sum(len(wanted.plain) for wanted in theirs)
     _judge(checkpoint, reference, fit, partial=partial or fill)
     notes += [note for found in ours for note in narrowing_notes(checkpoint, found.state_dict)]
+    drop = dropped(checkpoint, request.drop)
+    notes += drop_notes(checkpoint, drop)
     notes += renaming_notes(checkpoint, request._replace(only=our_only))
     notes.append(Note("matched", f"{fit.matched:,} tensors match those of {reference.name}", ""))
     lacking = {*without, *fit.misshapen} if fill else set()
@@ -117,7 +119,6 @@ def plan_like(
     lacking -= tied.keys()
     notes += _misfit_notes(fit, tied, fill=fill)
     alone = request.only is not None or not _same_places(checkpoint, ours, parts)
-    drop = dropped(checkpoint, request.drop)
     filled = (*restored(tied.values()), *parts_to_fill(checkpoint, reference, theirs, lacking))
     alone = alone or not _fill_in_place(checkpoint, parts, filled)
     return Plan("convert", checkpoint, (*restored(parts), *filled), alone, drop, tuple(notes))

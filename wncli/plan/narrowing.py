@@ -77,7 +77,9 @@ def dropped(checkpoint: Checkpoint, drop: frozenset[str]) -> frozenset[Keys]:
         known += [sd.root for sd in checkpoint.state_dicts if sd.root] or sorted(tensors)[:5]
         raise UsageError(
             given(drop=[path]),
-            "there is no entry of this name",
+            "it matches no entry and no tensor"
+            if is_glob(path)
+            else "there is no entry of this name",
             expected=f"such as {', '.join(known)}" if known else "",
             hint=either(setting(drop=[prefix]) for prefix in near) or inspecting(checkpoint.name),
         )
@@ -131,6 +133,16 @@ def narrowing_notes(checkpoint: Checkpoint, state_dict: StateDict) -> list[Note]
     names = [spec.name for spec in whole.tensors if not spec.name.startswith(prefix)]
     message = f"left out, as they are not below {state_dict.root}: {few(names)}"
     return [Note("left-out", message, stored.root)] if names else []
+
+
+def drop_notes(checkpoint: Checkpoint, drop: frozenset[Keys]) -> list[Note]:
+    """Note which tensors are taken out of state dicts that stay."""
+    staying = [sd for sd in checkpoint.state_dicts if drop and not is_within(sd.keys, drop)]
+    gone = [
+        (sd.root, [spec.name for spec in sd.tensors if (*sd.keys, spec.name) in drop])
+        for sd in staying
+    ]
+    return [Note("left-out", f"dropped: {few(names)}", root) for root, names in gone if names]
 
 
 def _prefixed(checkpoint: Checkpoint, path: str) -> Iterator[tuple[StateDict, str]]:

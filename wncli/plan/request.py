@@ -15,7 +15,13 @@ from wncli.errors import WeightNormError
 from wncli.hints import either, inspecting, phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Action, Command, Compose, Copy, Part, Plan
-from wncli.plan.narrowing import dropped, is_whole, narrowing_notes, state_dicts_left
+from wncli.plan.narrowing import (
+    drop_notes,
+    dropped,
+    is_whole,
+    narrowing_notes,
+    state_dicts_left,
+)
 from wncli.plan.open_dims import common_axes, refuse_other_dim, settle
 from wncli.plan.renames import RenameRule, rename_all, rename_notes
 from wncli.plan.renaming import from_the_file
@@ -247,7 +253,7 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan is made of
     if command == "inspect":  # which shows the names as they are without the prefix
         return Plan(command, checkpoint, parts, alone, drop, tuple(notes))
     left = [note for found in surveys for note in narrowing_notes(checkpoint, found.state_dict)]
-    left += renaming_notes(checkpoint, request)
+    left += drop_notes(checkpoint, drop) + renaming_notes(checkpoint, request)
     return Plan(command, checkpoint, restored(parts), alone, drop, (*notes, *left))
 
 
