@@ -1,4 +1,4 @@
-"""The messages that the documents quote are those that PyTorch, transformers and safetensors print."""
+"""The messages that documents quote are those that PyTorch, transformers and safetensors print."""
 
 from __future__ import annotations
 
