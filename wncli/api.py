@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.naming import SPELLINGS, Naming
-from wncli.errors import FileError, UsageError, WeightNormError, WnError
+from wncli.errors import UsageError, WeightNormError, WnError
 from wncli.formats.open import open_checkpoint
-from wncli.formats.registry import OFFERED, FormatName
-from wncli.hints import REFERENCE, Text, given, inspecting, parameter, path_word, phrase, setting
+from wncli.hints import REFERENCE, Text, given, parameter, phrase, setting
 from wncli.notes import Note
 from wncli.plan.actions import Plan
 from wncli.plan.apply import plan_apply
@@ -28,59 +24,24 @@ from wncli.plan.remove import plan_remove
 from wncli.plan.renames import parse_renames
 from wncli.plan.renaming import flattened
 from wncli.plan.request import Request
-from wncli.report import NothingToDo, Report, make_report
-from wncli.storage.addresses import Address, Place, Traffic, place_of, refuse_address, traffic_of
-from wncli.storage.source import FileSource, Folder, is_remote, stamps
+from wncli.report import Report, make_report
+from wncli.storage.addresses import Traffic, traffic_of
+from wncli.storage.source import is_remote, stamps
 from wncli.team import ALONE, Team, agree, together
+from wncli.writing import (
+    AnyPath,
+    WriteKeywords,
+    WriteOptions,
+    check_choice,
+    check_jobs,
+    find_place,
+    write_checkpoint,
+)
 
 if TYPE_CHECKING:
     from wncli.analysis.comparison import Comparison
     from wncli.parallel import Progress
     from wncli.storage.source import Sources
-
-AnyPath = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteOptions:
-    """How an output is written, the same for all commands that write one.
-
-    Attributes:
-        format: of the output; otherwise its suffix says.
-        max_shard_size: bytes, or `"5GB"`: write a folder of shards and their index.
-        force: replace an existing output.
-        dry_run: write nothing.
-        verify: read the output back before it takes its place, and compare the effective weights.
-        make_folder: make the directory that the output is to be in.
-        jobs: threads at most; None for as many as there are processors.
-        progress: called while writing.
-        team: the ranks that do it together, each of which calls the function alike; see
-            `wncli.pytorch.ranks`. Without one, this process alone.
-    """
-
-    format: FormatName | None = None
-    max_shard_size: int | str | None = None
-    force: bool = False
-    dry_run: bool = False
-    verify: bool = False
-    make_folder: bool = False
-    jobs: int | None = None
-    progress: Progress | None = None
-    team: Team = ALONE
-
-
-class WriteKeywords(TypedDict, total=False):
-    """`WriteOptions` as keyword arguments."""
-
-    format: FormatName | None
-    max_shard_size: int | str | None
-    force: bool
-    dry_run: bool
-    verify: bool
-    make_folder: bool
-    jobs: int | None
-    progress: Progress | None
-    team: Team
 
 
 @together
@@ -144,8 +105,8 @@ def inspect(  # noqa: PLR0913 - the command's options
     from wncli.analysis.values import read_values
 
     start = monotonic()
-    _check_jobs(jobs)
-    place = _place(checkpoint)
+    check_jobs(jobs)
+    place = find_place(checkpoint)
     request = Request.parse(layers, exclude, only)
     jobs = jobs or team.jobs
     with open_checkpoint(place) as (opened, sources):
@@ -230,7 +191,7 @@ def apply(  # noqa: PLR0913 - the command's options
         Parameters(before=18, after=21)
     """
     request = Request.parse(layers, exclude, only, drop, with_dims=True)
-    _check_choice("naming", naming, ("auto", *SPELLINGS))
+    check_choice("naming", naming, ("auto", *SPELLINGS))
     if dim is not None and not (isinstance(dim, int) and not isinstance(dim, bool)):
         raise UsageError("dim", "not a dim", expected="an int or None", found=repr(dim))
 
@@ -352,7 +313,7 @@ def convert(  # noqa: PLR0913 - the command's options
     request = Request.parse(layers, exclude, only, drop, with_dims=True)._replace(
         rename=parse_renames(rename), dim=_dim(dim)
     )
-    _check_choice("naming", naming, (None, *SPELLINGS))
+    check_choice("naming", naming, (None, *SPELLINGS))
     if like is None and (partial or fill):
         raise UsageError(
             setting(fill=True) if fill else setting(partial=True),
@@ -382,7 +343,7 @@ def convert(  # noqa: PLR0913 - the command's options
         )
     from wncli.plan.like import plan_like
 
-    there = _place(like)
+    there = find_place(like)
     with open_checkpoint(there) as (reference, files):
         refuse_ambiguity(reference)
 
@@ -454,12 +415,12 @@ def compare(  # noqa: PLR0913 - the command's options
 
     start = monotonic()
     request = Request.parse(layers, exclude, only)
-    _check_jobs(jobs)
+    check_jobs(jobs)
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
             where = Text(name, f"--{name}")
             raise UsageError(where, "not a tolerance", expected="0 or more", found=str(value))
-    places = _place(a), _place(b)
+    places = find_place(a), find_place(b)
     with (
         open_checkpoint(places[0], for_weights=True) as (one, files),
         open_checkpoint(places[1], for_weights=True) as (other, others),
@@ -483,108 +444,8 @@ def _write(
     more: Sources = (),
 ) -> Report:
     """Write what becomes of a file; `more` are REFERENCE's files."""
-    place = _place(checkpoint)
+    place = find_place(checkpoint)
     return write_checkpoint(make_plan, open_checkpoint(place), place, output, options, more)
-
-
-def write_checkpoint(  # noqa: PLR0913, PLR0917 - what to write, from where, and how
-    make_plan: Callable[[Checkpoint], Plan],
-    opening: AbstractContextManager[tuple[Checkpoint, Sources]],
-    place: Place,
-    output: AnyPath,
-    options: WriteOptions,
-    more: Sources = (),
-) -> Report:
-    """Decide where to, plan, guard, lay out, write, report.
-
-    Args:
-        make_plan: says what becomes of the checkpoint.
-        opening: gives it, and what its tensors are read from.
-        place: where it is, or what it is called.
-        output: where to write.
-        options: how.
-        more: files that the plan reads beside the checkpoint's.
-    """
-    from wncli.analysis.values import read_values
-    from wncli.fill.write import make_parent, write
-    from wncli.layout.files import lay_out
-    from wncli.plan import guards
-    from wncli.plan.destination import decide_target, parse_size, suffix_notes
-    from wncli.plan.lower import lower_plan
-
-    start = monotonic()
-    _check_choice("format", options.format, (None, *OFFERED))
-    _check_jobs(options.jobs)
-    size = options.max_shard_size
-    limit = parse_size(str(size)) if size is not None else None
-    _refuse_output(output)
-    with opening as (opened, sources):
-        folder = _folder_of(place, opened, sources)
-        from_folder = folder is not None
-        target = decide_target(
-            os.fspath(output),
-            opened,
-            options.format,
-            limit,
-            from_folder=from_folder,
-            is_named=options.make_folder,
-        )
-        guards.refuse_destination(
-            target,
-            place if isinstance(place, Path) else None,
-            Path(output),
-            force=options.force or options.dry_run,
-            make_folder=options.make_folder,
-            from_folder=from_folder,
-        )
-        guards.refuse_among_parts(target, opened)
-        plan = make_plan(opened)
-        guards.refuse_without_state_dict(plan, target)
-        if guards.has_nothing_to_do(plan, target):
-            raise _nothing(plan)
-        guards.refuse(plan, target, verify=options.verify)
-        lowered = lower_plan(plan)
-        guards.refuse_same_names(lowered)
-        outputs = lay_out(lowered, target, folder)
-        notes = (*suffix_notes(target), *outputs.notes)
-        if options.dry_run and not options.force:
-            notes += guards.existing_notes(target)
-        verified = None
-        # Of large files of many tensors, what was read takes as much memory as all that follows.
-        small = replace(opened, tree=None)
-        plan, lowered = plan._replace(checkpoint=small), lowered._replace(checkpoint=small)
-        del opened
-        if not options.dry_run:
-            every = (*sources, *more)
-            agree(options.team, stamps(every), outputs.parts())
-            if options.make_folder:
-                make_parent(target)
-            written = write(
-                outputs,
-                every,
-                options.progress,
-                jobs=options.jobs or options.team.jobs,
-                force=options.force,
-                verify_against=lowered if options.verify else None,
-                team=options.team,
-            )
-            notes += written.notes
-            verified = written.verified
-        names = tuple(name for name, _ in outputs.files) if target.is_folder else ()
-        return make_report(
-            plan, notes, str(target.path), target.format, names, outputs.nbytes,
-            dry_run=options.dry_run, seconds=monotonic() - start, verified=verified,
-            reading=partial(read_values, place), remote=traffic_of(place),
-        )  # fmt: skip
-
-
-def _folder_of(place: Place, opened: Checkpoint, sources: Sources) -> Path | Folder | None:
-    """Return the folder that the checkpoint is, or whose index it is; None of a single file."""
-    if isinstance(place, Address):
-        return next((one.folder for one in sources if isinstance(one, FileSource)), None)
-    if place.is_dir():
-        return place
-    return place.parent if opened.shards else None
 
 
 def _dim(dim: int | None) -> int | None:
@@ -592,50 +453,3 @@ def _dim(dim: int | None) -> int | None:
     if dim is not None and (not isinstance(dim, int) or isinstance(dim, bool) or dim < 0):
         raise UsageError("dim", "not a dim", expected="an int from 0, or None", found=repr(dim))
     return dim
-
-
-def _place(given: AnyPath) -> Place:
-    """Return where a checkpoint is."""
-    _refuse_no_path(given)
-    return place_of(given)
-
-
-def _refuse_output(given: AnyPath) -> None:
-    refuse_address(os.fspath(given))
-    _refuse_no_path(given)
-
-
-def _refuse_no_path(given: AnyPath) -> None:
-    """Refuse a path that says nothing: an empty one would be the working directory."""
-    if not os.fspath(given):
-        raise FileError("''", "not a path", expected="a file or a folder")
-    if "\0" in os.fspath(given):
-        raise FileError(os.fspath(given), "no file can have this name")
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        expected = ", ".join(repr(choice) for choice in choices)
-        raise UsageError(name, "no such choice", expected=expected, found=repr(value))
-
-
-def _check_jobs(jobs: int | None) -> None:
-    if jobs is not None and not (type(jobs) is int and jobs > 0):
-        raise UsageError("jobs", "not a number of threads", expected="1 or more", found=repr(jobs))
-
-
-def _nothing(plan: Plan) -> NothingToDo:
-    apply = plan.command == "apply"
-    return NothingToDo(
-        plan.checkpoint.name,
-        "no weight to normalize was found (floating, of two or more dimensions, not yet normalized)"
-        if apply
-        else f"no weight norm to {'remove' if plan.command == 'remove' else 'respell'} was found",
-        hint=Text(
-            inspecting(plan.checkpoint.name, tensors=True),
-            f"wn inspect {path_word(plan.checkpoint.name)} --tensors",
-        )
-        if apply
-        else inspecting(plan.checkpoint.name),
-        report=make_report(plan, ()),
-    )

@@ -30,10 +30,10 @@ import wncli
 from tests.support.hint_cases import CASES, Case
 from tests.support.hint_files import OPTIMIZER, SOUND, STEM
 from tests.support.run import Ran, environment
-from wncli.api import WriteKeywords
 from wncli.cli.commands import app_for
 from wncli.hints import Text, in_shell, parameter
 from wncli.plan.rules import parse_dim
+from wncli.writing import WriteKeywords
 
 pytestmark = pytest.mark.thinned(23)
 

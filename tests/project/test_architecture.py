@@ -34,7 +34,7 @@ PACKAGE = Path(wncli.__file__).parent
 PACKAGES = (
     *("hints", "errors", "notes", "checkpoint", "arithmetic", "storage", "parallel", "team"),
     *("formats", "plan", "streaming", "layout", "statistics", "figures", "report"),
-    *("analysis", "fill", "api", "pytorch", "cli"),
+    *("analysis", "fill", "writing", "api", "pytorch", "cli"),
 )
 #: Types alone point upward here: a checkpoint keeps what its format read, and looks at none of it.
 UPWARD = {

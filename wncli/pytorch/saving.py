@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wncli.api import WriteOptions, write_checkpoint
 from wncli.arithmetic.norms import raw
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.naming import Naming
@@ -28,6 +27,7 @@ from wncli.pytorch.refusals import check_naming, in_python
 from wncli.pytorch.tensors import in_memory, is_distributed, is_run_of_memory
 from wncli.report import Report
 from wncli.storage.source import Source, truncated
+from wncli.writing import WriteOptions, write_checkpoint
 
 
 @in_python("naming", "format", "max_shard_size", "force")
