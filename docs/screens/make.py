@@ -1,12 +1,10 @@
 """Draws the screens of `wn` as pictures, from real runs on a terminal of 80 columns.
 
-Run from the repository: `python docs/screens/make.py`. The pictures stand beside this file. With
-`--wncli DIR --to NAME` those of another checkout go into a folder of that name.
+Run from the repository: `python docs/screens/make.py`. The pictures stand beside this file.
 """
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import pty
@@ -27,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ROWS, COLUMNS = 24, 80
 
-#: The name of a picture, and what is typed for it. What an older version has not is left out there.
+#: The name of a picture, and what is typed for it.
 SCREENS = {
     "inspect": "wn inspect g_02500000",
     "inspect-stats": "wn inspect g_02500000 --stats",
@@ -73,13 +71,13 @@ def prepare(folder: Path) -> None:
     torch.save(made, folder / "g_finetuned.pt")
 
 
-def on_a_terminal(typed: str, folder: Path, wncli: Path) -> str:
+def on_a_terminal(typed: str, folder: Path) -> str:
     """Run a command on a terminal, and return all that it draws."""
     child, terminal = pty.fork()
     if not child:
         fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         os.chdir(folder)
-        environment = os.environ | {"PYTHONPATH": str(wncli), "TERM": "xterm-256color"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
             environment.pop(name, None)
         command = [sys.executable, "-m", "wncli", *shlex.split(typed)[1:]]
@@ -112,18 +110,12 @@ def picture(typed: str, drawn: str) -> str:
 
 def main() -> None:
     """Draw all screens."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--wncli", type=Path, default=ROOT, help="a checkout of another version")
-    parser.add_argument("--to", default=".", help="the folder for the pictures, in this one")
-    given = parser.parse_args()
-    target = HERE / given.to
-    target.mkdir(exist_ok=True)
     for name, typed in SCREENS.items():
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder))
-            drawn = on_a_terminal(typed, Path(folder), given.wncli.resolve())
-        (target / f"{name}.svg").write_text(picture(typed, drawn), encoding="utf-8")
-        print(target / f"{name}.svg")
+            drawn = on_a_terminal(typed, Path(folder))
+        (HERE / f"{name}.svg").write_text(picture(typed, drawn), encoding="utf-8")
+        print(HERE / f"{name}.svg")
 
 
 if __name__ == "__main__":

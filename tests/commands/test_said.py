@@ -84,7 +84,7 @@ def test_a_model_of_the_hub_is_said_to_be_downloaded(
     monkeypatch.chdir(tmp_path)
     ran = wn_here("remove", "facebook/speecht5_hifigan", "out")
     assert ran.code == 2
-    assert "try:      hf://facebook/speecht5_hifigan\n" in ran.stderr
+    assert "try:      hf://facebook/speecht5_hifigan of the Hugging Face Hub, if" in ran.stderr
     Path("models").mkdir()
     for path in ("models/speecht5_hifigan", "facebook/model.pt", "/facebook/x", "a/b/c", "x"):
         assert "hf://" not in wn_here("remove", path, "out").stderr

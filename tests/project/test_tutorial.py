@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.support.run import ROOT
+from tests.support.documents import blocks_of
+from tests.support.run import ROOT, SAMPLES, environment
 
 PAGE = ROOT / "docs" / "tutorial.md"
 SCRIPT = ROOT / "docs" / "tutorial" / "make.py"
@@ -50,6 +54,24 @@ def table() -> dict[str, list[tuple[float, float, float]]]:
         start: [tuple(map(float, found[i : i + 3])) for i in (0, 3)]  # type: ignore[misc]
         for start, *found in rows
     }
+
+
+def test_its_python_can_be_pasted_at_pythons_prompt(tmp_path: Path) -> None:
+    (tmp_path / "sample_models").symlink_to(SAMPLES)
+    pasted = []
+    for block in blocks_of(PAGE):
+        if block.kind == "python":
+            pasted += [block.text, ""]  # as one presses Enter behind a loop
+        elif block.kind == "console":
+            commands = [line[2:] for line in block.text.splitlines() if line.startswith("$ wn ")]
+            for command in commands:
+                arguments = [sys.executable, "-m", "wncli", *shlex.split(command)[1:]]
+                pasted.append(f"import subprocess; _ = subprocess.run({arguments!r}, check=True)")
+    ran = subprocess.run(
+        [sys.executable, "-i", "-q"], input="\n".join(pasted) + "\n",
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Error" not in ran.stderr
 
 
 def test_its_pictures_are_small_and_name_their_axes() -> None:

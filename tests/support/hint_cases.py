@@ -410,14 +410,14 @@ OUTPUTS = {
     ),
     "another folder's checkpoint": Case(
         both(shards, lambda: shards("made too")), f"wn remove {FOLDER} 'made too'",
-        "{--output-dir DIR} writes both under their own names; {--force} replaces it, "
-        "and what it holds is lost",
+        "{--force} replaces it, and what it holds is lost; of two CHECKPOINTs, "
+        "{--output-dir DIR} writes each",
         changes="made too",
     ),
     "another checkpoint": Case(
         file(SOUND, out=SOUND), f"wn remove {IN} {OUT}",
-        "{--output-dir DIR} writes both under their own names; {--force} replaces it, "
-        "and what it holds is lost",
+        "{--force} replaces it, and what it holds is lost; of two CHECKPOINTs, "
+        "{--output-dir DIR} writes each",
         changes=f"{STEM} out",
     ),
     "CHECKPOINT": Case(
@@ -634,7 +634,8 @@ INPUTS = {
         instead_of=f'"file://$PWD/"{shlex.quote(f"{STEM}.pt")}',
     ),
     "a model of the Hub by its name": Case(
-        file(SOUND), f"HF_HUB_OFFLINE=1 wn remove owner/name {OUT}", "{hf://owner/name}",
+        file(SOUND), f"HF_HUB_OFFLINE=1 wn remove owner/name {OUT}",
+        "{hf://owner/name} of the Hugging Face Hub, if that is meant",
         instead_of="owner/name", code=2,
     ),
 }  # fmt: skip

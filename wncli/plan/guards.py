@@ -158,9 +158,9 @@ def _refuse_checkpoint(
         phrase("{} exists already, and is a checkpoint", parameter("output")),
         expected="a name for what is to be written",
         hint=phrase(
-            "{}{} replaces it, and what it holds is lost",
-            Text("", "--output-dir DIR writes both under their own names; " if is_named else ""),
+            "{} replaces it, and what it holds is lost{}",
             setting(force=True),
+            Text("", "; of two CHECKPOINTs, --output-dir DIR writes each" if is_named else ""),
         ),
     )
 

@@ -245,7 +245,7 @@ def repository_hint(path: Path) -> str:
     text = path.as_posix()
     if not _REPOSITORY.fullmatch(text) or path.parent.exists():
         return ""
-    return path_text(f"hf://{text}")
+    return phrase("{} of the Hugging Face Hub, if that is meant", path_text(f"hf://{text}"))
 
 
 def download_hint(address: str) -> str:

@@ -1,6 +1,6 @@
 """Takes pictures of the site, light and dark, wide and narrow, and puts them on one sheet.
 
-Run from the repository: `python docs/site/make.py`. The sheet, `pages.png`, stands beside this
+Run from the repository: `python docs/theme/make.py`. The sheet, `pages.png`, stands beside this
 file. It needs the `docs` extra, Pillow, and Chromium; `--chromium` says how that is called.
 """
 
