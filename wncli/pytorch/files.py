@@ -57,7 +57,7 @@ class InFiles:
                 expected="a dtype of PyTorch's that is not quantized",
             )
         if not spec.numel:
-            return torch.empty(spec.shape, dtype=dtype)
+            return torch.empty(spec.shape, dtype=dtype, device="cpu")
         whole = self.storages.get(spec.storage.identity)
         if whole is None:
             is_mapped = self._is_mapped(spec.storage)
@@ -128,7 +128,7 @@ class InFiles:
         return self.maps[storage.file][begin : begin + storage.nbytes]
 
     def _read(self, storage: Storage) -> Tensor:
-        whole = torch.empty(storage.nbytes, dtype=torch.uint8)
+        whole = torch.empty(storage.nbytes, dtype=torch.uint8, device="cpu")
         target = bytes_of(whole)
         for place in range(0, storage.nbytes, BLOCK):
             piece = target[place : place + BLOCK]
