@@ -205,17 +205,8 @@ def other_dtype() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-@contextmanager
-def other_device() -> Iterator[None]:
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
 SETTINGS: list[Callable[[], AbstractContextManager[object]]] = [
-    swapping, other_dtype, other_device, torch.inference_mode,
+    swapping, other_dtype, torch.inference_mode,
     lambda: torch.device("meta"), lambda: torch.autocast("cpu", dtype=torch.bfloat16),
 ]  # fmt: skip
 
