@@ -109,7 +109,8 @@ def ways() -> Ways:
 def load(path: Path, way: str, into: Spelling | None, dim: int, *, assign: bool) -> None:
     """Compare with what `distribute_tensor` gives each rank of the whole tensors."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    rows = 8 if "_" in way or "TP" in way else 7  # strided shards are of even parts alone
+    # Strided shards are of even parts alone; PyTorch 2.6 pads nothing that has no columns.
+    rows = 8 if "_" in way or "TP" in way or way == "S1 S0" else 7
     whole = network(into, dim, seed=7, rows=rows)
     wn.load_weights(whole, path.with_suffix(f".{rows}"))
     expected = whole.state_dict()
