@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 import wncli
 import wncli.pytorch as wn
 from tests.support.live import everything, mel, norms_of_their_own, vocoder
-from tests.support.oracles import bits
+from tests.support.oracles import bits, save
 
 
 def files(folder: Path, source: nn.Module) -> tuple[Path, Path]:
@@ -129,7 +130,7 @@ def by_numpy(path: Path, layers: Any, places: list[int]) -> None:  # noqa: ANN40
 
 def by_pytorch(path: Path, layers: Any, places: list[int]) -> None:  # noqa: ANN401
     nbytes = path.stat().st_size
-    whole = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=nbytes)
+    whole: Any = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=nbytes)
     data = torch.empty(0, dtype=torch.uint8).set_(whole)
     for layer, begin in zip(layers, places, strict=True):
         part = data[begin : begin + layer.weight.nbytes].view(torch.float32)
@@ -137,8 +138,8 @@ def by_pytorch(path: Path, layers: Any, places: list[int]) -> None:  # noqa: ANN
 
 
 def by_loading(path: Path, layers: Any, _: list[int]) -> None:  # noqa: ANN401
-    before = torch.serialization.get_default_mmap_options()
-    torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)  # type: ignore[attr-defined]
+    before: Any = torch.serialization.get_default_mmap_options()
+    torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)
     state = torch.load(path, mmap=True)
     torch.serialization.set_default_mmap_options(before)
     for number, layer in enumerate(layers):
@@ -264,6 +265,9 @@ def test_a_method_put_into_a_module_judges_before_anything_changes(
     assert everything(model) == before
 
 
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="PyTorch was built without distributed"
+)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("wrap", [nn.DataParallel, DistributedDataParallel, torch.compile])
 def test_wrapped_models_are_composed_into(
@@ -271,8 +275,9 @@ def test_wrapped_models_are_composed_into(
 ) -> None:
     path, folded = files(tmp_path, vocoder("hook"))
     model = vocoder(None, seed=1)
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    from torch._C._distributed_c10d import HashStore
+
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         wn.load_weights(wrap(model), path)
     finally:
@@ -311,6 +316,38 @@ def test_the_last_layer_is_judged_before_the_first_is_composed(g: float, tmp_pat
     with pytest.raises(wncli.WeightNormError, match=r"4\.weight: slice 0"):
         wn.load_weights(model, tmp_path / "in.pt")
     assert everything(model) == before
+
+
+@pytest.mark.parametrize("stored", ["torch", "safetensors"])
+def test_a_file_that_is_cut_short_once_it_is_open_is_refused_and_nothing_changes(
+    stored: str, tmp_path: Path
+) -> None:
+    path = save(vocoder("hook").state_dict(), tmp_path / "in.pt", stored)
+    model = vocoder(None, seed=1)
+    model.register_load_state_dict_pre_hook(lambda *_: os.truncate(path, 1000))
+    before = everything(model)
+    with pytest.raises(wncli.FormatError, match=r"in\.\w+: the file ends inside"):
+        wn.load_weights(model, path)
+    assert everything(model) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation")
+def test_a_quantized_weight_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    class Quantized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer(
+                "weight", torch.quantize_per_tensor(torch.ones(2, 2), 1, 0, torch.qint8)
+            )
+
+    source = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    wn.apply_weight_norm(source)
+    torch.save(source.state_dict(), tmp_path / "in.pt")
+    model = nn.Sequential(nn.Linear(2, 2), Quantized())
+    before = everything(model[0])
+    with pytest.raises(wncli.WeightNormError):
+        wn.load_weights(model, tmp_path / "in.pt")
+    assert everything(model[0]) == before
 
 
 def test_weights_without_elements_are_composed(tmp_path: Path) -> None:

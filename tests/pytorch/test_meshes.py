@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def network(spelling: Spelling | None, dim: int = 0, seed: int = 0, rows: int = 
     return made
 
 
-def by_hand(model: nn.Module, mesh: Any, placements: Any) -> nn.Module:  # noqa: ANN401
+def by_hand(model: nn.Module, mesh: Any, placements: Any) -> Any:  # noqa: ANN401
     """Divide every parameter, on the axes that it has and that can be divided so."""
     for module in model.modules():
         for name, held in module._parameters.items():
@@ -63,7 +64,7 @@ def _divides(placement: Any, held: nn.Parameter) -> bool:  # noqa: ANN401
     return not isinstance(placement, _StridedShard) or held.shape[axis] % RANKS == 0
 
 
-def tensor_parallel(model: nn.Module, mesh: Any) -> nn.Module:  # noqa: ANN401
+def tensor_parallel(model: nn.Module, mesh: Any) -> Any:  # noqa: ANN401
     """Divide columns and rows among ranks, and what these have by `fully_shard`: strided shards."""
     for layer, axis in zip(model.children(), (0, 1, 0), strict=True):
         for module in layer.modules():
@@ -76,7 +77,7 @@ def tensor_parallel(model: nn.Module, mesh: Any) -> nn.Module:  # noqa: ANN401
     return fully_shard(model, mesh=mesh["dp"])
 
 
-Ways = dict[str, Callable[[nn.Module, Any], nn.Module]]
+Ways = dict[str, Callable[[nn.Module, Any], Any]]
 
 
 def ways() -> Ways:
@@ -98,8 +99,7 @@ def ways() -> Ways:
         "_S1 S0": [crossed, Shard(0)],
     }
     found: Ways = {
-        name: lambda model, mesh, placements=placements: by_hand(model, mesh, placements)
-        for name, placements in placed.items()
+        name: partial(by_hand, placements=placements) for name, placements in placed.items()
     }
     found["HSDP"] = lambda model, mesh: fully_shard(model, mesh=mesh)
     found["FSDP and TP"] = tensor_parallel

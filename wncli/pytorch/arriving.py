@@ -237,7 +237,8 @@ class Arriving:
         held = self._held(name)
         if not isinstance(held, Tensor) or type(held) not in {Tensor, nn.Parameter}:
             return None
-        return _InPlace(item.part, pair, name, held) if name in self._alone else None
+        is_its_own = name in self._alone and kind_of(held) == "dense"
+        return _InPlace(item.part, pair, name, held) if is_its_own else None
 
     @cached_property
     def _alone(self) -> set[str]:

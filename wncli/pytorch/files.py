@@ -19,7 +19,15 @@ from wncli.parallel import Advance, run_tasks
 from wncli.pytorch.tensors import TORCH_DTYPES, bytes_of
 from wncli.storage.checked_source import damaged
 from wncli.storage.crc32 import crc32
-from wncli.storage.source import BLOCK, LocalSource, Source, Sources, expect, is_remote
+from wncli.storage.source import (
+    BLOCK,
+    LocalSource,
+    Source,
+    Sources,
+    expect,
+    is_remote,
+    truncated,
+)
 
 #: Plain values, as they are in a pickle.
 _PLAIN = (str, bytes, bool, int, float, type(None))
@@ -117,7 +125,11 @@ class InFiles:
         return isinstance(source, LocalSource) and end <= source.nbytes and storage.nbytes > 0
 
     def _mapped(self, storage: Storage) -> memoryview:
-        """Return bytes of a mapped file."""
+        """Return bytes of a mapped file.
+
+        Raises:
+            FormatError: it ends before them by now.
+        """
         source = self.sources[storage.file]
         assert isinstance(source, LocalSource)  # noqa: S101 - it is mapped
         if storage.file not in self.maps:
@@ -125,7 +137,10 @@ class InFiles:
             mapped = mmap.mmap(source.file.fileno(), 0, access=mmap.ACCESS_COPY)
             self.maps[storage.file] = memoryview(mapped)
         begin = source.begin + storage.offset
-        return self.maps[storage.file][begin : begin + storage.nbytes]
+        found = self.maps[storage.file][begin : begin + storage.nbytes]
+        if len(found) < storage.nbytes:  # it was longer when it was opened
+            raise truncated(source, "the tensors", storage.offset + storage.nbytes)
+        return found
 
     def _read(self, storage: Storage) -> Tensor:
         whole = torch.empty(storage.nbytes, dtype=torch.uint8, device="cpu")
