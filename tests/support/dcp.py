@@ -125,7 +125,8 @@ def hold_same_structure(folder: Path, reference: Path) -> None:
     assert list(found.storage_data) == list(expected.storage_data)
     hints = [index.index for index in expected.storage_data]
     assert [index.index for index in found.storage_data] == hints
-    assert found.version == expected.version
+    if hasattr(expected, "version"):  # older versions of PyTorch write none
+        assert found.version == expected.version
 
 
 class Rows(DefaultSavePlanner):

@@ -124,9 +124,9 @@ def put_parts(  # noqa: PLR0913 - what is written, and how
                 part = part.narrow(axis, place, count)
             put(MetadataIndex(name, begin, number), item(turned(part).clone()))
     paths: dict[str, tuple[str, ...]] = {name: tuple(name.split(".", 1)) for name in state}
-    made = Metadata(
-        about, paths, stored, StorageMeta(checkpoint_id=checkpoint_id or folder), "1.0.0"
-    )
+    made = Metadata(about, paths, stored, StorageMeta(checkpoint_id=checkpoint_id or folder))
+    if hasattr(made, "version"):  # older versions of PyTorch have none
+        made.version = "1.0.0"
     if edit:
         edit(made)
     (folder / ".metadata").write_bytes(pickle.dumps(made, protocol=4))

@@ -152,7 +152,7 @@ def _compose_by_loops(
     if into is not None and _is_laid_out(into, strides, dtype):
         weight = into
     else:
-        weight = torch.empty_strided(own.v.shape, strides, dtype=dtype)
+        weight = torch.empty_strided(own.v.shape, strides, dtype=dtype, device="cpu")
     target = bytes_of(weight)[int(weight.storage_offset()) * itemsize :]
     notes: list[Note] = []
     for start, run in fold_pair(sources, own, notes, row_major=False):
@@ -168,7 +168,7 @@ def _is_laid_out(tensor: Tensor, strides: tuple[int, ...], dtype: torch.dtype) -
 def _decompose_by_loops(where: str, name: str, weight: Tensor, dim: int | None) -> Split:
     read = weight.resolve_neg()
     found = split_weight((MemorySource(where, read),), _spec(name, read, 0), dim)
-    g = torch.empty(magnitude_shape(tuple(weight.shape), dim), dtype=weight.dtype)
+    g = torch.empty(magnitude_shape(tuple(weight.shape), dim), dtype=weight.dtype, device="cpu")
     bytes_of(g)[:] = found if isinstance(found, bytes) else raw(found.g)
     if isinstance(found, bytes):
         return Split(g, weight)

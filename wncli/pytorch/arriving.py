@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -22,6 +21,7 @@ from wncli.plan.guards import refuse_growth, refuse_same_names
 from wncli.plan.lower import lower, lower_plan
 from wncli.pytorch.actions import Executor
 from wncli.pytorch.givens import InMemory, Tensors
+from wncli.pytorch.memory import alone
 from wncli.pytorch.sharded import carry_out_in_part
 from wncli.pytorch.tensors import TORCH_DTYPES, is_distributed, kind_of
 
@@ -237,14 +237,12 @@ class Arriving:
         held = self._held(name)
         if not isinstance(held, Tensor) or type(held) not in {Tensor, nn.Parameter}:
             return None
-        is_alone = self._uses[self.known[name].storage.identity] == 1
-        is_dense = kind_of(held) == "dense"
-        return _InPlace(item.part, pair, name, held) if is_alone and is_dense else None
+        is_its_own = name in self._alone and kind_of(held) == "dense"
+        return _InPlace(item.part, pair, name, held) if is_its_own else None
 
     @cached_property
-    def _uses(self) -> Counter[tuple[int, str]]:
-        """Count the model's tensors in each storage."""
-        return Counter(spec.storage.identity for spec in self.known.values())
+    def _alone(self) -> set[str]:
+        return alone(self.target.state_dicts[()])
 
     def compose_in_place(self) -> None:
         """Compose in the model's memory what `tensors` has left to this: a layer on each core."""

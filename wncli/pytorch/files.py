@@ -19,7 +19,15 @@ from wncli.parallel import Advance, run_tasks
 from wncli.pytorch.tensors import TORCH_DTYPES, bytes_of
 from wncli.storage.checked_source import damaged
 from wncli.storage.crc32 import crc32
-from wncli.storage.source import BLOCK, LocalSource, Source, Sources, expect, is_remote
+from wncli.storage.source import (
+    BLOCK,
+    LocalSource,
+    Source,
+    Sources,
+    expect,
+    is_remote,
+    truncated,
+)
 
 #: Plain values, as they are in a pickle.
 _PLAIN = (str, bytes, bool, int, float, type(None))
@@ -57,7 +65,7 @@ class InFiles:
                 expected="a dtype of PyTorch's that is not quantized",
             )
         if not spec.numel:
-            return torch.empty(spec.shape, dtype=dtype)
+            return torch.empty(spec.shape, dtype=dtype, device="cpu")
         whole = self.storages.get(spec.storage.identity)
         if whole is None:
             is_mapped = self._is_mapped(spec.storage)
@@ -117,7 +125,11 @@ class InFiles:
         return isinstance(source, LocalSource) and end <= source.nbytes and storage.nbytes > 0
 
     def _mapped(self, storage: Storage) -> memoryview:
-        """Return bytes of a mapped file."""
+        """Return bytes of a mapped file.
+
+        Raises:
+            FormatError: it ends before them by now.
+        """
         source = self.sources[storage.file]
         assert isinstance(source, LocalSource)  # noqa: S101 - it is mapped
         if storage.file not in self.maps:
@@ -125,10 +137,13 @@ class InFiles:
             mapped = mmap.mmap(source.file.fileno(), 0, access=mmap.ACCESS_COPY)
             self.maps[storage.file] = memoryview(mapped)
         begin = source.begin + storage.offset
-        return self.maps[storage.file][begin : begin + storage.nbytes]
+        found = self.maps[storage.file][begin : begin + storage.nbytes]
+        if len(found) < storage.nbytes:  # it was longer when it was opened
+            raise truncated(source, "the tensors", storage.offset + storage.nbytes)
+        return found
 
     def _read(self, storage: Storage) -> Tensor:
-        whole = torch.empty(storage.nbytes, dtype=torch.uint8)
+        whole = torch.empty(storage.nbytes, dtype=torch.uint8, device="cpu")
         target = bytes_of(whole)
         for place in range(0, storage.nbytes, BLOCK):
             piece = target[place : place + BLOCK]

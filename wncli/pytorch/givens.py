@@ -19,6 +19,7 @@ from wncli.plan.guards import refuse_ambiguity, refuse_damage
 from wncli.pytorch.files import InFiles
 from wncli.pytorch.tensors import describe_all, in_memory
 from wncli.storage.addresses import place_of
+from wncli.storage.source import Sources
 
 #: A path, what `torch.load` gives, or a model.
 Given = str | os.PathLike[str] | Mapping[str, object] | nn.Module
@@ -30,6 +31,7 @@ class Tensors(Protocol):
     """A checkpoint and its tensors, wherever they are."""
 
     checkpoint: Checkpoint
+    sources: Sources
 
     def tensor(self, keys: Keys, spec: TensorSpec) -> Tensor:
         """Return a tensor of the state dict at `keys`."""
@@ -49,6 +51,7 @@ class InMemory:
 
     def __init__(self, name: str, state_dicts: Mapping[Keys, Mapping[str, object]]) -> None:
         self.state_dicts = state_dicts
+        self.sources: Sources = ()
         described = [describe_all(named, keys) for keys, named in state_dicts.items()]
         self.checkpoint = in_memory(name, *described)
 

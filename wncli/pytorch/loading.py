@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import compress
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from wncli.errors import WeightNormError, few
@@ -17,6 +18,7 @@ from wncli.plan.lower import lower
 from wncli.plan.request import Request
 from wncli.pytorch.arriving import Arriving
 from wncli.pytorch.givens import Given, InMemory, Tensors, of_module, opened
+from wncli.pytorch.memory import refuse_mapped
 from wncli.pytorch.modules import (
     modules_of,
     of_new_parameters,
@@ -91,6 +93,7 @@ def load_weights(
         _refuse_without_numbers(given, arriving)
         if not assign:
             _refuse_uncopied(target, arriving)
+            refuse_mapped(target.state_dicts[()], given.sources)
         judged = Judgement((), ())
         is_foreseen = arriving.is_the_models_own and not has_code_of_its_own(model)
         if not is_foreseen:
@@ -138,8 +141,24 @@ def _load(
     if versions is not None:
         state_dict._metadata = dict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
     more = {"assign": True} if assign else {}  # which not every model's own method knows
-    with torch.inference_mode(mode=False):
+    with torch.inference_mode(mode=False), _copying(made if not assign else {}):
         model.load_state_dict(state_dict, strict=strict, **more)
+
+
+@contextmanager
+def _copying(made: Mapping[str, object]) -> Iterator[None]:
+    """Have plain tensors copied, also where PyTorch is set to swap parameters.
+
+    What it cannot swap, as parameters that a view or a graph holds, it refuses in the middle.
+    """
+    future = torch.__future__
+    swaps = future.get_swap_module_params_on_conversion()
+    is_plain = all(type(tensor) in {Tensor, nn.Parameter} for tensor in made.values())
+    future.set_swap_module_params_on_conversion(swaps and not (made and is_plain))
+    try:
+        yield
+    finally:
+        future.set_swap_module_params_on_conversion(swaps)
 
 
 # -- refusals -----------------------------------------------------------------------------------

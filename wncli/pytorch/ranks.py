@@ -72,9 +72,9 @@ class Ranks(Team):
         Raises:
             LostError: one of them is gone.
         """
-        sizes = self._gather(torch.tensor([len(message)]))
+        sizes = self._gather(torch.tensor([len(message)], device="cpu"))
         counts = [int(size) for size in sizes]
-        padded = torch.zeros(max(counts), dtype=torch.uint8)
+        padded = torch.zeros(max(counts), dtype=torch.uint8, device="cpu")
         padded[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         found = self._gather(padded)
         self._exchanges += 1

@@ -18,6 +18,8 @@ from wncli.pytorch.modules import modules_of
 
 #: What PyTorch raises for names and shapes, and what a model's own hooks may.
 _REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+#: Methods that may be put into a module itself.
+_LOADING = ("load_state_dict", "_load_from_state_dict")
 #: As many lines are shown of what it says.
 _SHOWN = 8
 
@@ -71,9 +73,10 @@ def has_code_of_its_own(model: nn.Module) -> bool:
     """
     modules = modules_of(model)
     kinds = {type(module): module for module in modules}
-    functions: list[object] = [type(model).load_state_dict]
+    functions: list[object] = [model.load_state_dict]
     functions += [type(module)._load_from_state_dict for module in kinds.values()]  # noqa: SLF001
     for module in modules:
+        functions += [vars(module)[name] for name in _LOADING if name in vars(module)]
         functions += module._load_state_dict_pre_hooks.values()  # noqa: SLF001
         functions += module._load_state_dict_post_hooks.values()  # noqa: SLF001
     return not all(_home(function).startswith("torch.") for function in functions)

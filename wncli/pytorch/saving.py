@@ -156,7 +156,7 @@ class _StorageSource:
     def __init__(self, name: str, tensor: Tensor, number: int) -> None:
         self.name = name
         self.number = number
-        self.flat = torch.empty(0, dtype=torch.uint8)
+        self.flat = torch.empty(0, dtype=torch.uint8, device="cpu")
         if not is_distributed(tensor):
             empty = torch.empty(0, dtype=torch.uint8, device=tensor.device)
             self.flat = empty.set_(tensor.untyped_storage())

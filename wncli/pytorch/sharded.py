@@ -11,28 +11,36 @@ from torch import Tensor
 from wncli.checkpoint.dims import magnitude_shape
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import TensorSpec
+from wncli.errors import WeightNormError
 from wncli.plan.actions import Action, Compose, Decompose
 from wncli.pytorch.actions import Executor
 from wncli.pytorch.tensors import is_distributed
 
 
 class Box(NamedTuple):
-    """Where a part begins on each axis, and its sizes."""
+    """Where a part begins on each axis, and its sizes.
+
+    On the axes that are in `pieces` it is not one run: all places are listed there.
+    """
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
+    pieces: Mapping[int, Tensor]
 
     def narrows_only(self, axis: int | None, whole: tuple[int, ...]) -> bool:
-        """Whether it is all of every axis but one."""
-        return axis is not None and all(
+        """Whether it is all of every axis but one, and one run of that."""
+        return axis is not None and not self.pieces and all(
             size == mine for n, (size, mine) in enumerate(zip(whole, self.shape, strict=True))
             if n != axis
         )  # fmt: skip
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return the part, a view."""
+        """Return the part, a view where it is one run."""
         for axis, (start, size) in enumerate(zip(self.start, self.shape, strict=True)):
-            tensor = tensor.narrow(axis, min(start, tensor.shape[axis]), size)
+            if axis in self.pieces:
+                tensor = tensor.index_select(axis, self.pieces[axis].to(tensor.device))
+            else:
+                tensor = tensor.narrow(axis, start, size)
         return tensor
 
     def of_spec(self, spec: TensorSpec, axis: int) -> TensorSpec:
@@ -51,14 +59,53 @@ class Box(NamedTuple):
         return pair._replace(g=self.of_spec(pair.g, axis), v=self.of_spec(pair.v, axis), stale=None)
 
 
-def box_of(target: Any) -> Box:  # noqa: ANN401 - a DTensor, whose module is not always there
-    """Return which part of it this rank has."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+def box_of(name: str, target: Any) -> Box:  # noqa: ANN401 - its module is not always there
+    """Return which part of it this rank has; a rank that is not in the mesh has none.
 
-    shape, start = compute_local_shape_and_global_offset(
-        target.shape, target.device_mesh, target.placements
+    Each placement divides what those before it have left, as `distribute_tensor` does.
+
+    Args:
+        name: the tensor's, for messages.
+        target: a DTensor.
+
+    Raises:
+        WeightNormError: the ranks have summands, or another part than the placements say.
+    """
+    coordinate = target.device_mesh.get_coordinate()
+    if coordinate is None:
+        return Box((0,) * target.dim(), (0,) * target.dim(), {})
+    places = [torch.arange(size, device="cpu") for size in target.shape]
+    for number, placement in enumerate(target.placements):
+        if placement.is_replicate():
+            continue
+        axis = getattr(placement, "dim", None)
+        if axis is None:
+            raise _refusal(name, target, "each rank has a summand of it, and no rows")
+        along = places[axis].view([-1 if n == axis else 1 for n in range(target.dim())])
+        parts, _ = placement._split_tensor(  # noqa: SLF001 - what `distribute_tensor` divides by
+            along, target.device_mesh.size(number), with_padding=False
+        )
+        places[axis] = parts[coordinate[number]].flatten()
+    shape = tuple(map(len, places))
+    if shape != tuple(target.to_local().shape):
+        raise _refusal(name, target, "its part is not the one that its placements say")
+    start = tuple(int(found[0]) if len(found) else 0 for found in places)
+    pieces = {
+        axis: found
+        for axis, found in enumerate(places)
+        if len(found) and int(found[-1]) - int(found[0]) >= len(found)
+    }
+    return Box(start, shape, pieces)
+
+
+def _refusal(name: str, target: Any, reason: str) -> WeightNormError:  # noqa: ANN401 - as above
+    return WeightNormError(
+        f"the model: {name}",
+        reason,
+        expected="a DTensor of which each rank has rows, or all",
+        found=f"{tuple(target.to_local().shape)} of {tuple(target.shape)} on this rank,"
+        f" as {', '.join(map(str, target.placements))}",
     )
-    return Box(tuple(start), tuple(shape))
 
 
 def distributed_like(target: Any, local: Tensor) -> Tensor:  # noqa: ANN401 - as above
@@ -94,7 +141,7 @@ def carry_out_in_part(
         held: what the model has under the names of what the action leaves.
         split_in: the dtype that a weight is cast to before it is split.
     """
-    boxes = {name: box_of(target) for name, target in held.items() if is_distributed(target)}
+    boxes = {name: box_of(name, target) for name, target in held.items() if is_distributed(target)}
     mine = _in_part(action, boxes)
     if mine is not None:
         made = executor.tensors(mine, split_in)
@@ -117,7 +164,9 @@ def _in_part(action: Action, boxes: Mapping[str, Box]) -> Action | None:
         case Decompose(weight, dim, halves) if {halves.g, halves.v} <= boxes.keys():
             box = boxes[halves.v]
             g_shape = magnitude_shape(box.shape, dim)
-            if box.narrows_only(dim, weight.shape) and boxes[halves.g].shape == g_shape:
+            of_g = boxes[halves.g]
+            is_same = of_g.shape == g_shape and of_g.narrows_only(dim, of_g.shape)
+            if box.narrows_only(dim, weight.shape) and is_same and of_g.start == box.start:
                 own = halves._replace(g_shape=g_shape)
                 return action._replace(weight=box.of_spec(weight, dim or 0), halves=own)
     return None

@@ -87,7 +87,7 @@ def in_memory(name: str, *state_dicts: StateDict) -> Checkpoint:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """Return all bytes of the storage that a tensor on the CPU is a view of, not copied."""
-    flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    flat = torch.empty(0, dtype=torch.uint8, device="cpu").set_(tensor.untyped_storage())
     return raw(flat.numpy())
 
 
