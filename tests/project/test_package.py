@@ -80,6 +80,28 @@ def test_the_source_archive_has_all_that_the_tree_has(tree: Path, unpacked: Path
     assert os.access(unpacked / "check", os.X_OK)
 
 
+#: What programs leave in a tree. Not even the last is the package.
+LEFT = (
+    *("tests/.hypothesis/unicode", "tests/unit/.mypy_cache/a.json", "docs/.pytest_cache/v/a"),
+    *("fuzz/__pycache__/a.pyc", "sample_models/.ruff_cache/a", "wncli/a.cpython-310.so"),
+    *("sample_models/folded.safetensors", "docs/a.pt.wn-partial", "docs/hooks.py~", "docs/.a.swp"),
+    *(".venv/lib/a.py", "build/lib/wncli/a.py", "dist/a.whl", "site/a.html", ".hypothesis/a"),
+    "wnclient/__init__.py",
+)
+
+
+def test_the_source_archive_has_nothing_of_what_programs_leave(
+    tree: Path, unpacked: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tree, tmp_path / "copy", ignore=IGNORED)
+    for name in LEFT:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).touch()
+    with tarfile.open(build("sdist", copy)) as archive:
+        found = {one.name.partition("/")[2] for one in archive if one.isfile()}
+    assert without_what_is_built(found) == without_what_is_built(files_of(unpacked))
+
+
 @pytest.mark.slow
 def test_tests_run_from_the_source_archive(unpacked: Path) -> None:
     chosen = ["tests/unit/checkpoint", "tests/project/test_docs.py", "tests/project/test_docs.py"]
