@@ -13,6 +13,8 @@ IS_STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # Rounding errors are taken apart, whatever CFLAGS says. Symbols for debuggers would be two thirds.
 GCC = ["-std=c11", "-O3", "-g0", "-fno-fast-math", "-ffp-contract=off"]
 MSVC = ["/std:c11", "/O2", "/fp:precise"]
+# Linked for fast math, a library has the whole process take subnormals for zero once it is loaded.
+LINK = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
 
 # It is optional: NumPy does the same where it cannot be built.
 KERNEL = Extension(
@@ -22,6 +24,7 @@ KERNEL = Extension(
     py_limited_api=IS_STABLE,
     libraries=[] if sys.platform == "win32" else ["m"],  # not each Python has sqrt loaded
     extra_compile_args=MSVC if sys.platform == "win32" else GCC,
+    extra_link_args=[] if sys.platform == "win32" else LINK,
     optional=True,
 )
 

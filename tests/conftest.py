@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import wncli.arithmetic.kernels
 from tests.support.faults import Forks, Prepared
@@ -31,6 +32,9 @@ ENDING = [
 for number in ENDING:
     if signal.getsignal(number) == signal.SIG_IGN:  # as nohup has it, and what is started inherits
         signal.signal(number, signal.SIG_DFL)
+
+settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("busy")  # other programs' time is none of the tests'
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and the tool has its own threads
 

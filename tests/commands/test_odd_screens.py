@@ -25,10 +25,11 @@ def pair(name: str, slices: int = 4) -> dict[str, torch.Tensor]:
 
 
 def screen(*arguments: str | Path, columns: int = 80) -> list[str]:
-    """Run `wn` on a terminal: the lines that it shows, without colours."""
+    """Run `wn` on a terminal: the lines that stay there, without colours."""
     code, shown = on_a_terminal(*arguments, COLUMNS=str(columns), LINES="24")
     assert code == 0, shown
-    return _STYLES.sub("", shown).split("\n")
+    stays = shown.rpartition("\x1b[2K")[2]  # a slow machine draws a bar, and wipes it away
+    return _STYLES.sub("", stays).split("\n")
 
 
 def saved(state: Any, folder: Path, name: str = "in.pt") -> Path:  # noqa: ANN401

@@ -21,6 +21,8 @@ IGNORED = shutil.ignore_patterns(
     *(".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist"),
     *("site", "*.so", "*.pyd", "folded.*", "*.wn-partial", "PKG-INFO", "setup.cfg"),
 )
+#: Any that takes the options of GCC.
+COMPILER = shutil.which("gcc") or shutil.which("clang")
 
 
 def build(kind: str, tree: Path, **environment: str) -> Path:
@@ -78,6 +80,28 @@ def test_the_source_archive_has_all_that_the_tree_has(tree: Path, unpacked: Path
     assert os.access(unpacked / "check", os.X_OK)
 
 
+#: What programs leave in a tree. Not even the last is the package.
+LEFT = (
+    *("tests/.hypothesis/unicode", "tests/unit/.mypy_cache/a.json", "docs/.pytest_cache/v/a"),
+    *("fuzz/__pycache__/a.pyc", "sample_models/.ruff_cache/a", "wncli/a.cpython-310.so"),
+    *("sample_models/folded.safetensors", "docs/a.pt.wn-partial", "docs/hooks.py~", "docs/.a.swp"),
+    *(".venv/lib/a.py", "build/lib/wncli/a.py", "dist/a.whl", "site/a.html", ".hypothesis/a"),
+    "wnclient/__init__.py",
+)
+
+
+def test_the_source_archive_has_nothing_of_what_programs_leave(
+    tree: Path, unpacked: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tree, tmp_path / "copy", ignore=IGNORED)
+    for name in LEFT:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).touch()
+    with tarfile.open(build("sdist", copy)) as archive:
+        found = {one.name.partition("/")[2] for one in archive if one.isfile()}
+    assert without_what_is_built(found) == without_what_is_built(files_of(unpacked))
+
+
 @pytest.mark.slow
 def test_tests_run_from_the_source_archive(unpacked: Path) -> None:
     chosen = ["tests/unit/checkpoint", "tests/project/test_docs.py", "tests/project/test_docs.py"]
@@ -115,6 +139,25 @@ def test_a_wheel_for_any_machine_computes_the_same_with_numpy(
     assert "\nloops: NumPy" in run_unpacked(tmp_path / "any", "--version", "-v")
     wncli.remove(SAMPLES / "hifigan_generator", tmp_path / "ours.safetensors")
     assert output.read_bytes() == (tmp_path / "ours.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
+@pytest.mark.parametrize("flags", ["-ffast-math", "-Ofast", "-funsafe-math-optimizations"])
+def test_loops_for_fast_math_leave_subnormals_what_they_are(
+    flags: str, unpacked: Path, tmp_path: Path
+) -> None:
+    tree = shutil.copytree(unpacked, tmp_path / "tree", ignore=IGNORED)
+    path = build("wheel", tree, CC=str(COMPILER), CFLAGS=flags)
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "fast")  # noqa: S202 - it is ours
+    least = "import sys; x = float(sys.argv[2]); assert x * 1.0, 'taken for zero'"
+    program = f"import wncli.arithmetic.kernels as k; assert k.kernel; {least}"
+    program = f"import sys; sys.path.insert(0, sys.argv[1]); {program}"
+    subprocess.run(
+        [sys.executable, "-P", "-c", program, str(tmp_path / "fast"), "5e-324"],
+        check=True,
+    )
 
 
 def test_the_wheel_has_the_package_and_its_types_and_nothing_else(wheel: dict[str, bytes]) -> None:

@@ -55,7 +55,8 @@ compiled = pytest.mark.skipif(kernel is None, reason="no C compiler built the lo
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there may be no C compiler")
 def test_the_loops_are_built_where_they_run() -> None:
-    assert wncli.arithmetic.kernels.kernel is not None
+    said = "the tests run the tree: they take a C compiler, and pip install --editable"
+    assert wncli.arithmetic.kernels.kernel is not None, said
 
 
 def norms(v: Array) -> tuple[Array, bool]:
