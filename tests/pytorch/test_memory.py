@@ -358,3 +358,15 @@ def test_weights_without_elements_are_composed(tmp_path: Path) -> None:
     done = wn.load_weights(model, tmp_path / "in.pt")
     assert [layer.action for layer in done.layers] == ["remove"]
     assert model.weight.shape == (0, 3)
+
+
+def test_storages_can_be_resized_as_before(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Linear(5, 4))
+    wn.apply_weight_norm(model)
+    wn.save(model, tmp_path / "in.pt")
+    wn.load_weights(model, tmp_path / "in.pt")
+    wn.fold(model.state_dict())
+    wncli.decompose(model[0].parametrizations.weight.original1)
+    wn.remove_weight_norm(model)
+    wn.load_weights(model, tmp_path / "in.pt")
+    assert all(tensor.untyped_storage().resizable() for tensor in model.parameters())

@@ -6,6 +6,7 @@ a gradient is wanted it is that of PyTorch's own operations on the same formula,
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from wncli.arithmetic.norms import raw
 from wncli.checkpoint.dims import fitting_dims, magnitude_shape, resolve_dim
 from wncli.errors import WeightNormError
 
 Array = npt.NDArray[Any]
 Tensor = torch.Tensor
 
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = {
+    torch.float64: np.float64,
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: ml_dtypes.bfloat16,
+}
 
 
 class _Exactly(torch.autograd.Function):
@@ -109,6 +116,19 @@ def _norms(tensor: Tensor, dim: int | None, p: float) -> Tensor:
     return found
 
 
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return all bytes of the storage that a tensor on the CPU is a view of, not copied.
+
+    `Tensor.numpy` would leave a storage that nobody can resize any more.
+    """
+    storage = tensor.untyped_storage()
+    array = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
+    array.storage = storage  # type: ignore[attr-defined] # it lives as long as what looks into it
+    return (
+        raw(np.frombuffer(memoryview(array), np.uint8)) if len(array) else memoryview(bytearray())
+    )
+
+
 def _array(tensor: Tensor, where: str) -> Array:
     """Return the elements as an array; on the CPU they are not copied."""
     is_plain = tensor.layout is torch.strided and not hasattr(tensor, "device_mesh")
@@ -125,10 +145,9 @@ def _array(tensor: Tensor, where: str) -> Array:
             expected="float64, float32, float16 or bfloat16",
         )
     held = tensor.detach().cpu().resolve_neg().contiguous()
-    if held.dtype is torch.bfloat16:
-        return held.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    found: Array = held.numpy()
-    return found
+    begin = int(held.storage_offset()) * held.element_size()
+    data = bytes_of(held)[begin : begin + held.nbytes]
+    return np.frombuffer(data, _DTYPES[held.dtype]).reshape(held.shape)
 
 
 def _tensor(array: Array, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wncli.arithmetic.norms import raw
+from wncli.arithmetic.torch_tensors import bytes_of
 from wncli.checkpoint.dims import magnitude_shape
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import TensorSpec, row_major
@@ -22,7 +23,6 @@ from wncli.plan.rules import glob_of
 from wncli.pytorch.tensors import (
     TORCH_DTYPES,
     MemorySource,
-    bytes_of,
     describe,
     is_distributed,
     is_run_of_memory,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from wncli.arithmetic.torch_tensors import bytes_of
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.keys import Keys, shown
 from wncli.checkpoint.naming import join
@@ -16,7 +17,7 @@ from wncli.checkpoint.tensors import Storage, TensorSpec
 from wncli.errors import FormatError
 from wncli.formats.pickles.nodes import Built, Call, Dict, Node, entries_of
 from wncli.parallel import Advance, run_tasks
-from wncli.pytorch.tensors import TORCH_DTYPES, bytes_of
+from wncli.pytorch.tensors import TORCH_DTYPES
 from wncli.storage.checked_source import damaged
 from wncli.storage.crc32 import crc32
 from wncli.storage.source import (

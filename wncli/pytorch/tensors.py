@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from wncli.arithmetic.norms import raw
+from wncli.arithmetic.torch_tensors import bytes_of
 from wncli.checkpoint.checkpoint import Checkpoint, StateDict
 from wncli.checkpoint.keys import Keys, shown
 from wncli.checkpoint.tensors import DType, Storage, TensorSpec, row_major
@@ -83,12 +83,6 @@ def describe_all(named: Mapping[str, object], keys: Keys = ()) -> StateDict:
 def in_memory(name: str, *state_dicts: StateDict) -> Checkpoint:
     """Make what the planner takes for an opened file; `name` is what messages call it."""
     return Checkpoint(name, "in memory", _ANY_SIZE, state_dicts)
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """Return all bytes of the storage that a tensor on the CPU is a view of, not copied."""
-    flat = torch.empty(0, dtype=torch.uint8, device="cpu").set_(tensor.untyped_storage())
-    return raw(flat.numpy())
 
 
 class MemorySource:
