@@ -361,7 +361,7 @@ def test_weights_without_elements_are_composed(tmp_path: Path) -> None:
 
 
 def test_storages_can_be_resized_as_before(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Linear(5, 4))
+    model: Any = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Linear(5, 4))
     wn.apply_weight_norm(model)
     wn.save(model, tmp_path / "in.pt")
     wn.load_weights(model, tmp_path / "in.pt")

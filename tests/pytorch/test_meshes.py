@@ -18,6 +18,7 @@ from tests.support.layers import Spelling
 from tests.support.live import norms_of_their_own
 from tests.support.oracles import bits
 from tests.support.ranks import on_ranks
+from wncli.pytorch.sharded import box_of
 
 if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -26,7 +27,6 @@ if dist.is_available():
     from torch.distributed.tensor.placement_types import _StridedShard
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed"),
 ]
@@ -135,6 +135,7 @@ def on_all_meshes(folder: Path) -> None:
             load(path, way, SPELLINGS[1 + (number + turn) % 2], dim, assign=not number % 2)
 
 
+@pytest.mark.slow
 def test_each_rank_has_what_distribute_tensor_gives_it(tmp_path: Path) -> None:
     on_ranks(on_all_meshes, tmp_path, RANKS)
 
@@ -158,6 +159,7 @@ def directions_elsewhere(folder: Path) -> None:
     assert bits(pair.original1.full_tensor()) == bits(expected.original1)
 
 
+@pytest.mark.slow
 def test_a_magnitude_in_other_parts_than_its_direction_is_that_of_its_own_rows(
     tmp_path: Path,
 ) -> None:
@@ -193,5 +195,20 @@ def some_of_the_ranks(folder: Path) -> None:
         assert (bits(model[0].weight.to_local()), bits(model[1].weight)) == before
 
 
+@pytest.mark.slow
 def test_ranks_outside_a_mesh_load_the_rest_and_other_parts_are_refused(tmp_path: Path) -> None:
     on_ranks(some_of_the_ranks, tmp_path, RANKS)
+
+
+def test_a_part_is_as_large_as_distribute_tensor_makes_it() -> None:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=RANKS - 1, world_size=RANKS)
+    try:
+        mesh = init_device_mesh("cpu", (2, 2))
+        for rows in (1, 3, 7, 8):
+            for placements in ([Shard(0), Shard(1)], [Replicate(), Shard(0)], [Shard(0), Shard(0)]):
+                found = distribute_tensor(torch.zeros(rows, 8), mesh, placements)
+                assert box_of("weight", found).shape == tuple(found.to_local().shape)
+    finally:
+        dist.destroy_process_group()
