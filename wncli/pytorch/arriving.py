@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from wncli.checkpoint.keys import Keys
 from wncli.checkpoint.output import OutputTensor
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.prefixes import PrefixMap, unwrap
@@ -207,6 +208,16 @@ class Arriving:
                     made.update(executor.tensors(item.action))
                 else:
                     computed.append(item)
+        for result in self._computed(computed, executors):
+            made.update(result)
+        self._refuse_other_kinds(made)
+        made.update({name: made[other] for name, other in self.ties.items()})
+        return self._as_parameters(made) if self.assign else made
+
+    def _computed(
+        self, items: Sequence[_Item], executors: Mapping[Keys, Executor]
+    ) -> list[dict[str, Tensor]]:
+        """Compose and split, and take this rank's parts."""
 
         def compute(item: _Item, advance: Advance) -> dict[str, Tensor]:
             executor = executors[item.part.state_dict.keys]
@@ -220,11 +231,7 @@ class Arriving:
             advance(0)
             return found
 
-        for result in _on_all_cores(compute, computed):
-            made.update(result)
-        self._refuse_other_kinds(made)
-        made.update({name: made[other] for name, other in self.ties.items()})
-        return self._as_parameters(made) if self.assign else made
+        return _on_all_cores(compute, items)
 
     def _in_place(self, item: _Item) -> _InPlace | None:
         """Give what is a product of what files have, where the model's memory for it is its own.
