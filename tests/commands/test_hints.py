@@ -121,7 +121,7 @@ ADVICE = (
     f"save {GATHERING} of torch.distributed.checkpoint.state_dict, called on every rank",
     f"save model.state_dict() under {FULL}, called on every rank",
     "gather them with the zero_to_fp32.py that DeepSpeed puts into the folder that it saves to",
-    # of wncli.pytorch, which no command calls; `tests/pytorch/test_refusals.py` tries them
+    # of wncli.pytorch, which no command calls; `tests/pytorch` tries them
     "assign=True",
     "strict=False",
     "assign=False casts it",
@@ -135,6 +135,7 @@ ADVICE = (
     "call it before fully_shard, or on a full state dict",
     "call initialize before DistributedDataParallel, which copies it to all ranks",
     "load it with torch.load, and give the state dict",
+    "load a copy of the file",
 )
 
 

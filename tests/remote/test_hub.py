@@ -204,7 +204,7 @@ def test_a_missing_shard_is_named(hub: Hub) -> None:
 def test_a_name_of_a_model_is_offered_as_an_address(wn_here: RunHere, outputs: Path) -> None:
     ran = wn_here("remove", "owner/name", outputs / "a")
     assert ran.code == 2
-    assert "try:      hf://owner/name\n" in ran.stderr
+    assert "try:      hf://owner/name of the Hugging Face Hub, if that is meant\n" in ran.stderr
 
 
 def test_several_repositories_are_written_under_their_names(

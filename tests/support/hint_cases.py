@@ -410,14 +410,14 @@ OUTPUTS = {
     ),
     "another folder's checkpoint": Case(
         both(shards, lambda: shards("made too")), f"wn remove {FOLDER} 'made too'",
-        "{--force} replaces it, and what it holds is lost; of two CHECKPOINTs, "
-        "{--output-dir DIR} writes each",
+        "{--output-dir DIR} writes both, if two CHECKPOINTs are meant; {--force} replaces it, "
+        "and what it holds is lost",
         changes="made too",
     ),
     "another checkpoint": Case(
         file(SOUND, out=SOUND), f"wn remove {IN} {OUT}",
-        "{--force} replaces it, and what it holds is lost; of two CHECKPOINTs, "
-        "{--output-dir DIR} writes each",
+        "{--output-dir DIR} writes both, if two CHECKPOINTs are meant; {--force} replaces it, "
+        "and what it holds is lost",
         changes=f"{STEM} out",
     ),
     "CHECKPOINT": Case(

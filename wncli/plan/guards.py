@@ -158,9 +158,13 @@ def _refuse_checkpoint(
         phrase("{} exists already, and is a checkpoint", parameter("output")),
         expected="a name for what is to be written",
         hint=phrase(
-            "{} replaces it, and what it holds is lost{}",
+            "{}{} replaces it, and what it holds is lost",
+            # It comes first: `wn remove *.pt` of two files was not meant to replace one.
+            Text(
+                "",
+                "--output-dir DIR writes both, if two CHECKPOINTs are meant; " if is_named else "",
+            ),
             setting(force=True),
-            Text("", "; of two CHECKPOINTs, --output-dir DIR writes each" if is_named else ""),
         ),
     )
 
