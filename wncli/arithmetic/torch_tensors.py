@@ -122,11 +122,17 @@ def bytes_of(tensor: Tensor) -> memoryview:
     `Tensor.numpy` would leave a storage that nobody can resize any more.
     """
     storage = tensor.untyped_storage()
+    if not storage.nbytes():
+        return memoryview(bytearray())
     array = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
     array.storage = storage  # type: ignore[attr-defined] # it lives as long as what looks into it
-    return (
-        raw(np.frombuffer(memoryview(array), np.uint8)) if len(array) else memoryview(bytearray())
-    )
+    return raw(np.frombuffer(memoryview(array), np.uint8))
+
+
+def elements_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor on the CPU whose elements are one run, in whatever order."""
+    begin = int(tensor.storage_offset()) * tensor.element_size()
+    return bytes_of(tensor)[begin : begin + tensor.nbytes]
 
 
 def _array(tensor: Tensor, where: str) -> Array:
@@ -145,9 +151,7 @@ def _array(tensor: Tensor, where: str) -> Array:
             expected="float64, float32, float16 or bfloat16",
         )
     held = tensor.detach().cpu().resolve_neg().contiguous()
-    begin = int(held.storage_offset()) * held.element_size()
-    data = bytes_of(held)[begin : begin + held.nbytes]
-    return np.frombuffer(data, _DTYPES[held.dtype]).reshape(held.shape)
+    return np.frombuffer(elements_of(held), _DTYPES[held.dtype]).reshape(held.shape)
 
 
 def _tensor(array: Array, device: torch.device) -> Tensor:

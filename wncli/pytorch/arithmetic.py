@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wncli.arithmetic.norms import raw
-from wncli.arithmetic.torch_tensors import bytes_of
+from wncli.arithmetic.torch_tensors import elements_of
 from wncli.checkpoint.dims import magnitude_shape
 from wncli.checkpoint.pairs import Pair
 from wncli.checkpoint.tensors import TensorSpec, row_major
@@ -153,7 +153,7 @@ def _compose_by_loops(
         weight = into
     else:
         weight = torch.empty_strided(own.v.shape, strides, dtype=dtype, device="cpu")
-    target = bytes_of(weight)[int(weight.storage_offset()) * itemsize :]
+    target = elements_of(weight)
     notes: list[Note] = []
     for start, run in fold_pair(sources, own, notes, row_major=False):
         target[start * itemsize : start * itemsize + len(run)] = run
@@ -169,7 +169,7 @@ def _decompose_by_loops(where: str, name: str, weight: Tensor, dim: int | None) 
     read = weight.resolve_neg()
     found = split_weight((MemorySource(where, read),), _spec(name, read, 0), dim)
     g = torch.empty(magnitude_shape(tuple(weight.shape), dim), dtype=weight.dtype, device="cpu")
-    bytes_of(g)[:] = found if isinstance(found, bytes) else raw(found.g)
+    elements_of(g)[:] = found if isinstance(found, bytes) else raw(found.g)
     if isinstance(found, bytes):
         return Split(g, weight)
     v = _with_units(weight, torch.from_numpy(found.zero), dim) if found.zero.size else weight

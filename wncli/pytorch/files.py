@@ -69,12 +69,10 @@ class InFiles:
             return torch.empty(spec.shape, dtype=dtype, device="cpu")
         whole = self.storages.get(spec.storage.identity)
         if whole is None:
-            is_mapped = self._is_mapped(spec.storage)
-            whole = (
-                torch.frombuffer(self._mapped(spec.storage), dtype=torch.uint8)
-                if is_mapped
-                else self._read(spec.storage)
-            )
+            if self._is_mapped(spec.storage):
+                whole = torch.frombuffer(self._mapped(spec.storage), dtype=torch.uint8)
+            else:
+                whole = self._read(spec.storage)
             self.storages[spec.storage.identity] = whole
         count = whole.numel() // spec.dtype.itemsize * spec.dtype.itemsize
         if whole.data_ptr() % spec.dtype.itemsize:  # as no writer does it

@@ -84,7 +84,7 @@ def has_code_of_its_own(model: nn.Module) -> bool:
 
 @contextmanager
 def _without_numbers(model: nn.Module) -> Iterator[None]:
-    modules = list(model.modules())
+    modules = modules_of(model)
     before = Attributes(model)
     try:
         for module in modules:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wncli.arithmetic.torch_tensors import bytes_of
+from wncli.arithmetic.torch_tensors import elements_of
 from wncli.checkpoint.checkpoint import Checkpoint
 from wncli.checkpoint.naming import Naming
 from wncli.checkpoint.tensors import TensorSpec
@@ -166,18 +166,13 @@ class _StorageSource:
         """Read exactly `nbytes` at `offset`."""
         if offset + nbytes > self.nbytes:
             raise truncated(self, what, offset + nbytes)
-        return bytes(self._part(offset, nbytes))
+        return bytes(elements_of(self.flat[offset : offset + nbytes].cpu()))
 
     def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
         """Fill `buffer` from `offset` on."""
         if offset + len(buffer) > self.nbytes:
             raise truncated(self, what, offset + len(buffer))
-        buffer[:] = self._part(offset, len(buffer))
-
-    def _part(self, offset: int, nbytes: int) -> memoryview:
-        held = self.flat[offset : offset + nbytes].cpu()
-        begin = int(held.storage_offset())
-        return bytes_of(held)[begin : begin + nbytes]
+        buffer[:] = elements_of(self.flat[offset : offset + len(buffer)].cpu())
 
     def close(self) -> None:
         """Leave the tensor to whom it belongs."""

@@ -27,11 +27,9 @@ _ANY_SIZE = 1 << 62
 
 def is_distributed(tensor: object) -> bool:
     """Whether this is a DTensor, of which each rank has a part."""
-    is_plain = type(tensor) in {
-        Tensor,
-        nn.Parameter,
-    }  # most are, and an attribute is looked up long
-    return not is_plain and hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+    if type(tensor) in {Tensor, nn.Parameter}:  # as most are: an attribute is looked up long
+        return False
+    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
 def is_run_of_memory(tensor: Tensor) -> bool:
